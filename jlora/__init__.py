@@ -1,0 +1,1 @@
+"""Functional low-rank adapters for any JAX function of a parameter tree."""
