@@ -1,1 +1,26 @@
-"""Functional low-rank adapters for any JAX function of a parameter tree."""
+"""Functional low-rank adapters for any JAX function of a parameter tree.
+
+``frozen, lora = split(params, config, key)``; ``apply = lift(model.apply)``;
+``tx = optimizer(optax.adamw(1e-4))``; ``params = merge(frozen, lora)``.
+"""
+
+from jlora._config import LoraConfig as LoraConfig
+from jlora._lift import MaterialisedWarning as MaterialisedWarning
+from jlora._lift import Report as Report
+from jlora._lift import Use as Use
+from jlora._lift import explain as explain
+from jlora._lift import lift as lift
+from jlora._lift._axes import TracedAxes as TracedAxes
+from jlora._lift._axes import trace_axes as trace_axes
+from jlora._lowrank import Axes as Axes
+from jlora._lowrank import LoraWeight as LoraWeight
+from jlora._optim import labels as labels
+from jlora._optim import mask as mask
+from jlora._optim import optimizer as optimizer
+from jlora._split import merge as merge
+from jlora._split import split as split
+from jlora._split import unmerge as unmerge
+from jlora._summary import Summary as Summary
+from jlora._summary import summary as summary
+
+__version__ = "0.1.0"

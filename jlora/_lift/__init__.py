@@ -1,0 +1,160 @@
+"""`lift` and `explain`: a function of parameters made a function of (frozen, lora)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from jlora import _split
+from jlora._lift import _control, _movement, _products  # noqa: F401 - they register rules
+from jlora._lift._adapted import Adapted, adapt
+from jlora._lift._report import Report
+from jlora._lift._stage import Staged
+from jlora._lift._walk import Use, Walk
+from jlora._lowrank import LoraWeight
+
+
+class MaterialisedWarning(UserWarning):
+    """An operation got the merged weight ``W + scaling * A B`` because jlora has no rule for it."""
+
+
+def lift(fn: Callable[..., Any], *, argnum: int = 0, strict: bool = False) -> Callable[..., Any]:
+    """A function of (frozen, lora) that computes ``fn(merge(frozen, lora), ...)`` without the merge.
+
+    ``lift(f)(frozen, lora, *args)`` equals ``f(merge(frozen, lora), *args)`` within rounding, and so
+    do its gradients. Where a product uses an adapted weight, the base product and two thin products
+    are added; W + scaling * A B is not formed. An operation that jlora does not know gets the merged
+    weight, with one `MaterialisedWarning` that names the leaf, the operation and the source line.
+
+    The lifted function is pure as ``fn`` is, and composes with jit, grad, vmap, scan and sharding.
+    jit it as you would ``fn``: without, it is traced at each call.
+
+    Args:
+        fn: any function of a parameter tree. Arrays in its arguments are traced; every other
+            Python value (bool, int, str, None, functions) stays as it is.
+        argnum: which positional argument of ``fn`` is the parameter tree; ``frozen`` and ``lora``
+            stand there, one after the other, in the lifted function.
+        strict: raise instead of forming a merged weight.
+
+    Raises:
+        ValueError: at the call, when ``lora`` does not fit ``frozen``; with ``strict``, when an
+            operation would get a merged weight.
+
+    Example:
+        >>> apply = jax.jit(jlora.lift(model.apply))
+        >>> logits = apply(frozen, lora, tokens)
+    """
+    if argnum < 0:
+        raise ValueError(f"argnum is {argnum}: expected the position of the parameters, 0 or more")
+
+    @functools.wraps(fn)
+    def lifted(*args, **kwargs):
+        staged, operands = _stage(fn, argnum, args, kwargs)
+        walk = Walk(_refuse if strict else _Warner())
+        return staged.unflatten(_finish(walk, walk(staged.jaxpr, operands)))
+
+    del lifted.__wrapped__  # jit reads argument names from a signature: it must be this one's
+    with contextlib.suppress(TypeError, ValueError):  # a builtin has none
+        lifted.__signature__ = _signature(fn, argnum)
+    lifted.__doc__ = f"``{getattr(fn, '__name__', 'fn')}`` of (frozen, lora), made by jlora.lift."
+    return lifted
+
+
+def explain(
+    fn: Callable[..., Any], frozen: Any, lora: Mapping[str, LoraWeight], *args: Any, **kwargs: Any
+) -> Report:
+    """What `lift` does with every adapted leaf of ``fn``: a `Report`, printable as a table.
+
+    Nothing is computed: shapes are enough, and ``jax.ShapeDtypeStruct`` will do for every array.
+
+    Raises:
+        ValueError: when ``lora`` does not fit ``frozen``.
+    """
+    staged, operands = _stage(fn, 0, (frozen, lora, *args), kwargs)
+    uses: dict[Use, None] = {}  # a loop's body may be traced more than once
+
+    def run(operands):
+        walk = Walk(lambda use: uses.setdefault(use), share_jits=False)
+        return _finish(walk, walk(staged.jaxpr, operands))
+
+    jax.eval_shape(run, operands)
+    return Report(tuple(uses), tuple(lora))
+
+
+def _finish(walk: Walk, results: list[Any]) -> list[Any]:
+    return walk.plain(results, None, "returned by the function")
+
+
+def _stage(fn, argnum: int, args: tuple[Any, ...], kwargs: dict[str, Any]):
+    """The jaxpr of the base function, and its operands with adapted values in place."""
+    if len(args) < argnum + 2:
+        raise ValueError(
+            f"the lifted function takes (frozen, lora) as arguments {argnum} and {argnum + 1}, "
+            f"but got {len(args)} positional arguments"
+        )
+    frozen, lora = args[argnum : argnum + 2]
+    if not isinstance(lora, Mapping):
+        raise ValueError(
+            f"argument {argnum + 1} of the lifted function is the lora dict that split returns, "
+            f"got {type(lora).__name__}"
+        )
+    leaves, _ = _split.check(frozen, lora)
+    staged = Staged(fn, (*args[:argnum], frozen, *args[argnum + 2 :]), kwargs)
+    path_of = dict(enumerate(leaves, start=len(jax.tree.leaves(args[:argnum]))))
+    operands = []
+    for at in staged.traced:
+        leaf, path = staged.leaves[at], path_of.get(at)
+        operands.append(adapt(leaf, lora[path], path) if path in lora else leaf)
+    return staged, operands
+
+
+def _signature(fn: Callable[..., Any], argnum: int) -> inspect.Signature:
+    """The lifted function's own: (frozen, lora) in the place of the parameters."""
+    signature = inspect.signature(fn)
+    parameters = list(signature.parameters.values())
+    kind = inspect.Parameter.POSITIONAL_ONLY
+    if (
+        argnum < len(parameters)
+        and parameters[argnum].kind is not parameters[argnum].VAR_POSITIONAL
+    ):
+        names = ("frozen", "lora")
+        before = [parameter.replace(kind=kind) for parameter in parameters[:argnum]]
+        pair = [inspect.Parameter(name, kind) for name in names]
+        parameters = [*before, *pair, *parameters[argnum + 1 :]]
+    return signature.replace(parameters=parameters)
+
+
+def _message(use: Use) -> str:
+    return (
+        f"{use.path} was merged for `{use.operation}` at {use.source}: {use.why}. The result is "
+        "right, and costs memory and time of the weight's size; jlora.explain shows every use"
+    )
+
+
+class _Warner:
+    """Warns of each merged weight once, by leaf, operation and place."""
+
+    def __init__(self):
+        self.told: set[tuple[str, str, str]] = set()
+
+    def __call__(self, use: Use) -> None:
+        key = (use.path, use.operation, use.source)
+        if not use.factored and key not in self.told:
+            self.told.add(key)
+            warnings.warn(_message(use), MaterialisedWarning, stacklevel=2)
+
+
+def _refuse(use: Use) -> None:
+    if not use.factored:
+        raise ValueError(
+            f"strict: {use.path} would be merged for `{use.operation}` at {use.source}: {use.why}"
+        )
+
+
+__all__ = ["Adapted", "MaterialisedWarning", "Report", "Use", "explain", "lift"]

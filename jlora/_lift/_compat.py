@@ -1,0 +1,97 @@
+"""What differs between JAX releases, and how one equation of a jaxpr is run again.
+
+Written against JAX 0.10 (scan counts its operands in ``num_consts`` and ``num_carry``; a Jaxpr and a
+ClosedJaxpr are two types) and 0.12 (``ft_in`` and ``ft_out`` instead; one type). What tells operands
+apart is therefore read from shapes, which no release has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from typing import Any
+
+import jax
+from jax.extend import source_info_util
+from jax.extend.core import Literal, Var
+
+
+@contextlib.contextmanager
+def site(eqn: Any):
+    """Run under an equation's name scope, source line and context (mesh, compute type)."""
+    names = source_info_util.current_name_stack() + eqn.source_info.name_stack
+    with (
+        source_info_util.user_context(eqn.source_info.traceback, name_stack=names),
+        eqn.ctx.manager,
+    ):
+        yield
+
+
+def bind(eqn: Any, operands: list[Any]) -> list[Any]:
+    """The results of an equation on other operands; call it inside `site`."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    functions = ()
+    if isinstance(params, tuple):  # before the sub-functions moved into the parameters
+        functions, params = params
+    results = eqn.primitive.bind(*functions, *operands, **params)
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
+    """A jaxpr without its constants, and the constants (0.12 has one type for both)."""
+    consts = list(getattr(jaxpr, "consts", ()))
+    return getattr(jaxpr, "jaxpr", jaxpr), consts
+
+
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried.
+
+    A scanned operand has one dimension more outside than inside, and so has a stacked result.
+    """
+    jaxpr, _ = open_jaxpr(eqn.params["jaxpr"])
+    pairs = zip(eqn.invars, jaxpr.invars, strict=True)
+    scanned = sum(len(outer.aval.shape) != len(inner.aval.shape) for outer, inner in pairs)
+    pairs = zip(eqn.outvars, jaxpr.outvars, strict=True)
+    carried = sum(len(outer.aval.shape) == len(inner.aval.shape) for outer, inner in pairs)
+    return len(eqn.invars) - scanned - carried, carried
+
+
+_LIBRARIES = tuple(
+    os.path.join("site-packages", name) + os.sep
+    for name in ("jax", "jaxlib", "flax", "haiku", "equinox", "optax", "einops", "jaxtyping")
+)
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep + "_lift" + os.sep
+
+
+def source(eqn: Any) -> str:
+    """Where the model's own code asked for this equation: ``file:line (function)``.
+
+    Frames of JAX and of the module libraries are passed over; if nothing else is left, the
+    innermost frame outside JAX stands in.
+    """
+    traceback = eqn.source_info.traceback
+    for frame in getattr(traceback, "frames", ()):
+        name = frame.file_name
+        if name.startswith((_HERE, "<frozen")) or any(part in name for part in _LIBRARIES):
+            continue
+        if os.sep + "functools.py" in name or os.sep + "contextlib.py" in name:
+            continue
+        return f"{os.path.basename(name)}:{frame.line_num} ({frame.function_name})"
+    return source_info_util.summarize(eqn.source_info)
+
+
+def is_array(value: Any) -> bool:
+    """Whether a leaf is traced: arrays, tracers, numpy arrays and scalars, shape structs."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def is_sharding(value: Any) -> bool:
+    """Whether a jit's sharding entry says something (an unspecified one is a private type)."""
+    return isinstance(value, jax.sharding.Sharding)
+
+
+def partition(values: list[Any], *sizes: int) -> list[list[Any]]:
+    """Consecutive runs of the given sizes, and the rest."""
+    rest = iter(values)
+    return [list(itertools.islice(rest, size)) for size in sizes] + [list(rest)]

@@ -1,0 +1,218 @@
+"""Control flow around adapted weights, rebuilt with JAX's public functions.
+
+`Adapted` is a pytree, so jit, checkpoint and switch take and return it as it is; loops split it
+into what is scanned and what stays.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jlora._lift import _compat
+from jlora._lift._adapted import RANK, Adapted, Factor
+from jlora._lift._walk import Walk, rule
+
+
+@rule(
+    "jit",
+    "pjit",
+    reads=("jaxpr", "name"),
+    carries=(
+        "in_shardings",
+        "out_shardings",
+        "in_layouts",
+        "out_layouts",
+        "donated_invars",
+        "ctx_mesh",
+        "keep_unused",
+        "inline",
+        "compiler_options_kvs",
+    ),
+)
+def jit(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
+    """A nested jit keeps its name and is traced once for equal calls."""
+    jaxpr, name = eqn.params["jaxpr"], eqn.params["name"]
+    inside = walk.inside(eqn)
+
+    def body(*operands):
+        results = inside(jaxpr, _constrain(eqn.params, "in_shardings", operands))
+        return _constrain(eqn.params, "out_shardings", results)
+
+    if not walk.share_jits:
+        return body(*operands)
+    body.__name__ = body.__qualname__ = name
+    # Equal calls have one jaxpr: with one jitted function for it, JAX's own cache knows them.
+    return walk.jits.setdefault((id(jaxpr), name), jax.jit(body))(*operands)
+
+
+def _constrain(params: dict[str, Any], which: str, values: Any) -> list[Any]:
+    """The values under the shardings that the model's jit names, if it names any."""
+
+    def one(value, sharding):
+        if isinstance(value, Adapted):
+            return value.replace(w=one(value.w, sharding))
+        return lax.with_sharding_constraint(value, sharding)
+
+    shardings = params.get(which) or [None] * len(values)
+    return [
+        one(value, sharding) if _compat.is_sharding(sharding) else value
+        for value, sharding in zip(values, shardings, strict=True)
+    ]
+
+
+@rule("closed_call", "core_call", "call", reads=("call_jaxpr",), carries=("name",))
+def call(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
+    return walk.inside(eqn)(eqn.params["call_jaxpr"], list(operands))
+
+
+@rule(
+    "checkpoint",
+    "remat",
+    "remat2",
+    reads=("jaxpr", "prevent_cse", "policy"),
+    carries=("differentiated",),
+)
+def checkpoint(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
+    """Rematerialisation of the lifted body, under the model's own policy."""
+
+    @functools.partial(
+        jax.checkpoint, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
+    )
+    def body(*operands):
+        return walk.inside(eqn)(eqn.params["jaxpr"], list(operands))
+
+    return body(*operands)
+
+
+@rule(
+    "scan",
+    reads=("jaxpr", "length", "reverse", "unroll"),
+    carries=("num_consts", "num_carry", "ft_in", "ft_out", "linear", "_split_transpose"),
+)
+def scan(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
+    """A weight scanned along its stack gives each step its own factors."""
+    jaxpr, _ = _compat.open_jaxpr(eqn.params["jaxpr"])
+    counts = _compat.scan_counts(eqn)
+    consts, carry, xs = _compat.partition(list(operands), *counts)
+    kept = _kept(jaxpr.invars[counts[0] : sum(counts)], jaxpr.outvars, carry)
+    loose, rejoin = _loose(walk, eqn, carry, kept)
+    scanned, unslice = zip(*map(_sliced, xs), strict=True) if xs else ((), ())
+
+    def body(loose, scanned):
+        slices = [build(part) for build, part in zip(unslice, scanned, strict=True)]
+        results = inside(eqn.params["jaxpr"], [*consts, *rejoin(loose), *slices])
+        carried, ys = _compat.partition(results, counts[1])
+        carried = [value for value, keep in zip(carried, kept, strict=True) if not keep]
+        carried = inside.plain(carried, eqn, "carried from step to step, changed")
+        return carried, ys
+
+    inside = walk.inside(eqn, times=eqn.params["length"])
+    loose, ys = lax.scan(
+        body,
+        loose,
+        scanned,
+        length=eqn.params["length"],
+        reverse=eqn.params["reverse"],
+        unroll=eqn.params["unroll"],
+    )
+    return [*rejoin(loose), *map(_stacked, ys)]
+
+
+@rule("while", reads=("cond_jaxpr", "cond_nconsts", "body_jaxpr", "body_nconsts"))
+def while_loop(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
+    """Weights are constants of the loop, or are carried unchanged, which is the same."""
+    params = eqn.params
+    cond_consts, body_consts, carry = _compat.partition(
+        list(operands), params["cond_nconsts"], params["body_nconsts"]
+    )
+    body_jaxpr, _ = _compat.open_jaxpr(params["body_jaxpr"])
+    kept = _kept(body_jaxpr.invars[params["body_nconsts"] :], body_jaxpr.outvars, carry)
+    loose, rejoin = _loose(walk, eqn, carry, kept)
+    inside = walk.inside(eqn)
+
+    def cond(loose):
+        [proceed] = inside(params["cond_jaxpr"], [*cond_consts, *rejoin(loose)])
+        return proceed
+
+    def body(loose):
+        results = inside(params["body_jaxpr"], [*body_consts, *rejoin(loose)])
+        results = [value for value, keep in zip(results, kept, strict=True) if not keep]
+        return walk.plain(results, eqn, "carried from step to step, changed")
+
+    return rejoin(lax.while_loop(cond, body, loose))
+
+
+@rule("cond", reads=("branches",), carries=("linear", "name"))
+def cond(walk: Walk, eqn: Any, index: Any, *operands: Any) -> list[Any]:
+    """Each branch uses the weights that it uses."""
+
+    inside = walk.inside(eqn)
+
+    def branch(jaxpr):
+        return lambda *operands: walk.plain(
+            inside(jaxpr, list(operands)), eqn, "returned from a branch"
+        )
+
+    return lax.switch(index, [branch(jaxpr) for jaxpr in eqn.params["branches"]], *operands)
+
+
+def _kept(inner: list[Any], results: list[Any], carry: list[Any]) -> list[bool]:
+    """Which adapted values a loop only hands on: they are constants of it."""
+    return [
+        isinstance(value, Adapted) and before is after
+        for before, after, value in zip(inner, results, carry, strict=False)
+    ]
+
+
+def _loose(walk: Walk, eqn: Any, carry: list[Any], kept: list[bool]):
+    """The carry that really changes, and how to put the whole together again."""
+    loose = [value for value, keep in zip(carry, kept, strict=True) if not keep]
+    loose = walk.plain(loose, eqn, "carried from step to step, changed")
+
+    def rejoin(loose):
+        rest = iter(loose)
+        return [value if keep else next(rest) for value, keep in zip(carry, kept, strict=True)]
+
+    return loose, rejoin
+
+
+def _sliced(value: Any):
+    """What of a value is scanned along its first dimension, and how a step puts it together."""
+    if not isinstance(value, Adapted):
+        return value, lambda part: part
+
+    def leading(factor: Factor):
+        if 0 not in factor.dims:
+            return None
+        return jnp.moveaxis(factor.array, factor.dims.index(0), 0)
+
+    def build(part):
+        w, factors = part
+
+        def rebuilt(factor: Factor, array):
+            rest = tuple(RANK if dim == RANK else dim - 1 for dim in factor.dims if dim != 0)
+            return Factor(factor.array if array is None else array, rest)
+
+        terms = tuple(
+            (rebuilt(a, a_part), rebuilt(b, b_part))
+            for (a, b), (a_part, b_part) in zip(value.terms, factors, strict=True)
+        )
+        return value.replace(w=w, terms=terms)
+
+    return (value.w, [(leading(a), leading(b)) for a, b in value.terms]), build
+
+
+def _stacked(value: Any) -> Any:
+    """The results of all steps as one adapted value with a new first dimension."""
+    if not isinstance(value, Adapted):
+        return value
+
+    def shifted(factor: Factor) -> Factor:
+        return Factor(factor.array, (0, *(RANK if d == RANK else d + 1 for d in factor.dims)))
+
+    return value.replace(terms=tuple((shifted(a), shifted(b)) for a, b in value.terms))

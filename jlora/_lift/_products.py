@@ -1,0 +1,172 @@
+"""Products of an adapted weight: the base product, and two thin ones beside it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+
+from jlora._lift import _compat
+from jlora._lift._adapted import RANK, Adapted, Term
+from jlora._lift._walk import Walk, rule
+
+Labels = tuple[int, ...]
+
+
+@rule(
+    "dot_general",
+    reads=("dimension_numbers", "precision", "preferred_element_type"),
+    carries=("out_sharding",),
+)
+def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
+    """x W + (x A) B, whatever the layout: an einsum of three operands over labelled dimensions."""
+    if isinstance(lhs, Adapted) and isinstance(rhs, Adapted):
+        small = min(lhs, rhs, key=lambda value: value.w.size)
+        merged = walk.expand(small, eqn, "the other operand is adapted too")
+        lhs, rhs = (merged, rhs) if small is lhs else (lhs, merged)
+    lhs_labels, rhs_labels, out_labels = _label(eqn.params["dimension_numbers"], lhs, rhs)
+    on_left = isinstance(lhs, Adapted)
+    value, w_labels = (lhs, lhs_labels) if on_left else (rhs, rhs_labels)
+    x, x_labels = (rhs, rhs_labels) if on_left else (lhs, lhs_labels)
+    [base] = _compat.bind(eqn, [value.w, x] if on_left else [x, value.w])
+
+    sizes = dict(zip(x_labels, x.shape, strict=True)) | dict(
+        zip(w_labels, value.shape, strict=True)
+    )
+    flops = 0
+    for term in value.terms:
+        thin, cost = _thin(x, x_labels, term, w_labels, out_labels, sizes, value.dtype, eqn.params)
+        base = base + thin.astype(base.dtype)
+        flops += cost
+    walk.report(
+        value,
+        eqn,
+        factored=True,
+        why="the base product and two thin ones",
+        base_flops=2 * math.prod(sizes.values()),
+        adapter_flops=flops + base.size * len(value.terms),
+        adapter_bytes=_factor_bytes(value) + base.size * base.dtype.itemsize,
+    )
+    return [base]
+
+
+def _factor_bytes(value: Adapted) -> int:
+    return sum(f.array.size * f.array.dtype.itemsize for term in value.terms for f in term)
+
+
+def _label(dimension_numbers, lhs, rhs) -> tuple[Labels, Labels, Labels]:
+    """One label a dimension, shared where the two operands meet; the result's order."""
+    (lhs_contracted, rhs_contracted), (lhs_batch, rhs_batch) = dimension_numbers
+    fresh = itertools.count()
+    lhs_labels = [next(fresh) for _ in range(lhs.ndim)]
+    rhs_labels = [next(fresh) for _ in range(rhs.ndim)]
+    for left, right in zip(
+        (*lhs_contracted, *lhs_batch), (*rhs_contracted, *rhs_batch), strict=True
+    ):
+        rhs_labels[right] = lhs_labels[left]
+    batch = [lhs_labels[dim] for dim in lhs_batch]
+    lhs_free = [label for label in lhs_labels if label not in rhs_labels]
+    rhs_free = [label for label in rhs_labels if label not in lhs_labels]
+    return tuple(lhs_labels), tuple(rhs_labels), (*batch, *lhs_free, *rhs_free)
+
+
+def _thin(
+    x: jax.Array,
+    x_labels: Labels,
+    term: Term,
+    w_labels: Labels,
+    out_labels: Labels,
+    sizes: dict[int, int],
+    dtype: Any,
+    params: dict[str, Any],
+) -> tuple[jax.Array, int]:
+    """x A B in the cheapest order for these shapes, and its FLOPs.
+
+    Cherniuk et al. 2023 ("Run LoRA Run", arXiv 2312.03415) compare the orders; all are equal.
+    """
+    rank_label = max(sizes) + 1
+    factors = []
+    for factor in term:
+        labels = tuple(rank_label if dim == RANK else w_labels[dim] for dim in factor.dims)
+        factors.append((factor.array.astype(dtype), labels))
+    sizes = sizes | {rank_label: factors[0][0].shape[term[0].dims.index(RANK)]}
+    (a, a_labels), (b, b_labels) = factors
+    x_operand, a_operand, b_operand = (x, x_labels), (a, a_labels), (b, b_labels)
+    orders = [
+        (x_operand, a_operand, b_operand),
+        (x_operand, b_operand, a_operand),
+        (a_operand, b_operand, x_operand),
+    ]
+    costs = [_cost(order, out_labels, sizes) for order in orders]
+    (p, p_labels), (q, q_labels), (last, last_labels) = orders[costs.index(min(costs))]
+    kept = _kept(p_labels, q_labels, {*last_labels, *out_labels})
+    first = _contract(p, p_labels, q, q_labels, kept, params)
+    present = tuple(label for label in out_labels if label in {*kept, *last_labels})
+    thin = _contract(first, kept, last, last_labels, present, params)
+    shape = tuple(sizes[label] for label in out_labels)
+    kept_dims = tuple(dim for dim, label in enumerate(out_labels) if label in present)
+    return lax.broadcast_in_dim(thin, shape, kept_dims) if thin.shape != shape else thin, min(costs)
+
+
+def _kept(p: Labels, q: Labels, needed: set[int]) -> Labels:
+    return tuple(label for label in dict.fromkeys((*p, *q)) if label in needed)
+
+
+def _cost(order, out_labels: Labels, sizes: dict[int, int]) -> int:
+    """The FLOPs of two products, one after the other."""
+    (_, p), (_, q), (_, last) = order
+    kept = _kept(p, q, {*last, *out_labels})
+    first = 2 * math.prod(sizes[label] for label in {*p, *q})
+    return first + 2 * math.prod(sizes[label] for label in {*kept, *last})
+
+
+def _contract(
+    x: jax.Array,
+    x_labels: Labels,
+    y: jax.Array,
+    y_labels: Labels,
+    out: Labels,
+    params: dict[str, Any],
+) -> jax.Array:
+    """The product of two labelled arrays, its dimensions in the order of ``out``."""
+    x, x_labels = _sum_unshared(x, x_labels, {*y_labels, *out})
+    y, y_labels = _sum_unshared(y, y_labels, {*x_labels, *out})
+    free = [label for label in out if (label in x_labels) != (label in y_labels)]
+    if free and free[0] in y_labels:  # so that the result needs no transpose where it can
+        x, x_labels, y, y_labels = y, y_labels, x, x_labels
+    shared = [label for label in x_labels if label in y_labels]
+    batch = [label for label in out if label in shared]
+    contracted = [label for label in shared if label not in out]
+
+    def dims(labels: Labels, chosen: Sequence[int]) -> tuple[int, ...]:
+        return tuple(labels.index(label) for label in chosen)
+
+    result = lax.dot_general(
+        x,
+        y,
+        (
+            (dims(x_labels, contracted), dims(y_labels, contracted)),
+            (dims(x_labels, batch), dims(y_labels, batch)),
+        ),
+        precision=params["precision"],
+    )
+    order = (
+        *batch,
+        *(label for label in x_labels if label not in shared),
+        *(label for label in y_labels if label not in shared),
+    )
+    if order != out:
+        result = lax.transpose(result, tuple(order.index(label) for label in out))
+    return result
+
+
+def _sum_unshared(x: jax.Array, labels: Labels, needed: set[int]) -> tuple[jax.Array, Labels]:
+    """Sum over the dimensions that neither the other operand nor the result has."""
+    alone = tuple(dim for dim, label in enumerate(labels) if label not in needed)
+    if not alone:
+        return x, labels
+    return x.sum(alone), tuple(label for label in labels if label in needed)

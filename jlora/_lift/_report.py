@@ -1,0 +1,73 @@
+"""What became of every adapted leaf: the report that `explain` returns."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jlora._lift._walk import Use
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Every use of every adapted leaf; print it for a table.
+
+    FLOPs and bytes are those of one call's forward pass, loops multiplied out (a ``while_loop``
+    counts as one step). "base" is what the operation costs with W alone.
+    """
+
+    uses: tuple[Use, ...]
+    paths: tuple[str, ...]  # all adapted leaves, also those that nothing uses
+
+    @property
+    def factored(self) -> int:
+        """How many uses never formed the merged weight."""
+        return sum(use.factored for use in self.uses)
+
+    @property
+    def materialised(self) -> int:
+        """How many uses formed the merged weight."""
+        return len(self.uses) - self.factored
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Adapted leaves that no operation met: training can't change them."""
+        used = {use.path for use in self.uses}
+        return tuple(path for path in self.paths if path not in used)
+
+    def __str__(self) -> str:
+        header = ("leaf", "operation", "model's line", "times", "base", "adapter", "how")
+        rows = [
+            (
+                use.path,
+                use.operation,
+                use.source,
+                f"{use.times}",
+                f"{_units(use.base_flops * use.times)}FLOP",
+                f"{_units(use.adapter_flops * use.times)}FLOP",
+                ("factored" if use.factored else "MERGED") + f": {use.why}",
+            )
+            for use in self.uses
+        ]
+        widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in [header, *rows]
+        ]
+        lines += [f"{path}: used by no operation" for path in self.unused]
+        base = sum(use.base_flops * use.times for use in self.uses)
+        extra = sum(use.adapter_flops * use.times for use in self.uses)
+        share = f" ({100 * extra / base:.2f} % more)" if base else ""
+        lines.append(
+            f"{len(self.paths)} adapted leaves, {len(self.uses)} uses: {self.factored} factored, "
+            f"{self.materialised} materialised. {_units(base)}FLOP with W, "
+            f"{_units(extra)}FLOP for the adapters{share}."
+        )
+        return "\n".join(lines)
+
+
+def _units(count: float) -> str:
+    for unit in ("", "k", "M", "G", "T"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} P"

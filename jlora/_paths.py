@@ -1,0 +1,68 @@
+"""How a leaf is named, and how a pattern finds leaves by their names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+
+def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
+    """The leaves of a tree by their paths (``layers/attn/q_proj/kernel``), and its structure.
+
+    Raises:
+        ValueError: when two leaves have the same path, as ``{"a": {"b": ...}, "a/b": ...}``.
+    """
+    pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
+    leaves: dict[str, Any] = {}
+    for path, leaf in pairs:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in leaves:
+            raise ValueError(f"two leaves of the tree have the path {name!r}: rename one of them")
+        leaves[name] = leaf
+    return leaves, structure
+
+
+def find(patterns: str | Iterable[str], paths: Iterable[str], *, what: str) -> list[str]:
+    """The paths in which any of the patterns is found, in the order of ``paths``.
+
+    Raises:
+        ValueError: when a pattern is no regular expression, or finds nothing: with the nearest
+            paths. ``what`` names the patterns in the message.
+    """
+    paths = list(paths)
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{what} {pattern!r} is no regular expression: {error}") from None
+        matched = [path for path in paths if expression.search(path)]
+        if not matched:
+            raise ValueError(
+                f"{what} {pattern!r} matches none of the {len(paths)} paths. "
+                f"{nearest(pattern, paths)}"
+            )
+        found.update(matched)
+    return [path for path in paths if path in found]
+
+
+def nearest(pattern: str, paths: Iterable[str], count: int = 5) -> str:
+    """One sentence that names the paths most like the pattern, each as a whole or in a part."""
+    paths = list(paths)
+
+    def likeness(path: str) -> float:
+        words = [word for word in re.split(r"[^A-Za-z0-9_]+", pattern) if word]
+        parts = [path, *path.split("/")]
+        ratios = (
+            difflib.SequenceMatcher(None, word.lower(), part.lower()).ratio()
+            for word in words or [pattern]
+            for part in parts
+        )
+        return max(ratios, default=0.0)
+
+    ranked = sorted(paths, key=likeness, reverse=True)[:count]
+    return f"The nearest: {', '.join(ranked)}." if ranked else "The tree has no leaves."
