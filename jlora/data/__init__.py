@@ -1,0 +1,16 @@
+"""Text for the trainer: conversations, their tokens, and batches of few shapes.
+
+``rows = read_rows(path)`` or ``rows, held_out = home_assistant(train, test)``;
+``examples, report = encode(rows, tokenizer, max_length=256)``;
+``batches = Batches(examples, batch_size=16, seed=0)``; ``batches(step)``.
+"""
+
+from jlora.data._batches import Batch as Batch
+from jlora.data._batches import Batches as Batches
+from jlora.data._encode import EncodeReport as EncodeReport
+from jlora.data._encode import Example as Example
+from jlora.data._encode import encode as encode
+from jlora.data._home_assistant import home_assistant as home_assistant
+from jlora.data._rows import Messages as Messages
+from jlora.data._rows import hold_out as hold_out
+from jlora.data._rows import read_rows as read_rows

@@ -1,0 +1,143 @@
+"""Which rows make up step n: a pure function of the seed and the step, in few shapes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from jlora.data._encode import Example
+
+# tokens (batch, length) int32; positions (batch, answers) int32, whose next token is an answer;
+# labels (batch, answers) int32, those next tokens; weights (batch, answers) float32, 0 for padding.
+Batch = dict[str, np.ndarray]
+
+
+class Batches:
+    """The training batches: ``batches(step)`` depends on the arguments and on nothing else.
+
+    Each epoch visits every row once, in an order of its own. Rows of like length share a batch:
+    lengths fall into ``shapes`` buckets, chosen to pad as little as possible, because each shape
+    compiles a program of its own. A batch that rows can't fill ends in rows of weight 0.
+
+    Args:
+        examples: from `encode`.
+        batch_size: rows in a batch.
+        seed: of the order.
+        shapes: at most so many.
+        shuffle: False keeps the rows' order within each bucket, for evaluation.
+
+    Example:
+        >>> batches = Batches(examples, batch_size=16, seed=0)
+        >>> for step in range(start, steps):
+        ...     batch = batches(step)
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shapes: int = 3,
+        shuffle: bool = True,
+    ):
+        if not examples:
+            raise ValueError("no examples: expected at least one")
+        if batch_size < 1 or shapes < 1:
+            raise ValueError(f"batch_size {batch_size} and shapes {shapes} must be at least 1")
+        self.examples = list(examples)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        lengths = [len(example.tokens) for example in self.examples]
+        self.lengths = _bucket_lengths(lengths, shapes)
+        self._bucket = [
+            next(bucket for bucket, limit in enumerate(self.lengths) if length <= limit)
+            for length in lengths
+        ]
+        self.answers = self._answer_sizes()
+        self._epoch = functools.lru_cache(maxsize=2)(self._plan)
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch: the same number in each."""
+        return len(self._epoch(0))
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """The (length, answers) of each shape that a batch may have."""
+        return list(zip(self.lengths, self.answers, strict=True))
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of the step, counted from 0."""
+        epoch, index = divmod(step, self.per_epoch)
+        bucket, rows = self._epoch(epoch)[index]
+        length, answers = self.lengths[bucket], self.answers[bucket]
+        batch = {
+            "tokens": np.zeros((self.batch_size, length), np.int32),
+            "positions": np.zeros((self.batch_size, answers), np.int32),
+            "labels": np.zeros((self.batch_size, answers), np.int32),
+            "weights": np.zeros((self.batch_size, answers), np.float32),
+        }
+        for place, row in enumerate(rows):
+            tokens, positions = (np.asarray(part, np.int32) for part in self.examples[row])
+            batch["tokens"][place, : len(tokens)] = tokens
+            batch["positions"][place, : len(positions)] = positions
+            batch["labels"][place, : len(positions)] = tokens[positions + 1]
+            batch["weights"][place, : len(positions)] = 1
+        return batch
+
+    def _plan(self, epoch: int) -> list[tuple[int, list[int]]]:
+        """The (bucket, rows) of each batch of the epoch."""
+        rng = random.Random(f"{self.seed}/{epoch}")
+        order = list(range(len(self.examples)))
+        if self.shuffle:
+            order.sort(key=lambda _: rng.random())
+        plan, rest = [], []
+        for bucket in range(len(self.lengths)):
+            rows = rest + [row for row in order if self._bucket[row] == bucket]
+            last = bucket == len(self.lengths) - 1
+            whole = len(rows) if last else len(rows) - len(rows) % self.batch_size
+            plan += [(bucket, list(part)) for part in _parts(rows[:whole], self.batch_size)]
+            rest = rows[whole:]  # these fill up batches of the next longer bucket
+        if self.shuffle:
+            plan.sort(key=lambda _: rng.random())
+        return plan
+
+    def _answer_sizes(self) -> list[int]:
+        """Places for answers in each bucket: enough for its own rows and those of shorter ones."""
+        most = [0] * len(self.lengths)
+        for example, bucket in zip(self.examples, self._bucket, strict=True):
+            most[bucket] = max(most[bucket], _round_up(len(example.answers), 8))
+        return list(itertools.accumulate(most, max))
+
+
+def _bucket_lengths(lengths: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` lengths, rising, that hold all rows with the least padding."""
+    unit = 8 * _round_up(max(lengths), 256) // 256  # some 32 candidates, however long the rows
+    rounded = [_round_up(length, unit) for length in lengths]
+    candidates = sorted(set(rounded))
+    rows_up_to = {limit: sum(length <= limit for length in rounded) for limit in candidates}
+
+    def tokens(limits: tuple[int, ...]) -> int:
+        shorter = (0, *(rows_up_to[limit] for limit in limits))
+        return sum(
+            limit * (rows_up_to[limit] - below)
+            for limit, below in zip(limits, shorter, strict=False)
+        )
+
+    inner = min(count, len(candidates)) - 1
+    choices = itertools.combinations(candidates[:-1], inner)
+    return list(min(((*choice, candidates[-1]) for choice in choices), key=tokens))
+
+
+def _parts(rows: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _round_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit

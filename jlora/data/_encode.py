@@ -1,0 +1,106 @@
+"""Conversations into tokens, with the positions at which the answer is to be predicted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from jlora.data._rows import Messages
+
+
+class Tokenizer(Protocol):
+    """What `encode` asks of a tokenizer."""
+
+    @property
+    def stop_ids(self) -> Sequence[int]:
+        """The tokens that end a turn."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of the text."""
+        ...
+
+    def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
+        """The text of the conversation in the model's chat template."""
+        ...
+
+
+class Example(NamedTuple):
+    """One conversation as the model reads it."""
+
+    tokens: list[int]
+    answers: list[int]  # positions whose next token belongs to an answer
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeReport:
+    """What the length limit did to the rows."""
+
+    rows: int
+    cut: int  # longer than the limit, and trained on without their end
+    dropped: int  # no token of their answers was within the limit
+    max_length: int
+
+    def __str__(self) -> str:
+        if not (self.cut or self.dropped):
+            return f"{self.rows} rows, none longer than {self.max_length} tokens"
+        return (
+            f"{self.rows} rows, {self.cut + self.dropped} longer than {self.max_length} tokens: "
+            f"{self.cut} cut, {self.dropped} dropped because nothing of the answer was left"
+        )
+
+
+def encode(
+    rows: Sequence[Messages], tokenizer: Tokenizer, *, max_length: int
+) -> tuple[list[Example], EncodeReport]:
+    """The examples of at most ``max_length`` tokens, and a report of what was cut.
+
+    Each turn of the assistant is an answer, from its first token to the one that ends the turn.
+    Prompts are tokenized apart from answers, as they are when the model generates.
+
+    Raises:
+        ValueError: when a chat template rewrites earlier turns, so that no prefix of the text is
+            the prompt; or when the limit leaves no answer at all.
+    """
+    examples: list[Example] = []
+    cut = dropped = 0
+    for index, row in enumerate(rows):
+        tokens, answers = _encode(row, tokenizer, index)
+        if len(tokens) > max_length:
+            tokens = tokens[:max_length]
+            answers = [position for position in answers if position + 1 < max_length]
+            cut, dropped = (cut + 1, dropped) if answers else (cut, dropped + 1)
+        if answers:
+            examples.append(Example(tokens, answers))
+    report = EncodeReport(len(rows), cut, dropped, max_length)
+    if not examples:
+        raise ValueError(f"no row has an answer within the length limit: {report}")
+    return examples, report
+
+
+def _encode(row: Messages, tokenizer: Tokenizer, index: int) -> tuple[list[int], list[int]]:
+    tokens: list[int] = []
+    answers: list[int] = []
+    done = ""
+    for turn, message in enumerate(row):
+        if message["role"] != "assistant":
+            continue
+        prompt = tokenizer.render(row[:turn], add_generation_prompt=True)
+        answered = tokenizer.render(row[: turn + 1])
+        if not (prompt.startswith(done) and answered.startswith(prompt)):
+            raise ValueError(
+                f"row {index + 1}: the model's chat template rewrites earlier turns when turn "
+                f"{turn + 1} is added, so its answers can't be told from its prompts. "
+                "Give conversations of one question and one answer"
+            )
+        tokens += tokenizer.encode(prompt[len(done) :])
+        turn_tokens = tokenizer.encode(answered[len(prompt) :])
+        ends = [i for i, token in enumerate(turn_tokens) if token in tokenizer.stop_ids]
+        if not ends:  # a template without an end of turn: the model must still learn to stop
+            turn_tokens.append(tokenizer.stop_ids[0])
+        length = ends[0] + 1 if ends else len(turn_tokens)
+        answers += range(len(tokens) - 1, len(tokens) - 1 + length)
+        tokens += turn_tokens
+        done = answered
+    return tokens[: answers[-1] + 2], answers  # what follows the last answer teaches nothing
