@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jlora import _split
-from jlora._lift import _control, _movement, _products  # noqa: F401 - they register rules
+from jlora._lift import _control, _convolutions, _linear, _movement, _products  # noqa: F401 - rules
 from jlora._lift._adapted import Adapted, adapt
 from jlora._lift._report import Report
 from jlora._lift._stage import Staged
@@ -25,12 +25,13 @@ class MaterialisedWarning(UserWarning):
 
 
 def lift(fn: Callable[..., Any], *, argnum: int = 0, strict: bool = False) -> Callable[..., Any]:
-    """A function of (frozen, lora) that computes ``fn(merge(frozen, lora), ...)`` without the merge.
+    """The function of (frozen, lora) that computes ``fn(merge(frozen, lora), ...)`` unmerged.
 
-    ``lift(f)(frozen, lora, *args)`` equals ``f(merge(frozen, lora), *args)`` within rounding, and so
-    do its gradients. Where a product uses an adapted weight, the base product and two thin products
-    are added; W + scaling * A B is not formed. An operation that jlora does not know gets the merged
-    weight, with one `MaterialisedWarning` that names the leaf, the operation and the source line.
+    ``lift(f)(frozen, lora, *args)`` equals ``f(merge(frozen, lora), *args)`` within rounding, and
+    so do its gradients. Where a product uses an adapted weight, the base product and two thin
+    products are added; W + scaling * A B is not formed. An operation that jlora does not know gets
+    the merged weight, with one `MaterialisedWarning` that names the leaf, the operation and the
+    source line.
 
     The lifted function is pure as ``fn`` is, and composes with jit, grad, vmap, scan and sharding.
     jit it as you would ``fn``: without, it is traced at each call.
@@ -61,7 +62,7 @@ def lift(fn: Callable[..., Any], *, argnum: int = 0, strict: bool = False) -> Ca
 
     del lifted.__wrapped__  # jit reads argument names from a signature: it must be this one's
     with contextlib.suppress(TypeError, ValueError):  # a builtin has none
-        lifted.__signature__ = _signature(fn, argnum)
+        vars(lifted)["__signature__"] = _signature(fn, argnum)
     lifted.__doc__ = f"``{getattr(fn, '__name__', 'fn')}`` of (frozen, lora), made by jlora.lift."
     return lifted
 
@@ -106,12 +107,11 @@ def _stage(fn, argnum: int, args: tuple[Any, ...], kwargs: dict[str, Any]):
         )
     leaves, _ = _split.check(frozen, lora)
     staged = Staged(fn, (*args[:argnum], frozen, *args[argnum + 2 :]), kwargs)
-    path_of = dict(enumerate(leaves, start=len(jax.tree.leaves(args[:argnum]))))
-    operands = []
-    for at in staged.traced:
-        leaf, path = staged.leaves[at], path_of.get(at)
-        operands.append(adapt(leaf, lora[path], path) if path in lora else leaf)
-    return staged, operands
+    operands = dict(zip(staged.traced, (staged.leaves[at] for at in staged.traced), strict=True))
+    for at, path in enumerate(leaves, start=len(jax.tree.leaves(args[:argnum]))):
+        if path in lora:
+            operands[at] = adapt(staged.leaves[at], lora[path], path)
+    return staged, list(operands.values())
 
 
 def _signature(fn: Callable[..., Any], argnum: int) -> inspect.Signature:

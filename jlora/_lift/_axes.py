@@ -77,7 +77,7 @@ class _Tracked:
 
 
 class _Tracer:
-    """Follows leaves through a jaxpr and notes the roles that its products give their dimensions."""
+    """Follows leaves through a jaxpr and notes the roles that products give their dimensions."""
 
     def __init__(self):
         self.found: dict[str, Axes] = {}
@@ -328,7 +328,10 @@ def _while_body(tracer, eqn, operands):
 
 def _cond_body(tracer, eqn, operands):
     results = [tracer(branch, operands[1:]) for branch in eqn.params["branches"]]
-    return [first if all(v == first for v in rest) else None for first, *rest in zip(*results)]
+    return [
+        first if all(v == first for v in rest) else None
+        for first, *rest in zip(*results, strict=True)
+    ]
 
 
 _BODIES: dict[str, Callable[[_Tracer, Any, list[Any]], list[Any]]] = {

@@ -1,8 +1,8 @@
 """What differs between JAX releases, and how one equation of a jaxpr is run again.
 
-Written against JAX 0.10 (scan counts its operands in ``num_consts`` and ``num_carry``; a Jaxpr and a
-ClosedJaxpr are two types) and 0.12 (``ft_in`` and ``ft_out`` instead; one type). What tells operands
-apart is therefore read from shapes, which no release has changed.
+Written against JAX 0.10 (scan counts its operands in ``num_consts`` and ``num_carry``; a Jaxpr and
+a ClosedJaxpr are two types) and 0.12 (``ft_in`` and ``ft_out`` instead; one type). What tells
+operands apart is therefore read from shapes, which no release has changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import jax
 from jax.extend import source_info_util
-from jax.extend.core import Literal, Var
+from jax.extend.core import Literal as Literal
+from jax.extend.core import Var as Var
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora._lift import _compat
-from jlora._lift._adapted import RANK, Adapted, Factor
+from jlora._lift._adapted import RANK, Adapted, Factor, Opaque, Term
+from jlora._lift._movement import move, refuse_windows
 from jlora._lift._walk import Walk, rule
 
 
@@ -161,6 +162,74 @@ def cond(walk: Walk, eqn: Any, index: Any, *operands: Any) -> list[Any]:
     return lax.switch(index, [branch(jaxpr) for jaxpr in eqn.params["branches"]], *operands)
 
 
+@rule(
+    "shard_map",
+    reads=("mesh", "in_specs", "out_specs", "jaxpr", "check_vma", "newly_manual_axes"),
+    carries=("debug_info",),
+)
+def shard_map(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
+    """Each device has its part of W, and the parts of A and B that belong to it."""
+    params = eqn.params
+    inside = walk.inside(eqn)
+
+    def body(*operands):
+        results = inside(params["jaxpr"], list(operands))
+        return inside.plain(results, eqn, "returned from a shard_map")
+
+    specs = [_specs(value, spec) for value, spec in zip(operands, params["in_specs"], strict=True)]
+    mapped = jax.shard_map(
+        body,
+        mesh=params["mesh"],
+        in_specs=tuple(specs),
+        out_specs=list(params["out_specs"]),
+        check_vma=params["check_vma"],
+        axis_names=set(params["newly_manual_axes"]),
+    )
+    return mapped(*operands)
+
+
+def _specs(value: Any, spec: Any) -> Any:
+    """W's own partition, and for each factor the same mesh axes on the dimensions that it has."""
+    if not isinstance(value, Adapted):
+        return spec
+    named = dict(enumerate(spec))
+    if any(named.get(dim) is not None for term in value.terms for dim, _, _ in term.window):
+        raise Opaque("a shard_map over weights that were concatenated")
+
+    def of(factor: Factor) -> Factor:
+        entries = (None if dim == RANK else named.get(dim) for dim in factor.dims)
+        return Factor(jax.sharding.PartitionSpec(*entries), factor.dims)  # pyright: ignore
+
+    return value.replace(w=spec, terms=tuple(term.map(of) for term in value.terms))
+
+
+@rule(
+    "all_gather",
+    reads=("all_gather_dimension", "axis_name", "axis_index_groups", "tiled"),
+    carries=("axis_size",),
+)
+def all_gather(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
+    """A weight kept in parts (as fully sharded training does): the factors' parts are gathered."""
+    dim, params = eqn.params["all_gather_dimension"], eqn.params
+    if not params["tiled"]:
+        raise Opaque("an all_gather that makes a new dimension")
+    refuse_windows(value, [dim], "an all_gather")
+
+    def whole(factor: Factor) -> Factor:
+        if dim not in factor.dims:
+            return factor
+        gathered = lax.all_gather(
+            factor.array,
+            params["axis_name"],
+            axis_index_groups=params["axis_index_groups"],
+            axis=factor.dims.index(dim),
+            tiled=True,
+        )
+        return Factor(gathered, factor.dims)
+
+    return move(eqn, value, factor=whole)
+
+
 def _kept(inner: list[Any], results: list[Any], carry: list[Any]) -> list[bool]:
     """Which adapted values a loop only hands on: they are constants of it."""
     return [
@@ -199,12 +268,18 @@ def _sliced(value: Any):
             return Factor(factor.array if array is None else array, rest)
 
         terms = tuple(
-            (rebuilt(a, a_part), rebuilt(b, b_part))
-            for (a, b), (a_part, b_part) in zip(value.terms, factors, strict=True)
+            Term(
+                rebuilt(term.a, a_part),
+                rebuilt(term.b, b_part),
+                tuple((dim - 1, start, size) for dim, start, size in term.window),
+            )
+            for term, (a_part, b_part) in zip(value.terms, factors, strict=True)
         )
         return value.replace(w=w, terms=terms)
 
-    return (value.w, [(leading(a), leading(b)) for a, b in value.terms]), build
+    if any(dim == 0 for term in value.terms for dim, _, _ in term.window):
+        raise Opaque("a scan over weights that were concatenated")
+    return (value.w, [(leading(term.a), leading(term.b)) for term in value.terms]), build
 
 
 def _stacked(value: Any) -> Any:
@@ -215,4 +290,8 @@ def _stacked(value: Any) -> Any:
     def shifted(factor: Factor) -> Factor:
         return Factor(factor.array, (0, *(RANK if d == RANK else d + 1 for d in factor.dims)))
 
-    return value.replace(terms=tuple((shifted(a), shifted(b)) for a, b in value.terms))
+    terms = (
+        term.map(shifted, ((dim + 1, start, size) for dim, start, size in term.window))
+        for term in value.terms
+    )
+    return value.replace(terms=tuple(terms))

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
 from jlora._lift import _compat
-from jlora._lift._adapted import RANK, Adapted, Factor, Opaque, Term, membership
+from jlora._lift._adapted import RANK, Adapted, Factor, Opaque, Term
 from jlora._lift._walk import Walk, rule
 
 
-def move(eqn: Any, value: Adapted, *others: Any, factor: Callable[[Factor], Factor]) -> list[Any]:
-    """The moved value: the equation itself on W (and its other operands), ``factor`` on A and B."""
+def move(
+    eqn: Any,
+    value: Adapted,
+    *others: Any,
+    factor: Callable[[Factor], Factor],
+    new: dict[int, int] | None = None,
+) -> list[Any]:
+    """The moved value: the equation itself on W (and its other operands), ``factor`` on A and B.
+
+    ``new`` says where each dimension went, if any changed its place.
+    """
     [w] = _compat.bind(eqn, [value.w, *others])
-    terms = tuple((factor(a), factor(b)) for a, b in value.terms)
+
+    def window(term: Term):
+        return ((new[dim] if new else dim, start, size) for dim, start, size in term.window)
+
+    terms = tuple(term.map(factor, window(term)) for term in value.terms)
     return [value.replace(w=w, terms=terms)]
 
 
@@ -26,29 +38,58 @@ def relabel(factor: Factor, new: dict[int, int]) -> Factor:
     return Factor(factor.array, tuple(RANK if dim == RANK else new[dim] for dim in factor.dims))
 
 
+def refuse_windows(value: Adapted, dims: Iterable[int], what: str) -> None:
+    """Decline a movement of dimensions that a term covers only in part."""
+    dims = set(dims)
+    if any(dim in dims for term in value.terms for dim, _, _ in term.window):
+        raise Opaque(f"{what} along the dimension of an earlier concatenation")
+
+
 @rule("transpose", reads=("permutation",))
 def transpose(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
     new = {old: dim for dim, old in enumerate(eqn.params["permutation"])}
-    return move(eqn, value, factor=lambda factor: relabel(factor, new))
+    return move(eqn, value, factor=lambda factor: relabel(factor, new), new=new)
 
 
-@rule("copy", "copy_p", "stop_gradient", "optimization_barrier", "name", carries=("name",))
-def unchanged(walk: Walk, eqn: Any, *values: Any) -> list[Any]:
-    """The base through the operation; factors too where it is one of gradients."""
+@rule("stop_gradient")
+def stop_gradient(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
+    return move(eqn, value, factor=lambda f: Factor(lax.stop_gradient(f.array), f.dims))
+
+
+@rule(
+    "copy",
+    "copy_p",
+    "optimization_barrier",
+    "name",
+    "sharding_constraint",
+    "reshard",
+    "mesh_cast",
+    "device_put",
+    "pvary",
+    "pcast",
+    carries=(
+        "name",
+        "sharding",
+        "layout",
+        "context_mesh",
+        "unconstrained_dims",
+        "dst_sharding",
+        "concrete_mesh",
+        "devices",
+        "srcs",
+        "copy_semantics",
+        "axes",
+        "axis_name",
+        "to",
+    ),
+)
+def placed(walk: Walk, eqn: Any, *values: Any) -> list[Any]:
+    """Says where the weight lives or how it is called: the thin factors live where they are."""
     bare = [value.w if isinstance(value, Adapted) else value for value in values]
-    results = _compat.bind(eqn, bare)
-
-    def through(value, result):
-        if not isinstance(value, Adapted):
-            return result
-        if eqn.primitive.name != "stop_gradient":
-            return value.replace(w=result)
-        factors = (
-            tuple(Factor(lax.stop_gradient(f.array), f.dims) for f in term) for term in value.terms
-        )
-        return value.replace(w=result, terms=tuple(factors))
-
-    return [through(value, result) for value, result in zip(values, results, strict=True)]
+    return [
+        value.replace(w=result) if isinstance(value, Adapted) else result
+        for value, result in zip(values, _compat.bind(eqn, bare), strict=True)
+    ]
 
 
 @rule("convert_element_type", reads=("new_dtype",), carries=("weak_type", "sharding"))
@@ -59,60 +100,11 @@ def convert_element_type(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
     return move(eqn, value, factor=lambda factor: factor)
 
 
-@rule("neg")
-def neg(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
-    [w] = _compat.bind(eqn, [value.w])
-    return [value.replace(w=w, terms=_scaled(value.terms, lambda array: -array))]
-
-
-@rule("add", "add_any", "sub", carries=("out_dtype",))
-def add(walk: Walk, eqn: Any, x: Any, y: Any) -> list[Any]:
-    """W + V keeps W's factors, and V's if it has some."""
-    if any(isinstance(value, Adapted) and value.looked_up for value in (x, y)):
-        raise Opaque("rows are added")  # an activation from here on
-    bare = [value.w if isinstance(value, Adapted) else value for value in (x, y)]
-    shape = eqn.outvars[0].aval.shape
-    if any(isinstance(value, Adapted) and value.shape != shape for value in (x, y)):
-        raise Opaque("a sum that broadcasts the weight")
-    [w] = _compat.bind(eqn, bare)
-    x_terms = x.terms if isinstance(x, Adapted) else ()
-    y_terms = y.terms if isinstance(y, Adapted) else ()
-    if eqn.primitive.name == "sub":
-        y_terms = _scaled(y_terms, lambda array: -array)
-    first = x if isinstance(x, Adapted) else y
-    return [first.replace(w=w, terms=(*x_terms, *y_terms))]
-
-
-@rule("mul", carries=("out_dtype",))
-def mul(walk: Walk, eqn: Any, x: Any, y: Any) -> list[Any]:
-    """By a scalar: one factor takes it."""
-    value, scalar = (x, y) if isinstance(x, Adapted) else (y, x)
-    if isinstance(scalar, Adapted) or math.prod(jnp.shape(scalar)) != 1:
-        raise Opaque("an elementwise product with an array is not of low rank")
-    [w] = _compat.bind(eqn, [value.w, scalar] if value is x else [scalar, value.w])
-    number = jnp.reshape(scalar, ())
-    return [value.replace(w=w, terms=_scaled(value.terms, lambda a: a * number.astype(a.dtype)))]
-
-
-@rule("div")
-def div(walk: Walk, eqn: Any, x: Any, y: Any) -> list[Any]:
-    """By a scalar: one factor takes it."""
-    if isinstance(y, Adapted) or math.prod(jnp.shape(y)) != 1:
-        raise Opaque("an elementwise quotient with an array is not of low rank")
-    [w] = _compat.bind(eqn, [x.w, y])
-    number = jnp.reshape(y, ())
-    return [x.replace(w=w, terms=_scaled(x.terms, lambda a: a / number.astype(a.dtype)))]
-
-
-def _scaled(terms: tuple[Term, ...], change: Callable[[Any], Any]) -> tuple[Term, ...]:
-    return tuple((Factor(change(a.array), a.dims), b) for a, b in terms)
-
-
 @rule("squeeze", reads=("dimensions",))
 def squeeze(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
     gone = {dim % value.ndim for dim in eqn.params["dimensions"]}
     new = {old: at for at, old in enumerate(d for d in range(value.ndim) if d not in gone)}
-    return move(eqn, value, factor=lambda factor: relabel(_without(factor, gone), new))
+    return move(eqn, value, factor=lambda factor: relabel(_without(factor, gone), new), new=new)
 
 
 def _without(factor: Factor, gone: set[int]) -> Factor:
@@ -130,7 +122,7 @@ def broadcast_in_dim(walk: Walk, eqn: Any, value: Adapted, *dynamic: Any) -> lis
     shape, dims = eqn.params["shape"], eqn.params["broadcast_dimensions"]
     widened = {old for old, new in enumerate(dims) if value.shape[old] != shape[new]}
     new = dict(enumerate(dims))
-    return move(eqn, value, factor=lambda factor: relabel(_without(factor, widened), new))
+    return move(eqn, value, factor=lambda factor: relabel(_without(factor, widened), new), new=new)
 
 
 @rule("reshape", reads=("new_sizes", "dimensions"), carries=("sharding",))
@@ -139,17 +131,29 @@ def reshape(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
     if eqn.params["dimensions"] is not None:
         raise Opaque("a reshape that also transposes")
     groups = regroup(value.shape, eqn.params["new_sizes"])
-    for term in value.terms:
-        for old, _ in groups:
-            if len({membership(term, dim) for dim in old if value.shape[dim] != 1}) > 1:
+    new: dict[int, int] = {}
+    for before, after in groups:
+        wide = [dim for dim in before if value.shape[dim] != 1]
+        wide_after = [dim for dim in after if eqn.params["new_sizes"][dim] != 1]
+        if len(wide) == len(wide_after) == 1:
+            new[wide[0]] = wide_after[0]
+        elif len(wide) > 1 or len(wide_after) > 1:
+            refuse_windows(value, wide, "a reshape")
+        for term in value.terms:
+            if len({term.covers(dim) for dim in wide}) > 1:
                 raise Opaque("a reshape mixes input, output or stack dimensions")
-    return move(eqn, value, factor=lambda factor: _regrouped(factor, groups, eqn, value))
+    return move(
+        eqn, value, factor=lambda f: _regrouped(f, groups, eqn.params["new_sizes"], value), new=new
+    )
 
 
-def regroup(
-    old: tuple[int, ...], new: tuple[int, ...]
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+Group = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def regroup(old: tuple[int, ...], new: tuple[int, ...]) -> list[Group]:
     """The smallest runs of dimensions with equal products: [(old dims, new dims), ...]."""
+    if 0 in old or 0 in new:
+        raise Opaque("a reshape of an empty array")
     groups, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         start_i, start_j = i, j
@@ -161,13 +165,13 @@ def regroup(
             else:
                 new_product *= new[j]
                 j += 1
-            if old_product == 0 or new_product == 0:
-                raise Opaque("a reshape of an empty array")
         groups.append((tuple(range(start_i, i)), tuple(range(start_j, j))))
     return groups
 
 
-def _regrouped(factor: Factor, groups, eqn: Any, value: Adapted) -> Factor:
+def _regrouped(
+    factor: Factor, groups: list[Group], new_sizes: tuple[int, ...], value: Adapted
+) -> Factor:
     """The factor with its share of each group reshaped; dimensions of size 1 come and go."""
     order: list[int] = []
     shape: list[int] = []
@@ -175,65 +179,164 @@ def _regrouped(factor: Factor, groups, eqn: Any, value: Adapted) -> Factor:
     for old, new in groups:
         covered = [dim for dim in old if dim in factor.dims]
         order += [factor.dims.index(dim) for dim in covered]
-        if covered and any(value.shape[dim] != 1 for dim in covered):
-            shape += [eqn.params["new_sizes"][dim] for dim in new]
+        wide = [dim for dim in covered if value.shape[dim] != 1]
+        if len(wide) == 1 and sum(new_sizes[dim] != 1 for dim in new) == 1:
+            # a dimension that stays, perhaps covered by a window only: its own size
+            shape.append(factor.array.shape[factor.dims.index(wide[0])])
+            dims += [dim for dim in new if new_sizes[dim] != 1]
+        elif wide:
+            shape += [new_sizes[dim] for dim in new]
             dims += new
     rank_axis = factor.dims.index(RANK)
     array = lax.transpose(factor.array, (*order, rank_axis))
-    rank = factor.array.shape[rank_axis]
-    return Factor(lax.reshape(array, (*shape, rank)), (*dims, RANK))
+    return Factor(lax.reshape(array, (*shape, array.shape[-1])), (*dims, RANK))
+
+
+@rule("stack", reads=("axis",))
+def stack(walk: Walk, eqn: Any, *parts: Any) -> list[Any]:
+    """Weights along a new dimension: as if each had it with size 1 and they were concatenated."""
+    dim = eqn.params["axis"]
+
+    def widened(part: Any) -> Any:
+        if not isinstance(part, Adapted):
+            return jnp.expand_dims(part, dim)
+        new = {old: old + (old >= dim) for old in range(part.ndim)}
+        windows = [[(new[d], start, size) for d, start, size in t.window] for t in part.terms]
+        terms = (
+            term.map(lambda factor: relabel(factor, new), window)
+            for term, window in zip(part.terms, windows, strict=True)
+        )
+        return part.replace(w=jnp.expand_dims(part.w, dim), terms=tuple(terms))
+
+    [w] = _compat.bind(eqn, [part.w if isinstance(part, Adapted) else part for part in parts])
+    return [_side_by_side(w, [widened(part) for part in parts], dim)]
+
+
+@rule("concatenate", reads=("dimension",))
+def concatenate(walk: Walk, eqn: Any, *parts: Any) -> list[Any]:
+    """Weights side by side along a dimension that they have."""
+    [w] = _compat.bind(eqn, [part.w if isinstance(part, Adapted) else part for part in parts])
+    return [_side_by_side(w, list(parts), eqn.params["dimension"])]
+
+
+def _side_by_side(w: Any, parts: list[Any], dim: int) -> Adapted:
+    """Each part's delta in its own window of w, or one delta where the parts are a stack."""
+    adapted = [part for part in parts if isinstance(part, Adapted)]
+    if any(part.activation for part in adapted):
+        raise Opaque("rows are concatenated")  # activations from here on
+    for part in adapted:
+        refuse_windows(part, [dim], "a concatenation")
+    if stacked := _stacked(parts, dim):
+        return adapted[0].replace(w=w, terms=stacked)
+    terms: list[Term] = []
+    start = 0
+    for part in parts:
+        size = part.shape[dim]
+        if isinstance(part, Adapted):
+            window = (dim, start, size)
+            terms += [
+                term.map(lambda factor: factor, (*term.window, window)) for term in part.terms
+            ]
+        start += size
+    return adapted[0].replace(w=w, terms=tuple(terms))
+
+
+def _stacked(parts: list[Any], dim: int) -> tuple[Term, ...] | None:
+    """One delta for parts that lie along a stack dimension (``jnp.stack`` of layers), or None."""
+    if not all(isinstance(part, Adapted) and len(part.terms) == 1 for part in parts):
+        return None
+    terms = [part.terms[0] for part in parts]
+    first = terms[0]
+    layout = (first.rank, first.window, set(first.a.dims), set(first.b.dims))
+    if any((t.rank, t.window, set(t.a.dims), set(t.b.dims)) != layout for t in terms):
+        return None
+    covered = first.covers(dim)
+    if covered not in ((True, True), (False, False)):
+        return None
+    if covered == (False, False) and any(part.shape[dim] != 1 for part in parts):
+        return None
+
+    def joined(factors: list[Factor]) -> Factor:
+        dims = (dim, *(d for d in factors[0].dims if d != dim))
+        arrays = []
+        for factor in factors:
+            array = factor.array if dim in factor.dims else jnp.expand_dims(factor.array, 0)
+            have = factor.dims if dim in factor.dims else (dim, *factor.dims)
+            arrays.append(lax.transpose(array, tuple(have.index(d) for d in dims)))
+        return Factor(lax.concatenate(arrays, 0), dims)
+
+    return (Term(joined([t.a for t in terms]), joined([t.b for t in terms]), first.window),)
 
 
 @rule("slice", reads=("start_indices", "limit_indices", "strides"))
 def slice_(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
     starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
     strides = eqn.params["strides"] or (1,) * value.ndim
+    strided = [dim for dim in range(value.ndim) if strides[dim] != 1]
+    refuse_windows(value, strided, "a strided slice")
+    [w] = _compat.bind(eqn, [value.w])
+    ranges = {dim: (starts[dim], limits[dim], strides[dim]) for dim in range(value.ndim)}
+    terms = tuple(cut for term in value.terms if (cut := _cut(term, ranges)) is not None)
+    return _chosen([value.replace(w=w, terms=terms)], value, _narrowed(eqn, value))
+
+
+def _cut(term: Term, ranges: dict[int, tuple[int, int, int]]) -> Term | None:
+    """What of a term falls into a slice (dimension to start, limit, stride); None if nothing."""
+    window: list[tuple[int, int, int]] = []
+    own = dict(ranges)  # in the factors' own coordinates
+    for dim, start, size in term.window:
+        if dim not in ranges:
+            window.append((dim, start, size))
+            continue
+        low, high, _ = ranges[dim]
+        first, last = max(start, low), min(start + size, high)
+        if first >= last:
+            return None
+        own[dim] = (first - start, last - start, 1)
+        if (first, last) != (low, high):
+            window.append((dim, first - low, last - first))
 
     def part(factor: Factor) -> Factor:
-        ranges = [
-            (0, size, 1) if dim == RANK else (starts[dim], limits[dim], strides[dim])
+        bounds = [
+            own.get(dim, (0, size, 1))
             for dim, size in zip(factor.dims, factor.array.shape, strict=True)
         ]
-        return Factor(lax.slice(factor.array, *zip(*ranges, strict=True)), factor.dims)
+        if all(bound == (0, n, 1) for bound, n in zip(bounds, factor.array.shape, strict=True)):
+            return factor
+        return Factor(lax.slice(factor.array, *zip(*bounds, strict=True)), factor.dims)
 
-    return _chosen(move(eqn, value, factor=part), value, _narrowed(eqn, value))
-
-
-@rule("dynamic_slice", reads=("slice_sizes",))
-def dynamic_slice(walk: Walk, eqn: Any, value: Adapted, *starts: Any) -> list[Any]:
-    if isinstance(value, Adapted) and any(isinstance(start, Adapted) for start in starts):
-        raise Opaque("an index that is itself adapted")
-    sizes = eqn.params["slice_sizes"]
-
-    def part(factor: Factor) -> Factor:
-        begin = [jnp.zeros_like(starts[0]) if d == RANK else starts[d] for d in factor.dims]
-        extent = [
-            size if dim == RANK else sizes[dim]
-            for dim, size in zip(factor.dims, factor.array.shape, strict=True)
-        ]
-        return Factor(lax.dynamic_slice(factor.array, begin, extent), factor.dims)
-
-    return _chosen(move(eqn, value, *starts, factor=part), value, _narrowed(eqn, value))
+    return term.map(part, window)
 
 
 @rule("split", reads=("sizes", "axis"))
 def split(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
     """The parts of a fused weight (query, key, value along the outputs)."""
-    axis, sizes = eqn.params["axis"], eqn.params["sizes"]
+    axis, start = eqn.params["axis"], 0
+    results = []
+    for w, size in zip(_compat.bind(eqn, [value.w]), eqn.params["sizes"], strict=True):
+        bounds = {axis: (start, start + int(size), 1)}
+        terms = (_cut(term, bounds) for term in value.terms)
+        results.append(value.replace(w=w, terms=tuple(term for term in terms if term is not None)))
+        start += int(size)
+    return results
 
-    def parts(factor: Factor) -> list[Factor]:
-        if axis not in factor.dims:
-            return [factor] * len(sizes)
-        arrays = lax.split(factor.array, sizes, factor.dims.index(axis))
-        return [Factor(array, factor.dims) for array in arrays]
 
-    split_terms = [zip(parts(a), parts(b), strict=True) for a, b in value.terms]
-    terms_of_parts = zip(*split_terms, strict=True)
-    bases = _compat.bind(eqn, [value.w])
-    return [
-        value.replace(w=w, terms=tuple(terms))
-        for w, terms in zip(bases, terms_of_parts, strict=True)
-    ]
+@rule("dynamic_slice", reads=("slice_sizes",))
+def dynamic_slice(walk: Walk, eqn: Any, value: Any, *starts: Any) -> list[Any]:
+    if any(isinstance(start, Adapted) for start in starts):
+        raise Opaque("an index that is itself adapted")
+    sizes = eqn.params["slice_sizes"]
+    narrowed = _narrowed(eqn, value)
+    refuse_windows(value, narrowed, "a dynamic slice")
+
+    def part(factor: Factor) -> Factor:
+        own = [
+            (starts[dim], sizes[dim]) if dim in narrowed else (jnp.zeros_like(starts[0]), size)
+            for dim, size in zip(factor.dims, factor.array.shape, strict=True)
+        ]
+        return Factor(lax.dynamic_slice(factor.array, *zip(*own, strict=True)), factor.dims)
+
+    return _chosen(move(eqn, value, *starts, factor=part), value, narrowed)
 
 
 @rule(
@@ -245,20 +348,19 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
     """Whole slices chosen along one dimension, as an embedding lookup or ``W[layers]`` does."""
     if isinstance(indices, Adapted):
         raise Opaque("an index that is itself adapted")
-    dnums, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    whole = [dim for dim in range(value.ndim) if sizes[dim] == value.shape[dim]]
-    chosen = [dim for dim in dnums.start_index_map if sizes[dim] == 1]
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    at = next(iter(numbers.start_index_map), -1) if len(numbers.start_index_map) == 1 else None
+    others = [dim for dim in range(value.ndim) if dim != at]
     if (
-        len(dnums.start_index_map) != 1
-        or tuple(dnums.collapsed_slice_dims) != tuple(chosen)
-        or dnums.operand_batching_dims
-        or set(whole) | set(chosen) != set(range(value.ndim))
+        tuple(numbers.collapsed_slice_dims) != (at,)
+        or numbers.operand_batching_dims
+        or sizes[at] != 1
+        or any(sizes[dim] != value.shape[dim] for dim in others)
     ):
         raise Opaque("a gather that is no choice of whole slices along one dimension")
-    [at] = chosen
-    others = [dim for dim in range(value.ndim) if dim != at]
-    index_dims = [d for d in range(eqn.outvars[0].aval.ndim) if d not in dnums.offset_dims]
-    new = dict(zip(others, dnums.offset_dims, strict=True))
+    refuse_windows(value, [at], "a gather")
+    index_dims = [d for d in range(eqn.outvars[0].aval.ndim) if d not in numbers.offset_dims]
+    new = dict(zip(others, numbers.offset_dims, strict=True))
     mode = eqn.params["mode"]
     fills = mode == lax.GatherScatterMode.FILL_OR_DROP
 
@@ -281,18 +383,14 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
         )
         return Factor(rows, (*index_dims, *(RANK if dim == RANK else new[dim] for dim in rest)))
 
-    return _chosen(move(eqn, value, indices, factor=part), value, {at})
+    return _chosen(move(eqn, value, indices, factor=part, new=new), value, {at})
 
 
 def _chosen(results: list[Any], before: Adapted, dims: set[int]) -> list[Any]:
-    """The moved value, marked as looked up if along a dimension that one factor alone covers."""
-    one_sided = any(
-        a_covers != b_covers
-        for term in before.terms
-        for a_covers, b_covers in (membership(term, dim) for dim in dims)
-    )
+    """The moved value, marked as a lookup if rows were chosen along a dimension that A has alone."""
+    looked_up = any(term.covers(dim) == (True, False) for term in before.terms for dim in dims)
     [after] = results
-    return [after.replace(looked_up=before.looked_up or one_sided)]
+    return [after.replace(activation=before.activation or looked_up)]
 
 
 def _narrowed(eqn: Any, value: Adapted) -> set[int]:

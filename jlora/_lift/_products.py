@@ -11,8 +11,9 @@ import jax
 from jax import lax
 
 from jlora._lift import _compat
-from jlora._lift._adapted import RANK, Adapted, Term
+from jlora._lift._adapted import RANK, Adapted, Term, pad
 from jlora._lift._walk import Walk, rule
+from jlora._lowrank import Factor
 
 Labels = tuple[int, ...]
 
@@ -42,20 +43,25 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
         thin, cost = _thin(x, x_labels, term, w_labels, out_labels, sizes, value.dtype, eqn.params)
         base = base + thin.astype(base.dtype)
         flops += cost
+    report_factored(walk, eqn, value, base, 2 * math.prod(sizes.values()), flops)
+    return [base]
+
+
+def report_factored(
+    walk: Walk, eqn: Any, value: Adapted, result: Any, base_flops: int, thin_flops: int
+) -> None:
+    """Tell of a product that was computed without forming the merged weight."""
+    factors = [factor.array for term in value.terms for factor in (term.a, term.b)]
+    read = sum(array.size * array.dtype.itemsize for array in factors)
     walk.report(
         value,
         eqn,
         factored=True,
         why="the base product and two thin ones",
-        base_flops=2 * math.prod(sizes.values()),
-        adapter_flops=flops + base.size * len(value.terms),
-        adapter_bytes=_factor_bytes(value) + base.size * base.dtype.itemsize,
+        base_flops=base_flops,
+        adapter_flops=thin_flops + result.size * len(value.terms),
+        adapter_bytes=read + result.size * result.dtype.itemsize,
     )
-    return [base]
-
-
-def _factor_bytes(value: Adapted) -> int:
-    return sum(f.array.size * f.array.dtype.itemsize for term in value.terms for f in term)
 
 
 def _label(dimension_numbers, lhs, rhs) -> tuple[Labels, Labels, Labels]:
@@ -89,13 +95,19 @@ def _thin(
     Cherniuk et al. 2023 ("Run LoRA Run", arXiv 2312.03415) compare the orders; all are equal.
     """
     rank_label = max(sizes) + 1
-    factors = []
-    for factor in term:
+    whole = sizes
+    sizes = sizes | {rank_label: term.rank}
+    window = {w_labels[dim]: (start, size) for dim, start, size in term.window}
+    for label, (start, size) in window.items():
+        sizes[label] = size
+        if label in x_labels:
+            x = lax.slice_in_dim(x, start, start + size, axis=x_labels.index(label))
+
+    def operand(factor: Factor) -> tuple[jax.Array, Labels]:
         labels = tuple(rank_label if dim == RANK else w_labels[dim] for dim in factor.dims)
-        factors.append((factor.array.astype(dtype), labels))
-    sizes = sizes | {rank_label: factors[0][0].shape[term[0].dims.index(RANK)]}
-    (a, a_labels), (b, b_labels) = factors
-    x_operand, a_operand, b_operand = (x, x_labels), (a, a_labels), (b, b_labels)
+        return factor.array.astype(dtype), labels
+
+    x_operand, a_operand, b_operand = (x, x_labels), operand(term.a), operand(term.b)
     orders = [
         (x_operand, a_operand, b_operand),
         (x_operand, b_operand, a_operand),
@@ -109,7 +121,11 @@ def _thin(
     thin = _contract(first, kept, last, last_labels, present, params)
     shape = tuple(sizes[label] for label in out_labels)
     kept_dims = tuple(dim for dim, label in enumerate(out_labels) if label in present)
-    return lax.broadcast_in_dim(thin, shape, kept_dims) if thin.shape != shape else thin, min(costs)
+    thin = lax.broadcast_in_dim(thin, shape, kept_dims) if thin.shape != shape else thin
+    padded = {
+        out_labels.index(label): part for label, part in window.items() if label in out_labels
+    }
+    return pad(thin, tuple(whole[label] for label in out_labels), padded), min(costs)
 
 
 def _kept(p: Labels, q: Labels, needed: set[int]) -> Labels:

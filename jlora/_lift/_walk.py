@@ -100,7 +100,7 @@ class Walk:
             with _compat.site(eqn):
                 results, plain = self._equation(eqn, operands)
             for atom, operand, array in zip(eqn.invars, operands, plain, strict=True):
-                if isinstance(operand, Adapted) and operand.looked_up and array is not operand:
+                if isinstance(operand, Adapted) and operand.activation and array is not operand:
                     values[atom] = array  # an activation from here on: expanded once
             values.update(zip(eqn.outvars, results, strict=True))
             for var in expired:
@@ -127,14 +127,14 @@ class Walk:
         return [self.expand(v, eqn, why) if isinstance(v, Adapted) else v for v in values]
 
     def expand(self, value: Adapted, eqn: Any, why: str) -> Any:
-        """The merged array of an adapted value; a looked-up one counts as factored."""
-        if value.looked_up:
-            why = "rows looked up in W and in A, the chosen rows of A times B"
-        rank_flops = sum(2 * value.w.size * a.array.shape[a.dims.index(-1)] for a, _ in value.terms)
+        """The merged array of an adapted value; chosen or summed rows count as factored."""
+        if value.activation:
+            why = "the chosen or summed rows of W, and those of A times B"
+        rank_flops = sum(2 * value.w.size * term.rank for term in value.terms)
         self.report(
             value,
             eqn,
-            factored=value.looked_up,
+            factored=value.activation,
             why=why,
             adapter_flops=rank_flops,
             adapter_bytes=value.w.size * value.dtype.itemsize,

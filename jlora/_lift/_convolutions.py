@@ -1,0 +1,151 @@
+"""Convolutions and ragged products of an adapted kernel: the base one, two thin ones beside it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jlora._lift import _compat
+from jlora._lift._adapted import RANK, Adapted, Factor, Opaque, Term
+from jlora._lift._products import report_factored
+from jlora._lift._walk import Walk, rule
+
+
+@rule(
+    "conv_general_dilated",
+    reads=(
+        "window_strides",
+        "padding",
+        "lhs_dilation",
+        "rhs_dilation",
+        "dimension_numbers",
+        "feature_group_count",
+        "batch_group_count",
+        "precision",
+        "preferred_element_type",
+    ),
+    carries=("out_sharding",),
+)
+def conv_general_dilated(walk: Walk, eqn: Any, x: Any, kernel: Any) -> list[Any]:
+    """x * W + (x * A) B: A convolves into ``rank`` channels, B mixes those into the outputs."""
+    if isinstance(x, Adapted):
+        raise Opaque("the weight is the input of a convolution")
+    if eqn.params["batch_group_count"] != 1:
+        raise Opaque("a convolution with groups in the batch")
+    output, *inputs = eqn.params["dimension_numbers"].rhs_spec
+    groups = eqn.params["feature_group_count"]
+    pairs = [_convolved_and_mixed(term, output, inputs) for term in kernel.terms]
+    out = eqn.outvars[0].aval
+    base_flops = 2 * out.size * math.prod(kernel.shape[dim] for dim in inputs)
+    places = out.size // kernel.shape[output]  # batch and positions
+    flops = sum(
+        2 * places * term.rank * (groups * math.prod(kernel.shape[d] for d in inputs) + out_size)
+        for term, out_size in ((term, kernel.shape[output]) for term in kernel.terms)
+    )
+    if flops > base_flops + 2 * kernel.w.size * sum(term.rank for term in kernel.terms):
+        raise Opaque("the kernel is so small (depthwise?) that merging it costs less")
+    [base] = _compat.bind(eqn, [x, kernel.w])
+    for convolved, mixed in pairs:
+        base = base + _thin(x, convolved, mixed, kernel, eqn.params).astype(base.dtype)
+    report_factored(walk, eqn, kernel, base, base_flops, flops)
+    return [base]
+
+
+def _convolved_and_mixed(term: Term, output: int, inputs: list[int]) -> tuple[Factor, Factor]:
+    """Which factor has the inputs and the window, and which the output channels."""
+    if term.window:
+        raise Opaque("a convolution with a kernel that was concatenated")
+    for convolved, mixed in ((term.a, term.b), (term.b, term.a)):
+        if output not in convolved.dims and set(mixed.dims) == {output, RANK}:
+            return convolved, mixed
+    raise Opaque("a convolution whose window is not all on one side of the adapter")
+
+
+def _thin(x: jax.Array, convolved: Factor, mixed: Factor, kernel: Adapted, params) -> jax.Array:
+    numbers = params["dimension_numbers"]
+    output = numbers.rhs_spec[0]
+    groups = params["feature_group_count"]
+    # A as a kernel: the rank stands where the output channels stood; each group has all of it.
+    missing = [d for d in range(kernel.ndim) if d not in convolved.dims and d != output]
+    array = jnp.expand_dims(convolved.array, tuple(range(-len(missing), 0)))
+    order = [*(output if dim == RANK else dim for dim in convolved.dims), *missing]
+    array = lax.transpose(array, tuple(order.index(dim) for dim in range(kernel.ndim)))
+    rank = array.shape[output]
+    array = jnp.broadcast_to(
+        array, tuple(rank if d == output else n for d, n in enumerate(kernel.shape))
+    )
+    array = jnp.concatenate([array] * groups, axis=output).astype(kernel.dtype)
+    hidden = lax.conv_general_dilated(
+        x,
+        array,
+        window_strides=params["window_strides"],
+        padding=params["padding"],
+        lhs_dilation=params["lhs_dilation"],
+        rhs_dilation=params["rhs_dilation"],
+        dimension_numbers=numbers,
+        feature_group_count=groups,
+        precision=params["precision"],
+    )
+    b = lax.transpose(mixed.array, (mixed.dims.index(RANK), mixed.dims.index(output)))
+    b = b.astype(kernel.dtype).reshape(rank, groups, -1)
+    channel = numbers.out_spec[1]
+    hidden = jnp.moveaxis(hidden, channel, -1)
+    hidden = hidden.reshape(*hidden.shape[:-1], groups, rank)
+    mixed_out = jnp.einsum("...gr,rgo->...go", hidden, b, precision=params["precision"])
+    return jnp.moveaxis(mixed_out.reshape(*mixed_out.shape[:-2], -1), -1, channel)
+
+
+@rule(
+    "ragged_dot_general",
+    reads=("ragged_dot_dimension_numbers", "precision", "preferred_element_type", "group_offset"),
+    carries=("out_sharding",),
+)
+def ragged_dot_general(walk: Walk, eqn: Any, x: Any, kernel: Any, group_sizes: Any) -> list[Any]:
+    """Rows sorted by expert, each through its own expert's W, A and B."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (x_contracted, w_contracted), (x_batch, _) = numbers.dot_dimension_numbers
+    if isinstance(x, Adapted) or isinstance(group_sizes, Adapted):
+        raise Opaque("the weight is not the grouped operand")
+    if x_batch or x.ndim != 2 or len(numbers.rhs_group_dimensions) != 1 or len(w_contracted) != 1:
+        raise Opaque("a ragged product of other than rows with one matrix for each group")
+    if list(numbers.lhs_ragged_dimensions) == list(x_contracted):
+        raise Opaque("a ragged product over the contracted dimension")
+    [group], [contracted] = numbers.rhs_group_dimensions, w_contracted
+    [kept] = set(range(3)) - {group, contracted}
+    orders = [_first_and_second(term, group, contracted, kept) for term in kernel.terms]
+    [base] = _compat.bind(eqn, [x, kernel.w, group_sizes])
+    rows = lax.transpose(x, (1 - x_contracted[0], x_contracted[0]))
+    flops = 0
+    for term, (first, second) in zip(kernel.terms, orders, strict=True):
+        thin = rows
+        for array in (first, second):
+            thin = lax.ragged_dot(
+                thin,
+                array.astype(kernel.dtype),
+                group_sizes,
+                precision=eqn.params["precision"],
+                group_offset=eqn.params["group_offset"],
+            )
+        base = base + thin.astype(base.dtype)
+        sizes = kernel.shape[contracted] + kernel.shape[kept]
+        flops += 2 * rows.shape[0] * term.rank * sizes
+    base_flops = 2 * rows.shape[0] * kernel.shape[contracted] * kernel.shape[kept]
+    report_factored(walk, eqn, kernel, base, base_flops, flops)
+    return [base]
+
+
+def _first_and_second(term: Term, group: int, contracted: int, kept: int):
+    """The factors as (group, in, rank) and (group, rank, out)."""
+    if term.window:
+        raise Opaque("a ragged product with weights that were concatenated")
+    for first, second in ((term.a, term.b), (term.b, term.a)):
+        if set(first.dims) == {group, contracted, RANK} and set(second.dims) == {group, RANK, kept}:
+            return (
+                lax.transpose(first.array, tuple(map(first.dims.index, (group, contracted, RANK)))),
+                lax.transpose(second.array, tuple(map(second.dims.index, (group, RANK, kept)))),
+            )
+    raise Opaque("an adapter that is not one for each group")
