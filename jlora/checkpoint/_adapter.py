@@ -1,0 +1,236 @@
+"""A finished adapter in a folder: factors through Orbax, everything else in one JSON file.
+
+The folder holds ``adapter.json`` and the folder of arrays that it names. The JSON is written last
+and in one step, so it never speaks of arrays that are not there: a save that breaks off leaves what
+was there before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jlora import _paths
+from jlora._config import LoraConfig
+from jlora._lowrank import Axes, LoraWeight
+from jlora._split import Lora, check
+from jlora.checkpoint import _arrays
+from jlora.checkpoint._fingerprint import differences, fingerprint, shorten
+
+_FILE = "adapter.json"
+_FORMAT = "jlora-adapter"
+_VERSION = 1
+
+
+def save(
+    directory: str | Path,
+    lora: Lora,
+    config: LoraConfig,
+    *,
+    base: Any = None,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes the adapter alone: its factors, its configuration and its base's fingerprint.
+
+    Args:
+        directory: a new or an empty folder; with ``overwrite`` one that holds an adapter, which
+            stays whole until the new one is complete, or other files, which stay.
+        lora: from `split`.
+        config: the configuration it was split with.
+        base: the frozen tree. `restore` then refuses to put the adapter on another.
+        metadata: anything JSON can hold, for `describe` to give back.
+
+    Raises:
+        ValueError: when the folder holds something, or the adapter fits neither its configuration
+            nor its base.
+    """
+    directory = Path(directory)
+    if not lora:
+        raise ValueError("the adapter is empty: expected at least one adapted leaf")
+    _check_ranks(lora, config)
+    if base is not None:
+        check(base, lora)
+    previous = _what_is_there(directory, overwrite)
+    number = 1 + max((int(re.sub(r"\D", "", name)) for name in previous), default=0)
+    arrays, _ = _paths.flatten(lora)
+    arrays_name = f"arrays-{number}"
+    description = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "arrays": arrays_name,
+        "config": dataclasses.asdict(config),
+        "leaves": {path: _describe_node(node) for path, node in lora.items()},
+        "base": None if base is None else fingerprint(base),
+        "metadata": dict(metadata or {}),
+    }
+    try:
+        json.dumps(description)
+    except TypeError as error:
+        raise ValueError(f"the metadata can't be written as JSON: {error}") from None
+    directory.mkdir(parents=True, exist_ok=True)
+    _arrays.write(directory / arrays_name, arrays)
+    if jax.process_index() == 0:
+        description["seal"] = _arrays.seal(directory / arrays_name)
+        _arrays.write_json(directory / _FILE, description)
+        for name in previous:
+            shutil.rmtree(directory / name, ignore_errors=True)
+    _wait_for_all(f"jlora: saved {directory}")
+
+
+def restore(
+    directory: str | Path, *, base: Any = None, shardings: Any = None
+) -> tuple[Lora, LoraConfig]:
+    """The pair (lora, config) that `save` wrote, its arrays bit for bit.
+
+    Args:
+        directory: the adapter's folder.
+        base: the frozen tree that it is to work on, which must be the one that it was saved with.
+        shardings: where the arrays go: one `jax.sharding.Sharding` for all, or a tree of them in
+            the structure of the adapter. On the first device unless given.
+
+    Raises:
+        ValueError: when there is no adapter, when it is damaged, or when the base is another:
+            everything that differs is named.
+    """
+    directory = Path(directory)
+    description = describe(directory)
+    try:
+        config = LoraConfig(**description["config"])
+        lora = {path: _abstract_node(path, leaf) for path, leaf in description["leaves"].items()}
+        arrays_name = str(description["arrays"])
+        seal = dict(description["seal"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{directory / _FILE} is damaged: {error!r}") from None
+    if base is not None and description.get("base") is not None:
+        _check_base(directory, description["base"], base)
+    _check_ranks(lora, config)
+    if base is not None:
+        check(base, lora)
+    abstract, structure = _paths.flatten(lora)
+    places = _places(abstract, shardings)
+    expected = {
+        path: _arrays.abstract(leaf.shape, leaf.dtype, places[path])
+        for path, leaf in abstract.items()
+    }
+    found = _arrays.seal(directory / arrays_name)
+    if damaged := [name for name in seal if found.get(name) != seal[name]]:
+        raise ValueError(
+            f"{directory / arrays_name} is damaged, these files are missing or were changed: "
+            + ", ".join(damaged[:5])
+        )
+    arrays = _arrays.read(directory / arrays_name, expected)
+    return jax.tree.unflatten(structure, [arrays[path] for path in abstract]), config
+
+
+def describe(directory: str | Path) -> dict[str, Any]:
+    """What ``adapter.json`` says: ``config``, ``leaves``, ``base``, ``metadata``; no array is read.
+
+    Raises:
+        ValueError: when the folder holds no adapter that this version of jlora can read.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is no folder: expected one that jlora.checkpoint.save wrote")
+    if not (directory / _FILE).exists():
+        names = sorted(entry.name for entry in directory.iterdir())
+        raise ValueError(
+            f"{directory} holds no adapter: {_FILE} is missing. "
+            f"It holds {', '.join(names[:5]) or 'nothing'}"
+        )
+    description = _arrays.read_json(directory / _FILE)
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise ValueError(f"{directory / _FILE} describes no jlora adapter")
+    if description.get("version") != _VERSION:
+        raise ValueError(
+            f"{directory} is an adapter of format version {description.get('version')}: "
+            f"this jlora reads version {_VERSION}"
+        )
+    return description
+
+
+def _what_is_there(directory: Path, overwrite: bool) -> list[str]:
+    """The folders of arrays to replace, once it is clear that nothing else is in danger."""
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file: expected a folder to save the adapter in")
+    names = [entry.name for entry in directory.iterdir()] if directory.exists() else []
+    arrays = [name for name in names if re.fullmatch(r"arrays-\d+", name)]
+    # What a save that broke off leaves behind is nobody's work.
+    unfinished = [name for name in names if name.startswith(("arrays-", f".{_FILE}"))]
+    if _FILE in names and not overwrite:
+        raise ValueError(f"{directory} already holds an adapter: overwrite=True replaces it")
+    if set(names) - set(unfinished) and not overwrite:
+        raise ValueError(
+            f"{directory} holds other files ({', '.join(sorted(names)[:5])}): choose a new folder, "
+            "or overwrite=True to save beside them"
+        )
+    return arrays
+
+
+def _check_base(directory: Path, expected: Mapping[str, Any], base: Any) -> None:
+    if lines := differences(expected, fingerprint(base)):
+        raise ValueError(
+            f"{directory} was trained on another base than the one given. Of "
+            f"{len(expected)} leaves {len(lines)} differ:{shorten(lines)}"
+        )
+
+
+def _check_ranks(lora: Mapping[str, LoraWeight], config: LoraConfig) -> None:
+    problems = []
+    for path, node in lora.items():
+        of_b = node.b.shape[-1 - len(node.axes.outputs)]
+        if (node.rank, of_b) != (config.rank, config.rank):
+            problems.append(f"{path}: A has rank {node.rank}, B has rank {of_b}")
+    if problems:
+        raise ValueError(
+            f"the configuration says rank {config.rank}, the factors differ:{shorten(problems)}"
+        )
+
+
+def _describe_node(node: LoraWeight) -> dict[str, Any]:
+    arrays, _ = _paths.flatten(node)
+    return {
+        "kind": type(node).__name__,
+        "axes": dataclasses.asdict(node.axes),
+        "arrays": {
+            name: {"shape": list(array.shape), "dtype": str(array.dtype)}
+            for name, array in arrays.items()
+        },
+    }
+
+
+def _abstract_node(path: str, leaf: Mapping[str, Any]) -> LoraWeight:
+    if leaf["kind"] != LoraWeight.__name__:
+        raise ValueError(f"{path}: this jlora knows no adapter of the kind {leaf['kind']!r}")
+    arrays: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct(tuple(array["shape"]), array["dtype"])
+        for name, array in leaf["arrays"].items()
+    }
+    axes = Axes(**{name: tuple(dims) for name, dims in leaf["axes"].items()})
+    return LoraWeight(**arrays, axes=axes)
+
+
+def _places(abstract: Mapping[str, Any], shardings: Any) -> Mapping[str, Any]:
+    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
+        return dict.fromkeys(abstract, shardings)
+    places, _ = _paths.flatten(shardings)
+    if lacking := [path for path in abstract if path not in places]:
+        raise ValueError(
+            f"shardings have no place for {', '.join(lacking[:5])}: expected one Sharding, or a "
+            "tree of them in the adapter's structure"
+        )
+    return places
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)

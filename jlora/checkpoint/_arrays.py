@@ -1,0 +1,129 @@
+"""Arrays on disk: the one place that speaks to Orbax, for flat dicts of arrays by path."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+Arrays = dict[str, Any]  # jax.Array, or jax.ShapeDtypeStruct with its sharding
+
+
+def write(directory: Path, arrays: Arrays) -> None:
+    """Writes the arrays; the directory appears only once they are complete."""
+    with quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(directory.absolute(), args=save_args(arrays), force=True)
+
+
+def read(directory: Path, expected: Arrays) -> Arrays:
+    """The arrays, each placed as ``expected`` says.
+
+    Raises:
+        ValueError: when what is there is not what is expected, or can't be read.
+    """
+    with quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with explained(directory):
+            found = checkpointer.metadata(directory.absolute()).item_metadata
+            if found is None:
+                raise ValueError("no arrays are there")
+        check(directory, expected, found.tree)
+        with explained(directory):
+            return checkpointer.restore(directory.absolute(), args=restore_args(expected))
+
+
+def seal(directory: Path) -> dict[str, str]:
+    """The sha256 of every file in the folder, by its path in it."""
+    return {
+        file.relative_to(directory).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
+
+
+def save_args(arrays: Arrays) -> Any:
+    """Orbax's arguments to save the arrays."""
+    return ocp.args.PyTreeSave(arrays)
+
+
+def restore_args(expected: Arrays) -> Any:
+    """Orbax's arguments to restore arrays with these shapes, dtypes and shardings."""
+    each = ocp.checkpoint_utils.construct_restore_args(expected)
+    return ocp.args.PyTreeRestore(item=expected, restore_args=each)
+
+
+def abstract(shape: Any, dtype: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    """A ShapeDtypeStruct that says where the array shall go: the first device unless told."""
+    where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=where)
+
+
+def check(directory: Path, expected: Arrays, found: Mapping[str, Any]) -> None:
+    """Raises one ValueError that names each array which differs from what is expected."""
+    problems = [f"{path}: missing" for path in expected if path not in found]
+    problems += [f"{path}: not expected" for path in found if path not in expected]
+    for path in expected.keys() & found.keys():
+        wanted, got = expected[path], found[path]
+        if (tuple(got.shape), got.dtype) != (tuple(wanted.shape), wanted.dtype):
+            problems.append(
+                f"{path}: expected {wanted.dtype}{tuple(wanted.shape)}, "
+                f"got {got.dtype}{tuple(got.shape)}"
+            )
+    if problems:
+        raise ValueError(
+            f"{directory}: the arrays are not the ones expected:\n  " + "\n  ".join(problems)
+        )
+
+
+@contextlib.contextmanager
+def explained(directory: Path) -> Iterator[None]:
+    """Turns whatever Orbax raises for damaged files into one ValueError."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{directory}: the arrays can't be read: {reason}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Orbax logs its progress through absl: keep that from the user's terminal."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes the JSON file in one step: a reader sees the old content or the new, never a part."""
+    text = json.dumps(content, indent=2, sort_keys=False, ensure_ascii=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: when it can't be read or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None

@@ -1,0 +1,76 @@
+"""Which base an adapter belongs to: each leaf's shape, dtype and a hash of a few of its values."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jlora import _paths
+
+Fingerprint = dict[str, dict[str, Any]]
+
+_SAMPLES = 64  # values of each leaf that are hashed, evenly spread
+_SHOWN = 6  # differences that an error spells out
+
+
+def fingerprint(tree: Any) -> Fingerprint:
+    """For each leaf by its path: ``shape``, ``dtype`` and ``values``, a hash of a sample of them.
+
+    Cheap on any device: 64 values of each leaf are read. ``values`` is None where there are none to
+    read: ShapeDtypeStructs, and arrays that this process does not hold whole.
+    """
+    leaves, _ = _paths.flatten(tree)
+    return {
+        path: {
+            "shape": list(np.shape(leaf)),
+            "dtype": str(np.dtype(leaf.dtype)),
+            "values": _hash(leaf),
+        }
+        for path, leaf in leaves.items()
+    }
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """One line for each leaf in which two fingerprints differ, none if they agree."""
+    lines = []
+    for path in expected:
+        if path not in found:
+            lines.append(f"{path}: expected {_say(expected[path])}, but there is no such leaf")
+        elif _say(expected[path]) != _say(found[path]):
+            lines.append(f"{path}: expected {_say(expected[path])}, got {_say(found[path])}")
+        elif None not in (values := (expected[path]["values"], found[path]["values"])) and (
+            values[0] != values[1]
+        ):
+            lines.append(f"{path}: the shape agrees, the values are others")
+    lines += [
+        f"{path}: not expected, got {_say(found[path])}" for path in sorted(found.keys() - expected)
+    ]
+    return lines
+
+
+def shorten(lines: list[str]) -> str:
+    """The first few of the lines, indented, and how many more there are."""
+    shown = lines[:_SHOWN]
+    if len(lines) > _SHOWN:
+        shown.append(f"and {len(lines) - _SHOWN} more")
+    return "\n  ".join(["", *shown])
+
+
+def _say(leaf: Mapping[str, Any]) -> str:
+    return f"{leaf['dtype']}{tuple(leaf['shape'])}"
+
+
+def _hash(leaf: Any) -> str | None:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return None
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return None
+    size = math.prod(leaf.shape)
+    flat = np.linspace(0, size - 1, min(size, _SAMPLES)).astype(np.int64)
+    sample = leaf[np.unravel_index(flat, leaf.shape)] if leaf.shape else leaf
+    return hashlib.sha256(np.asarray(sample).tobytes()).hexdigest()[:16]

@@ -1,0 +1,127 @@
+"""A training run on disk: what it was started with, and the last few states to go on from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jlora import _paths
+from jlora.checkpoint import _arrays
+
+_FILE = "run.json"
+_STATES = "checkpoints"
+
+
+class Run:
+    """The folder of one training run: its settings as JSON, its states through Orbax.
+
+    A state is any pytree of arrays: adapter, optimizer state, random keys as `jax.random.key_data`.
+    Each is written aside and renamed, so that one which is there is complete. Static data is not
+    stored: `restore` takes it, and the structure, from the state that it is given.
+
+    Args:
+        directory: the run's folder; nothing is written before `begin`.
+        keep: how many states to keep; older ones are deleted.
+
+    Example:
+        >>> run = Run("runs/today")
+        >>> run.begin({"rank": 8})
+        >>> run.save(100, {"lora": lora, "opt_state": opt_state})
+        >>> step, state = run.restore({"lora": lora, "opt_state": opt_state})
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 2):
+        self.directory = Path(directory)
+        self._keep = keep
+        self._open: ocp.CheckpointManager | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run."""
+        return (self.directory / _FILE).exists()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the run was begun with.
+
+        Raises:
+            ValueError: when the folder holds no run, or a damaged one.
+        """
+        if not self.begun:
+            raise ValueError(f"{self.directory} holds no run: {_FILE} is missing")
+        return _arrays.read_json(self.directory / _FILE)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the last state, None if there is none."""
+        return self._manager.latest_step() if (self.directory / _STATES).exists() else None
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Starts the run afresh: a former run's states in the folder are deleted.
+
+        Raises:
+            ValueError: when the folder can't be made.
+        """
+        self.close()
+        shutil.rmtree(self.directory / _STATES, ignore_errors=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{self.directory} can't be made: {error.strerror}") from None
+        _arrays.write_json(self.directory / _FILE, settings)
+
+    def save(self, step: int, state: Any) -> None:
+        """Writes the state, unless that of this step is already there."""
+        arrays, _ = _paths.flatten(state)
+        if step not in self._manager.all_steps():
+            with _arrays.quiet():
+                self._manager.save(step, args=_arrays.save_args(arrays))
+
+    def restore(self, state: Any) -> tuple[int, Any]:
+        """The pair (step, state) of the last save, in the structure and shardings of ``state``.
+
+        Raises:
+            ValueError: when there is none, or when it was another model's or another adapter's:
+                every array that differs is named.
+        """
+        step = self.latest_step
+        if step is None:
+            raise ValueError(f"{self.directory} holds no checkpoint to go on from")
+        leaves, structure = _paths.flatten(state)
+        expected = {
+            path: _arrays.abstract(leaf.shape, leaf.dtype, getattr(leaf, "sharding", None))
+            for path, leaf in leaves.items()
+        }
+        where = self.directory / _STATES / str(step)
+        with _arrays.quiet():
+            with _arrays.explained(where):
+                found = self._manager.item_metadata(step).tree
+            _arrays.check(where, expected, found)
+            with _arrays.explained(where):
+                arrays = self._manager.restore(step, args=_arrays.restore_args(expected))
+        return step, jax.tree.unflatten(structure, [arrays[path] for path in leaves])
+
+    def close(self) -> None:
+        """Lets go of the folder; the next use opens it again."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        if self._open is None:
+            with _arrays.quiet():
+                self._open = ocp.CheckpointManager(
+                    (self.directory / _STATES).absolute(),
+                    # A state is a few megabytes: written at once, it is on disk when save returns.
+                    options=ocp.CheckpointManagerOptions(
+                        max_to_keep=self._keep, enable_async_checkpointing=False
+                    ),
+                    item_handlers=ocp.PyTreeCheckpointHandler(),
+                )
+        return self._open

@@ -1,0 +1,243 @@
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jlora
+from jlora import checkpoint
+
+CONFIG = jlora.LoraConfig(targets="proj|out", rank=3, alpha=5.0, exclude="skip")
+AXES = {
+    "layers/proj": jlora.Axes(stack=(0,), inputs=(1,), outputs=(2,)),
+    "out": jlora.Axes(inputs=(0, 1), outputs=(2,)),
+}
+
+
+def base(dtype="float32", width=7):
+    key = jax.random.key(0)
+    return {
+        "layers": {"proj": jax.random.normal(key, (2, width, 11), dtype), "skip": jnp.ones(5)},
+        "out": jax.random.normal(key, (3, 4, 13), dtype),
+    }
+
+
+def adapter(params=None, config=CONFIG):
+    _, lora = jlora.split(
+        base() if params is None else params, config, jax.random.key(1), axes=AXES
+    )
+    return jax.tree.map(noisy, lora)
+
+
+def noisy(leaf):
+    return leaf + jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_comes_back_bit_for_bit_with_its_axes_and_configuration(tmp_path, dtype):
+    config = jlora.LoraConfig(targets=("proj", "out"), rank=3, dtype=dtype)
+    lora = adapter(config=config)
+    checkpoint.save(tmp_path / "a", lora, config, base=base(), metadata={"model": "mine"})
+    restored, its_config = checkpoint.restore(tmp_path / "a", base=base())
+    assert_same(restored, lora)
+    assert its_config == config
+    assert checkpoint.describe(tmp_path / "a")["metadata"] == {"model": "mine"}
+
+
+def test_the_adapter_is_placed_as_the_shardings_say(tmp_path):
+    lora = adapter()
+    checkpoint.save(tmp_path / "a", lora, CONFIG)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    for shardings in (place, jax.tree.map(lambda _: place, lora)):
+        restored, _ = checkpoint.restore(tmp_path / "a", shardings=shardings)
+        assert_same(restored, lora)
+        assert all(leaf.sharding == place for leaf in jax.tree.leaves(restored))
+    with pytest.raises(ValueError, match="shardings have no place for out/a"):
+        checkpoint.restore(tmp_path / "a", shardings={"layers/proj": lora["layers/proj"]})
+
+
+def test_saving_over_anything_needs_overwrite_and_leaves_other_files(tmp_path):
+    lora = adapter()
+    checkpoint.save(tmp_path / "a", lora, CONFIG)
+    with pytest.raises(ValueError, match="already holds an adapter: overwrite=True replaces it"):
+        checkpoint.save(tmp_path / "a", lora, CONFIG)
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, lora)
+    checkpoint.save(tmp_path / "a", doubled, CONFIG, overwrite=True)
+    assert_same(checkpoint.restore(tmp_path / "a")[0], doubled)
+    names = sorted(entry.name for entry in (tmp_path / "a").iterdir())
+    assert names == ["adapter.json", "arrays-2", "notes.txt"]
+
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match=r"b holds other files \(thesis.tex\)"):
+        checkpoint.save(tmp_path / "b", lora, CONFIG)
+    with pytest.raises(ValueError, match=r"thesis.tex is a file"):
+        checkpoint.save(tmp_path / "b" / "thesis.tex", lora, CONFIG)
+
+
+def test_a_save_that_breaks_off_leaves_the_old_adapter_whole(tmp_path, monkeypatch):
+    lora = adapter()
+    checkpoint.save(tmp_path / "a", lora, CONFIG)
+    monkeypatch.setattr(checkpoint._arrays, "write_json", lambda *_: 1 / 0)
+    for directory in (tmp_path / "a", tmp_path / "new"):
+        with pytest.raises(ZeroDivisionError):
+            checkpoint.save(directory, jax.tree.map(jnp.cos, lora), CONFIG, overwrite=True)
+    monkeypatch.undo()
+    assert_same(checkpoint.restore(tmp_path / "a")[0], lora)
+    with pytest.raises(ValueError, match=r"new holds no adapter: adapter\.json is missing"):
+        checkpoint.restore(tmp_path / "new")
+    checkpoint.save(tmp_path / "new", lora, CONFIG)  # what was left behind is in nobody's way
+    assert_same(checkpoint.restore(tmp_path / "new")[0], lora)
+
+
+def test_another_base_is_refused_with_every_difference(tmp_path):
+    checkpoint.save(tmp_path / "a", adapter(), CONFIG, base=base())
+    other = base() | {"new": jnp.ones(2)}
+    other["layers"] = {"proj": base(width=8)["layers"]["proj"]}
+    with pytest.raises(ValueError, match="another base than the one given") as caught:
+        checkpoint.restore(tmp_path / "a", base=other)
+    assert "Of 3 leaves 3 differ" in str(caught.value)
+    assert "layers/proj: expected float32(2, 7, 11), got float32(2, 8, 11)" in str(caught.value)
+    assert "layers/skip: expected float32(5,), but there is no such leaf" in str(caught.value)
+    assert "new: not expected, got float32(2,)" in str(caught.value)
+    with pytest.raises(ValueError, match=r"out: expected float32\(3, 4, 13\), got bfloat16"):
+        checkpoint.restore(tmp_path / "a", base=base("bfloat16"))
+    tuned = base() | {"out": base()["out"] * 1.5}
+    with pytest.raises(ValueError, match="out: the shape agrees, the values are others"):
+        checkpoint.restore(tmp_path / "a", base=tuned)
+
+
+def test_a_base_is_checked_by_shape_when_it_has_no_values(tmp_path):
+    lora = adapter()
+    checkpoint.save(tmp_path / "a", lora, CONFIG, base=jax.eval_shape(base))
+    assert_same(checkpoint.restore(tmp_path / "a", base=base())[0], lora)
+    with pytest.raises(ValueError, match="another base"):
+        checkpoint.restore(tmp_path / "a", base=jax.eval_shape(lambda: base(width=8)))
+
+
+def edit(directory, change):
+    path = directory / "adapter.json"
+    description = json.loads(path.read_text())
+    change(description)
+    path.write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["config"].update(rank=4), "says rank 4, the factors differ"),
+        (lambda d: d["leaves"].pop("out"), "out/a: not expected"),
+        (lambda d: d["leaves"].update(x=d["leaves"]["out"]), "x/a: missing"),
+        (
+            lambda d: d["leaves"]["layers/proj"]["arrays"]["a"].update(shape=[2, 9, 3]),
+            r"layers/proj/a: expected float32\(2, 9, 3\), got float32\(2, 7, 3\)",
+        ),
+        (lambda d: d["leaves"]["out"].update(kind="DoraWeight"), "no adapter of the kind"),
+        (lambda d: d.update(version=9), "of format version 9: this jlora reads version 1"),
+        (lambda d: d.update(format="other"), "describes no jlora adapter"),
+        (lambda d: d.pop("leaves"), "adapter.json is damaged: KeyError"),
+        (lambda d: d["config"].update(wings=2), "adapter.json is damaged: TypeError"),
+        (lambda d: d.update(arrays="arrays-7"), "arrays-7 is damaged, these files are missing"),
+    ],
+)
+def test_a_damaged_adapter_is_one_clear_error(tmp_path, change, message):
+    checkpoint.save(tmp_path / "a", adapter(), CONFIG)
+    edit(tmp_path / "a", change)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.restore(tmp_path / "a")
+
+
+def test_damaged_files_are_one_clear_error(tmp_path):
+    checkpoint.save(tmp_path / "a", adapter(), CONFIG)
+    for file in (tmp_path / "a").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:-7] + b"garbage")
+    with pytest.raises(ValueError, match=r"arrays-1 is damaged.*were changed: d/"):
+        checkpoint.restore(tmp_path / "a")
+    (tmp_path / "a" / "adapter.json").write_text("{")
+    with pytest.raises(ValueError, match=r"adapter\.json is damaged"):
+        checkpoint.restore(tmp_path / "a")
+    with pytest.raises(ValueError, match="gone is no folder"):
+        checkpoint.restore(tmp_path / "gone")
+
+
+def test_an_adapter_that_fits_nothing_is_not_saved(tmp_path):
+    lora = adapter()
+    with pytest.raises(ValueError, match="says rank 2, the factors differ"):
+        checkpoint.save(tmp_path / "a", lora, jlora.LoraConfig(targets="proj", rank=2))
+    with pytest.raises(ValueError, match="does not fit"):
+        checkpoint.save(tmp_path / "a", lora, CONFIG, base=base(width=8))
+    with pytest.raises(ValueError, match="the adapter is empty"):
+        checkpoint.save(tmp_path / "a", {}, CONFIG)
+    with pytest.raises(ValueError, match="metadata can't be written as JSON"):
+        checkpoint.save(tmp_path / "a", lora, CONFIG, metadata={"x": object()})
+    assert not (tmp_path / "a").exists()
+
+
+def state():
+    lora = adapter()
+    tx = jlora.optimizer(optax.adamw(0.1))
+    key = jax.random.key_data(jax.random.key(3))
+    return {"lora": lora, "opt_state": tx.init(lora), "key": key}
+
+
+def test_a_run_goes_on_from_its_last_state(tmp_path):
+    run = checkpoint.Run(tmp_path / "run", keep=2)
+    assert not run.begun
+    assert run.latest_step is None
+    run.begin({"rank": 3})
+    for step in (1, 2, 3):
+        run.save(step, jax.tree.map(lambda leaf, step=step: leaf + step, state()))
+    again = checkpoint.Run(tmp_path / "run")
+    assert again.settings == {"rank": 3}
+    step, restored = again.restore(state())
+    assert step == 3
+    assert_same(restored, jax.tree.map(lambda leaf: leaf + 3, state()))
+    kept = sorted(int(entry.name) for entry in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == [2, 3]
+    again.begin({"rank": 4})
+    assert again.latest_step is None
+
+
+def test_a_state_of_another_adapter_is_refused(tmp_path):
+    run = checkpoint.Run(tmp_path)
+    with pytest.raises(ValueError, match="holds no checkpoint to go on from"):
+        run.restore(state())
+    run.begin({})
+    run.save(1, state())
+    other = state()
+    del other["lora"]["out"]
+    with pytest.raises(ValueError, match="lora/out/a: not expected"):
+        run.restore(other)
+    (tmp_path / "run.json").write_text("[")
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        _ = run.settings
+
+
+def test_saving_and_restoring_keep_the_terminal_clean(tmp_path):
+    code = f"""
+import jax, jlora
+from jlora import checkpoint
+config = jlora.LoraConfig(targets="w", rank=2)
+frozen, lora = jlora.split({{"w": jax.numpy.ones((7, 5))}}, config, jax.random.key(0))
+checkpoint.save({str(tmp_path / "a")!r}, lora, config, base=frozen)
+checkpoint.restore({str(tmp_path / "a")!r}, base=frozen)
+run = checkpoint.Run({str(tmp_path / "run")!r})
+run.begin({{}})
+run.save(1, lora)
+checkpoint.Run({str(tmp_path / "run")!r}).restore(lora)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
