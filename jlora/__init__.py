@@ -17,6 +17,7 @@ from jlora._lowrank import LoraWeight as LoraWeight
 from jlora._optim import labels as labels
 from jlora._optim import mask as mask
 from jlora._optim import optimizer as optimizer
+from jlora._sharding import shardings as shardings
 from jlora._split import merge as merge
 from jlora._split import split as split
 from jlora._split import unmerge as unmerge

@@ -89,11 +89,13 @@ class Adapted:
     until they meet an operation.
     """
 
-    w: jax.Array
+    w: jax.Array  # before the cast
     terms: tuple[Term, ...]
     origin: Origin = dataclasses.field(metadata={"static": True})
     # rows were chosen (a lookup) or summed: no longer a weight, expanding it is that use's product
     activation: bool = dataclasses.field(default=False, metadata={"static": True})
+    # the dtype that the model cast w to, if it did; made anew at each use
+    cast: Any = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,14 +107,27 @@ class Adapted:
 
     @property
     def dtype(self) -> Any:
-        return self.w.dtype
+        return self.w.dtype if self.cast is None else self.cast
+
+    @property
+    def base(self) -> jax.Array:
+        """W alone, as the model would see it."""
+        return self.w if self.cast is None else self.w.astype(self.cast)
+
+    def multiply_base(self, product: Callable[..., jax.Array], *operands: Any) -> jax.Array:
+        """``product(W, *operands)``; a cast copy of W is made again for the gradient, not kept."""
+        if self.cast is None:
+            return product(self.w, *operands)
+        return jax.checkpoint(lambda w, *rest: product(w.astype(self.cast), *rest))(
+            self.w, *operands
+        )
 
     def replace(self, **changes: Any) -> Adapted:
         return dataclasses.replace(self, **changes)
 
     def expand(self) -> jax.Array:
         """The plain array: the sum in float32 or wider, cast once."""
-        total = self.w
+        total = self.base
         for term in self.terms:
             total = add(total, term.expand(self.shape))
         return total

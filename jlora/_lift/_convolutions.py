@@ -48,7 +48,7 @@ def conv_general_dilated(walk: Walk, eqn: Any, x: Any, kernel: Any) -> list[Any]
     )
     if flops > base_flops + 2 * kernel.w.size * sum(term.rank for term in kernel.terms):
         raise Opaque("the kernel is so small (depthwise?) that merging it costs less")
-    [base] = _compat.bind(eqn, [x, kernel.w])
+    base = kernel.multiply_base(lambda w, x: _compat.bind(eqn, [x, w])[0], x)
     for convolved, mixed in pairs:
         base = base + _thin(x, convolved, mixed, kernel, eqn.params).astype(base.dtype)
     report_factored(walk, eqn, kernel, base, base_flops, flops)
@@ -117,7 +117,9 @@ def ragged_dot_general(walk: Walk, eqn: Any, x: Any, kernel: Any, group_sizes: A
     [group], [contracted] = numbers.rhs_group_dimensions, w_contracted
     [kept] = set(range(3)) - {group, contracted}
     orders = [_first_and_second(term, group, contracted, kept) for term in kernel.terms]
-    [base] = _compat.bind(eqn, [x, kernel.w, group_sizes])
+    base = kernel.multiply_base(
+        lambda w, x, group_sizes: _compat.bind(eqn, [x, w, group_sizes])[0], x, group_sizes
+    )
     rows = lax.transpose(x, (1 - x_contracted[0], x_contracted[0]))
     flops = 0
     for term, (first, second) in zip(kernel.terms, orders, strict=True):

@@ -10,14 +10,18 @@ from jax import lax
 
 from jlora._lift import _compat
 from jlora._lift._adapted import Adapted, Factor, Opaque, Term
-from jlora._lift._movement import move, refuse_windows, relabel
+from jlora._lift._movement import bases, move, refuse_windows, relabel
 from jlora._lift._walk import Walk, rule
 
 
 @rule("neg")
 def neg(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
-    [w] = _compat.bind(eqn, [value.w])
-    return [value.replace(w=w, terms=tuple(term.scaled(jnp.negative) for term in value.terms))]
+    [w] = _compat.bind(eqn, [value.base])
+    return [
+        value.replace(
+            w=w, cast=None, terms=tuple(term.scaled(jnp.negative) for term in value.terms)
+        )
+    ]
 
 
 @rule("add", "add_any", "sub", carries=("out_dtype",))
@@ -28,12 +32,12 @@ def add(walk: Walk, eqn: Any, x: Any, y: Any) -> list[Any]:
         raise Opaque("rows are added")  # an activation from here on
     if any(value.shape != eqn.outvars[0].aval.shape for value in adapted):
         raise Opaque("a sum that broadcasts the weight")
-    [w] = _compat.bind(eqn, [value.w if isinstance(value, Adapted) else value for value in (x, y)])
+    [w] = _compat.bind(eqn, bases((x, y)))
     x_terms = x.terms if isinstance(x, Adapted) else ()
     y_terms = y.terms if isinstance(y, Adapted) else ()
     if eqn.primitive.name == "sub":
         y_terms = tuple(term.scaled(jnp.negative) for term in y_terms)
-    return [adapted[0].replace(w=w, terms=(*x_terms, *y_terms))]
+    return [adapted[0].replace(w=w, cast=None, terms=(*x_terms, *y_terms))]
 
 
 @rule("mul", carries=("out_dtype",))
@@ -59,7 +63,7 @@ def _scale(eqn: Any, value: Adapted, by: Any, *, swapped: bool = False) -> list[
     if shape and eqn.outvars[0].aval.shape != value.shape:
         raise Opaque("a product that broadcasts the weight")
     varies = {dim for dim, size in enumerate(shape) if size != 1}
-    [w] = _compat.bind(eqn, [by, value.w] if swapped else [value.w, by])
+    [w] = _compat.bind(eqn, [by, value.base] if swapped else [value.base, by])
     divides = eqn.primitive.name == "div"
 
     def scaled(factor: Factor) -> Factor:
@@ -81,7 +85,7 @@ def _scale(eqn: Any, value: Adapted, by: Any, *, swapped: bool = False) -> list[
             return Term(term.a, scaled(term.b), term.window)
         raise Opaque("an elementwise product over inputs and outputs is not of low rank")
 
-    return [value.replace(w=w, terms=tuple(term(each) for each in value.terms))]
+    return [value.replace(w=w, cast=None, terms=tuple(term(each) for each in value.terms))]
 
 
 @rule("reduce_sum", reads=("axes",), carries=("out_sharding",))
@@ -98,7 +102,7 @@ def reduce_sum(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
         rest = tuple(dim for dim in factor.dims if dim not in axes)
         return relabel(Factor(factor.array.sum(gone), rest), new)
 
-    [result] = move(eqn, value, factor=summed, new=new)
+    [result] = move(eqn, value.replace(w=value.base, cast=None), factor=summed, new=new)
     return [result.replace(activation=True)]
 
 
@@ -113,7 +117,7 @@ def select_n(walk: Walk, eqn: Any, which: Any, *cases: Any) -> list[Any]:
     adapted = [case for case in cases if isinstance(case, Adapted)]
     if any(case.activation for case in adapted):
         raise Opaque("rows are chosen")  # an activation from here on
-    [w] = _compat.bind(eqn, [which, *(c.w if isinstance(c, Adapted) else c for c in cases)])
+    [w] = _compat.bind(eqn, [which, *bases(cases)])
     number = which.astype(jnp.int32)
     terms = [
         term.scaled(lambda array, at=at: jnp.where(number == at, array, 0))
@@ -121,4 +125,4 @@ def select_n(walk: Walk, eqn: Any, which: Any, *cases: Any) -> list[Any]:
         if isinstance(case, Adapted)
         for term in case.terms
     ]
-    return [adapted[0].replace(w=w, terms=tuple(terms))]
+    return [adapted[0].replace(w=w, cast=None, terms=tuple(terms))]

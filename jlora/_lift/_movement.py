@@ -33,6 +33,11 @@ def move(
     return [value.replace(w=w, terms=terms)]
 
 
+def bases(values: Iterable[Any]) -> list[Any]:
+    """The operands with each adapted one's W in its place."""
+    return [value.base if isinstance(value, Adapted) else value for value in values]
+
+
 def relabel(factor: Factor, new: dict[int, int]) -> Factor:
     """The factor with its dimensions renamed; its array does not move."""
     return Factor(factor.array, tuple(RANK if dim == RANK else new[dim] for dim in factor.dims))
@@ -94,10 +99,10 @@ def placed(walk: Walk, eqn: Any, *values: Any) -> list[Any]:
 
 @rule("convert_element_type", reads=("new_dtype",), carries=("weak_type", "sharding"))
 def convert_element_type(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
-    """A cast of the base; the factors keep their dtype until they meet an operation."""
+    """A cast waits until the weight meets an operation, of the base as of the factors."""
     if not jnp.issubdtype(eqn.params["new_dtype"], jnp.floating):
         raise Opaque(f"cast to {eqn.params['new_dtype']} rounds the sum, not its parts")
-    return move(eqn, value, factor=lambda factor: factor)
+    return [value.replace(cast=jnp.dtype(eqn.params["new_dtype"]))]
 
 
 @rule("squeeze", reads=("dimensions",))
@@ -208,14 +213,14 @@ def stack(walk: Walk, eqn: Any, *parts: Any) -> list[Any]:
         )
         return part.replace(w=jnp.expand_dims(part.w, dim), terms=tuple(terms))
 
-    [w] = _compat.bind(eqn, [part.w if isinstance(part, Adapted) else part for part in parts])
+    [w] = _compat.bind(eqn, bases(parts))
     return [_side_by_side(w, [widened(part) for part in parts], dim)]
 
 
 @rule("concatenate", reads=("dimension",))
 def concatenate(walk: Walk, eqn: Any, *parts: Any) -> list[Any]:
     """Weights side by side along a dimension that they have."""
-    [w] = _compat.bind(eqn, [part.w if isinstance(part, Adapted) else part for part in parts])
+    [w] = _compat.bind(eqn, bases(parts))
     return [_side_by_side(w, list(parts), eqn.params["dimension"])]
 
 
@@ -227,7 +232,7 @@ def _side_by_side(w: Any, parts: list[Any], dim: int) -> Adapted:
     for part in adapted:
         refuse_windows(part, [dim], "a concatenation")
     if stacked := _stacked(parts, dim):
-        return adapted[0].replace(w=w, terms=stacked)
+        return adapted[0].replace(w=w, terms=stacked, cast=None)
     terms: list[Term] = []
     start = 0
     for part in parts:
@@ -238,7 +243,7 @@ def _side_by_side(w: Any, parts: list[Any], dim: int) -> Adapted:
                 term.map(lambda factor: factor, (*term.window, window)) for term in part.terms
             ]
         start += size
-    return adapted[0].replace(w=w, terms=tuple(terms))
+    return adapted[0].replace(w=w, terms=tuple(terms), cast=None)
 
 
 def _stacked(parts: list[Any], dim: int) -> tuple[Term, ...] | None:
@@ -349,10 +354,11 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
     if isinstance(indices, Adapted):
         raise Opaque("an index that is itself adapted")
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    at = next(iter(numbers.start_index_map), -1) if len(numbers.start_index_map) == 1 else None
+    at = next(iter(numbers.start_index_map), -1)
     others = [dim for dim in range(value.ndim) if dim != at]
     if (
-        tuple(numbers.collapsed_slice_dims) != (at,)
+        len(numbers.start_index_map) != 1
+        or tuple(numbers.collapsed_slice_dims) != (at,)
         or numbers.operand_batching_dims
         or sizes[at] != 1
         or any(sizes[dim] != value.shape[dim] for dim in others)
@@ -387,7 +393,7 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
 
 
 def _chosen(results: list[Any], before: Adapted, dims: set[int]) -> list[Any]:
-    """The moved value, marked as a lookup if rows were chosen along a dimension that A has alone."""
+    """The moved value, an activation if rows were chosen along a dimension that A has alone."""
     looked_up = any(term.covers(dim) == (True, False) for term in before.terms for dim in dims)
     [after] = results
     return [after.replace(activation=before.activation or looked_up)]

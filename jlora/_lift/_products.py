@@ -33,7 +33,10 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
     on_left = isinstance(lhs, Adapted)
     value, w_labels = (lhs, lhs_labels) if on_left else (rhs, rhs_labels)
     x, x_labels = (rhs, rhs_labels) if on_left else (lhs, lhs_labels)
-    [base] = _compat.bind(eqn, [value.w, x] if on_left else [x, value.w])
+    base = value.multiply_base(
+        lambda w, x: _compat.bind(eqn, [w, x] if on_left else [x, w])[0],
+        x,
+    )
 
     sizes = dict(zip(x_labels, x.shape, strict=True)) | dict(
         zip(w_labels, value.shape, strict=True)
@@ -41,7 +44,7 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
     flops = 0
     for term in value.terms:
         thin, cost = _thin(x, x_labels, term, w_labels, out_labels, sizes, value.dtype, eqn.params)
-        base = base + thin.astype(base.dtype)
+        base = base + _compat.like(thin.astype(base.dtype), base)
         flops += cost
     report_factored(walk, eqn, value, base, 2 * math.prod(sizes.values()), flops)
     return [base]
@@ -161,6 +164,11 @@ def _contract(
     def dims(labels: Labels, chosen: Sequence[int]) -> tuple[int, ...]:
         return tuple(labels.index(label) for label in chosen)
 
+    order = (
+        *batch,
+        *(label for label in x_labels if label not in shared),
+        *(label for label in y_labels if label not in shared),
+    )
     result = lax.dot_general(
         x,
         y,
@@ -169,11 +177,7 @@ def _contract(
             (dims(x_labels, batch), dims(y_labels, batch)),
         ),
         precision=params["precision"],
-    )
-    order = (
-        *batch,
-        *(label for label in x_labels if label not in shared),
-        *(label for label in y_labels if label not in shared),
+        out_sharding=_compat.out_sharding(x, x_labels, y, y_labels, order),
     )
     if order != out:
         result = lax.transpose(result, tuple(order.index(label) for label in out))
