@@ -1,0 +1,20 @@
+"""Packages that only model files need, imported where they are used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def requires(package: str) -> Any:
+    """The imported package.
+
+    Raises:
+        ValueError: when it is not installed, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(
+            f'the package {package} is needed for this: pip install "jlora[train]" ({error})'
+        ) from None
