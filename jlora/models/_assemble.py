@@ -78,5 +78,5 @@ def _expected(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of all parameters, by path."""
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     tree = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)["params"]
-    flat = flax.traverse_util.flatten_dict(tree, sep="/")
+    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(tree, sep="/"))
     return {path: leaf.shape for path, leaf in flat.items()}
