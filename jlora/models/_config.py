@@ -1,76 +1,50 @@
-"""What shape a decoder has: every number that the forward pass reads, whatever file it came from."""
+"""The numbers that make a decoder: one record for every family."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretching of the rotary frequencies (Dubey et al. 2024, arXiv 2407.21783)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The dimensions and constants of a decoder.
+    """The shape of a decoder-only transformer."""
 
-    Raises:
-        ValueError: when numbers contradict each other, all of them named at once.
-    """
-
-    vocabulary: int  # rows of the embedding
-    width: int  # of the residual stream
+    vocabulary: int
+    width: int
     layers: int
     heads: int
-    kv_heads: int  # each serves heads / kv_heads heads
+    kv_heads: int
     head_dim: int
-    ffn: int  # width of the MLP
-    norm_eps: float
-    rope_base: float
-    # Each frequency of the rotary embedding is divided by its factor; () divides by nothing.
-    # Linear and llama3 scaling are such factors.
-    rope_factors: tuple[float, ...] = ()
-    tied: bool  # the head is the embedding
+    mlp_width: int
     max_length: int  # positions that the model was trained on
+    norm_epsilon: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tied: bool = False  # the embedding is also the output head
+    family: str = "llama"
 
     def __post_init__(self):
-        problems = [
-            f"{name} is {getattr(self, name)!r}: expected a whole number of at least 1"
-            for name in _COUNTS
-            if not _counts(getattr(self, name))
-        ]
-        if not problems:
-            if self.heads % self.kv_heads:
-                problems.append(f"{self.heads} heads can't share {self.kv_heads} key-value heads")
-            if self.head_dim % 2:
-                problems.append(f"head_dim is {self.head_dim}: rotary positions need an even one")
-            if self.rope_factors and len(self.rope_factors) != self.head_dim // 2:
-                problems.append(
-                    f"{len(self.rope_factors)} rope_factors: expected {self.head_dim // 2}, "
-                    "half of head_dim"
-                )
-        for name, values in {
-            "norm_eps": (self.norm_eps,),
-            "rope_base": (self.rope_base,),
-            "rope_factors": self.rope_factors,
-        }.items():
-            if not all(_positive(value) for value in values):
-                problems.append(f"{name} is {getattr(self, name)!r}: expected above 0")
-        if problems:
-            raise ValueError("; ".join(problems))
-
-
-_COUNTS = (
-    "vocabulary",
-    "width",
-    "layers",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "ffn",
-    "max_length",
-)
-
-
-def _counts(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+        sizes = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.type == "int"
+        }
+        if bad := [f"{name} is {size}" for name, size in sizes.items() if size < 1]:
+            raise ValueError(f"model configuration: {', '.join(bad)}: expected at least 1")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"model configuration: {self.heads} heads can't share {self.kv_heads} key-value "
+                "heads evenly"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"model configuration: head_dim is {self.head_dim}: expected even")

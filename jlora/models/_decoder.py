@@ -1,226 +1,175 @@
-"""The decoder: a stack of pre-normalised attention and gated-MLP blocks, run as one scan.
+"""The decoder in Flax linen: init and apply are pure functions over a plain tree of parameters.
 
-Parameters, with kernels as (in, out) and the layers' ones stacked in front:
-
-    embed/embedding               (vocabulary, width)
-    layers/attn_norm/scale        (layers, width)
-    layers/attn/q_proj/kernel     (layers, width, heads * head_dim); k_proj, v_proj: kv_heads
-    layers/attn/o_proj/kernel     (layers, heads * head_dim, width)
-    layers/mlp_norm/scale         (layers, width)
-    layers/mlp/gate_proj/kernel   (layers, width, ffn); up_proj alike
-    layers/mlp/down_proj/kernel   (layers, ffn, width)
-    norm/scale                    (width,)
-    head/kernel                   (width, vocabulary), unless the embedding is the head
-
-Products run in the dtype of their kernel; norms, softmax and logits in float32.
+Layers are stacked along a first dimension and scanned, so that a deep model compiles as fast as a
+shallow one.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jlora.models._config import DecoderConfig
+from jlora.models._config import DecoderConfig, RopeScaling
 
-HIDDEN = -1e30  # a score that softmax turns into 0; not -inf, or rows of padding would be NaN
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens read so far; every row writes to the same slot."""
-
-    keys: jax.Array  # (layers, batch, kv_heads, slots, head_dim)
-    values: jax.Array  # (layers, batch, kv_heads, slots, head_dim)
-    slot: jax.Array | int  # the first free one
-    layer: jax.Array | int = 0  # which layer reads and writes next
-
-    @classmethod
-    def empty(cls, config: DecoderConfig, batch: int, slots: int, dtype: Any) -> Cache:
-        shape = (config.layers, batch, config.kv_heads, slots, config.head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), 0)
-
-    def grown(self, slots: int) -> Cache:
-        """The cache with so many slots more."""
-        more = [(0, 0)] * 3 + [(0, slots), (0, 0)]
-        return self._replace(keys=jnp.pad(self.keys, more), values=jnp.pad(self.values, more))
-
-    def exchange(self, keys: jax.Array, values: jax.Array) -> tuple[Cache, jax.Array, jax.Array]:
-        """The cache with one layer's new keys and values, and all that this layer has of each."""
-        at = (self.layer, 0, 0, self.slot, 0)
-        cache = self._replace(
-            keys=lax.dynamic_update_slice(self.keys, keys[None].astype(self.keys.dtype), at),
-            values=lax.dynamic_update_slice(self.values, values[None].astype(self.keys.dtype), at),
-            layer=self.layer + 1,
-        )
-        return (
-            cache,
-            lax.dynamic_index_in_dim(cache.keys, self.layer, keepdims=False),
-            lax.dynamic_index_in_dim(cache.values, self.layer, keepdims=False),
-        )
+Cache = tuple[jax.Array, jax.Array]  # keys and values: (layers, batch, slots, kv_heads, head_dim)
 
 
-class Linear(nn.Module):
-    features: int
+def rotary_frequencies(config: DecoderConfig) -> jax.Array:
+    """Radians a position for each pair of a head's dimensions: (head_dim / 2,), float32."""
+    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    frequencies = config.rope_theta**-exponents
+    if config.rope_scaling is not None:
+        frequencies = _stretched(frequencies, config.rope_scaling)
+    return frequencies
+
+
+def _stretched(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Slow frequencies divided by the factor, fast ones as they are, a ramp between."""
+    turns = scaling.original_max_position * frequencies / (2 * math.pi)
+    ramp = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = jnp.clip(ramp, 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864) of (batch, length, heads, head_dim)."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale, computed in float32."""
+
+    epsilon: float
 
     @nn.compact
-    def __call__(self, x):
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        return x.astype(kernel.dtype) @ kernel
-
-
-class Norm(nn.Module):
-    """x / sqrt(mean(x²) + eps) * scale (Zhang and Sennrich 2019, arXiv 1910.07467)."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         wide = x.astype(jnp.float32)
-        wide *= lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
         return (wide * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 class Attention(nn.Module):
+    """Causal attention with grouped key-value heads; keys and values are never repeated."""
+
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, rope, bias, cache: Cache | None):
+    def __call__(self, x, rotary, mask, cache, slot):
         config = self.config
+        batch, length, _ = x.shape
         groups = config.heads // config.kv_heads
 
-        def heads(name: str, count: int):
-            projected = Linear(count * config.head_dim, name=name)(x)
-            return projected.reshape(*x.shape[:2], count, config.head_dim)
+        def project(name, heads):
+            features = heads * config.head_dim
+            out = nn.Dense(features, use_bias=False, name=name)(x)
+            return out.reshape(batch, length, heads, config.head_dim)
 
-        queries = rotate(heads("q_proj", config.heads), rope) * config.head_dim**-0.5
-        queries = queries.reshape(*x.shape[:2], config.kv_heads, groups, config.head_dim)
-        keys = rotate(heads("k_proj", config.kv_heads), rope).swapaxes(1, 2)
-        values = heads("v_proj", config.kv_heads).swapaxes(1, 2)
+        query = rotate(project("q_proj", config.heads), *rotary)
+        key = rotate(project("k_proj", config.kv_heads), *rotary)
+        value = project("v_proj", config.kv_heads)
         if cache is not None:
-            cache, keys, values = cache.exchange(keys, values)
-        scores = jnp.einsum(
-            "btkgd,bksd->bkgts", queries, keys, preferred_element_type=jnp.float32
-        )
-        weights = jax.nn.softmax(scores + bias, axis=-1).astype(values.dtype)
-        mixed = jnp.einsum("bkgts,bksd->btkgd", weights, values)
-        return Linear(x.shape[-1], name="o_proj")(mixed.reshape(*x.shape[:2], -1)), cache
+            key = jax.lax.dynamic_update_slice(cache[0], key, (0, slot, 0, 0))
+            value = jax.lax.dynamic_update_slice(cache[1], value, (0, slot, 0, 0))
+            cache = key, value
+        query = query.reshape(batch, length, config.kv_heads, groups, config.head_dim)
+        scores = jnp.einsum("btkgd,bskd->bkgts", query, key) * config.head_dim**-0.5
+        scores = jnp.where(mask[:, None, None], scores.astype(jnp.float32), -1e30)
+        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        mixed = jnp.einsum("bkgts,bskd->btkgd", weights, value)
+        mixed = mixed.reshape(batch, length, config.heads * config.head_dim)
+        return nn.Dense(config.width, use_bias=False, name="o_proj")(mixed), cache
 
 
-class MLP(nn.Module):
-    """(silu(x G) * (x U)) D (Shazeer 2020, arXiv 2002.05202)."""
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x):
-        gate = Linear(self.config.ffn, name="gate_proj")(x)
-        up = Linear(self.config.ffn, name="up_proj")(x)
-        return Linear(x.shape[-1], name="down_proj")(nn.silu(gate) * up)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = nn.Dense(self.config.mlp_width, use_bias=False, name="gate_proj")(x)
+        up = nn.Dense(self.config.mlp_width, use_bias=False, name="up_proj")(x)
+        return nn.Dense(self.config.width, use_bias=False, name="down_proj")(jax.nn.silu(gate) * up)
 
 
 class Block(nn.Module):
+    """One layer: attention and MLP, each on its normed input and added to it."""
+
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, carry, rope, bias):
-        x, cache = carry
-        eps = self.config.norm_eps
-        mixed, cache = Attention(self.config, name="attn")(
-            Norm(eps, name="attn_norm")(x), rope, bias, cache
-        )
-        x += mixed
-        x += MLP(self.config, name="mlp")(Norm(eps, name="mlp_norm")(x))
-        return (x, cache), None
+    def __call__(self, x, rotary, mask, cache, slot):
+        normed = RMSNorm(self.config.norm_epsilon, name="attn_norm")(x)
+        mixed, cache = Attention(self.config, name="attn")(normed, rotary, mask, cache, slot)
+        x = x + mixed
+        normed = RMSNorm(self.config.norm_epsilon, name="mlp_norm")(x)
+        return x + GatedMLP(self.config, name="mlp")(normed), cache
 
 
 class Decoder(nn.Module):
-    """Tokens to hidden states, and hidden states to logits."""
+    """A decoder-only transformer; parameters as ``{"embed", "layers", "norm"[, "head"]}``."""
 
     config: DecoderConfig
     remat: bool = False
 
     def setup(self):
         config = self.config
-        self.embed = nn.Embed(config.vocabulary, config.width)
-        # The scan already keeps the compiler from undoing rematerialisation.
+        # prevent_cse: a scan already keeps the two passes apart
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        self.embed = nn.Embed(config.vocabulary, config.width)
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),  # pyright: ignore
             length=config.layers,
         )(config)
-        self.norm = Norm(config.norm_eps)
+        self.norm = RMSNorm(config.norm_epsilon)
         if not config.tied:
-            self.head = Linear(config.vocabulary)
+            self.head = nn.Dense(config.vocabulary, use_bias=False)
 
-    def __call__(self, tokens):
-        """Logits of (batch, length) tokens; touches every parameter, for `init`."""
+    def __call__(self, tokens: jax.Array) -> jax.Array:
         return self.logits(self.hidden(tokens))
 
-    def hidden(self, tokens):
-        """Normalised states (batch, length, width) of sequences that start at position 0."""
-        positions = jnp.arange(tokens.shape[1])
-        bias = visible(positions[None, :] <= positions[:, None])  # (length, length)
-        states, _ = self._run(tokens, positions[None], bias, None)
-        return states
+    def hidden(self, tokens: jax.Array) -> jax.Array:
+        """The last layer's normed output, (batch, length, width), for tokens from position 0 on."""
+        length = tokens.shape[1]
+        causal = jnp.tril(jnp.ones((length, length), bool))[None]
+        return self._run(tokens, jnp.arange(length)[None], causal, None, None)[0]
 
-    def read(self, tokens, cache: Cache, padding):
-        """The last state (batch, width) after reading tokens into the cache, and the cache.
+    def extend(self, tokens, positions, mask, cache: Cache, slot) -> tuple[jax.Array, Cache]:
+        """As `hidden`, after the keys and values in ``cache``; those of ``tokens`` go to ``slot``.
 
-        Slot s of a row is its position s - padding; slots below its padding hold nothing.
+        Args:
+            tokens: (batch, length) int32.
+            positions: (batch, length) int32, each token's place in its own row.
+            mask: (batch, length, slots) bool, which slots a token sees.
+            cache: from `empty_cache` or an earlier call.
+            slot: int32 scalar, the first of ``length`` slots, the same for all rows.
         """
-        slots = cache.slot + jnp.arange(tokens.shape[1])  # of the tokens
-        columns = jnp.arange(cache.keys.shape[3])  # all slots
-        seen = (columns[None, None] <= slots[None, :, None]) & (
-            columns[None, None] >= padding[:, None, None]
-        )  # (batch, length, slots)
-        positions = jnp.maximum(slots[None] - padding[:, None], 0)
-        bias = visible(seen)[:, None, None]
-        states, cache = self._run(tokens, positions, bias, cache)
-        return states[:, -1], cache._replace(slot=cache.slot + tokens.shape[1], layer=0)
+        return self._run(tokens, positions, mask, cache, slot)
 
-    def logits(self, hidden):
-        """Scores (..., vocabulary) in float32."""
-        if self.config.tied:
-            kernel, spec = self.embed.embedding, "...d,vd->...v"
-        else:
-            return self.head(hidden).astype(jnp.float32)
-        hidden = hidden.astype(kernel.dtype)
-        return jnp.einsum(spec, hidden, kernel, preferred_element_type=jnp.float32)
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Scores over the vocabulary, float32."""
+        out = self.embed.attend(hidden) if self.config.tied else self.head(hidden)
+        return out.astype(jnp.float32)
 
-    def _run(self, tokens, positions, bias, cache):
-        rope = rotations(self.config, positions)
-        (x, cache), _ = self.layers((self.embed(tokens), cache), rope, bias)
+    def _run(self, tokens, positions, mask, cache, slot) -> tuple[jax.Array, Any]:
+        x = self.embed(tokens)
+        angles = positions[..., None].astype(jnp.float32) * rotary_frequencies(self.config)
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        rotary = tuple(part[:, :, None].astype(x.dtype) for part in (cos, sin))
+        x, cache = self.layers(x, rotary, mask, cache, slot)
         return self.norm(x), cache
 
 
-def visible(seen):
-    """What is added to the scores, float32: 0 where a token sees another, else HIDDEN."""
-    return jnp.where(seen, 0.0, HIDDEN).astype(jnp.float32)
-
-
-def rotations(config: DecoderConfig, positions):
-    """cos and sin (batch or 1, length, 1, head_dim / 2) of rotary positions, float32.
-
-    Su et al. 2021, arXiv 2104.09864.
-    """
-    half = config.head_dim // 2
-    frequencies = config.rope_base ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    if config.rope_factors:
-        frequencies /= jnp.asarray(config.rope_factors, jnp.float32)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x, rope):
-    """Each pair (x_i, x_{i + head_dim / 2}) turned by its angle; in float32, back in x's dtype."""
-    cos, sin = rope
-    one, two = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([one * cos - two * sin, two * cos + one * sin], -1).astype(x.dtype)
+def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any) -> Cache:
+    """Room for the keys and values of so many slots in each row."""
+    shape = (config.layers, batch, slots, config.kv_heads, config.head_dim)
+    return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
