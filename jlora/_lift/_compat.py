@@ -58,28 +58,32 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
     return len(eqn.invars) - scanned - carried, carried
 
 
-_LIBRARIES = tuple(
-    os.path.join("site-packages", name) + os.sep
-    for name in ("jax", "jaxlib", "flax", "haiku", "equinox", "optax", "einops", "jaxtyping")
-)
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep + "_lift" + os.sep
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def _within(*packages: str) -> tuple[str, ...]:
+    return tuple(os.path.join("site-packages", name) + os.sep for name in packages)
+
+
+_JAX = (*_within("jax", "jaxlib"), f"{os.sep}functools.py", f"{os.sep}contextlib.py", "<frozen")
+_LIBRARIES = _within("flax", "haiku", "equinox", "optax", "einops", "jaxtyping")
 
 
 def source(eqn: Any) -> str:
     """Where the model's own code asked for this equation: ``file:line (function)``.
 
-    Frames of JAX and of the module libraries are passed over; if nothing else is left, the
-    innermost frame outside JAX stands in.
+    The innermost frame outside JAX and the module libraries, or a library's if there is no other.
     """
-    traceback = eqn.source_info.traceback
-    for frame in getattr(traceback, "frames", ()):
+    library = None
+    for frame in getattr(eqn.source_info.traceback, "frames", ()):
         name = frame.file_name
-        if name.startswith((_HERE, "<frozen")) or any(part in name for part in _LIBRARIES):
+        if name.startswith(_HERE) or any(part in name for part in _JAX):
             continue
-        if os.sep + "functools.py" in name or os.sep + "contextlib.py" in name:
-            continue
-        return f"{os.path.basename(name)}:{frame.line_num} ({frame.function_name})"
-    return source_info_util.summarize(eqn.source_info)
+        place = f"{os.path.basename(name)}:{frame.line_num} ({frame.function_name})"
+        if not any(part in name for part in _LIBRARIES):
+            return place
+        library = library or place
+    return library or source_info_util.summarize(eqn.source_info)
 
 
 def is_array(value: Any) -> bool:

@@ -152,5 +152,5 @@ def from_gguf(fields: Mapping[str, Any], tied: bool, where: str) -> DecoderConfi
         norm_epsilon=field("attention.layer_norm_rms_epsilon"),
         rope_theta=field("rope.freq_base", 10000.0),
         tied=tied,
-        family=architecture,
+        family=str(architecture),
     )
