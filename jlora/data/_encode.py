@@ -21,7 +21,7 @@ class Tokenizer(Protocol):
         """The tokens of the text."""
         ...
 
-    def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
+    def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         """The text of the conversation in the model's chat template."""
         ...
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from jlora.data import _household
 from jlora.data._rows import Messages
 
-SYSTEM = "Answer with one Home Assistant call as JSON."
+SYSTEM = "Reply with a JSON call."
 HELD_OUT = 0.2  # share of the templates that only the test split uses
 _LEFT_OUT = {"HassRespond"}
 _HERE = "?"  # the area of a speaker who names none

@@ -1,0 +1,107 @@
+"""Each mistake of a person is one message on stderr and exit status 2, before anything is done."""
+
+import json
+import shutil
+
+import pytest
+
+import train
+from jlora import checkpoint
+
+
+@pytest.fixture
+def good(flags, tmp_path):
+    return [*flags, f"--out={tmp_path / 'run'}"]
+
+
+def refused(arguments, capsys):
+    """The message with which train.py refuses the arguments."""
+    capsys.readouterr()
+    assert train.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("train.py: ")
+    assert "Traceback" not in told
+    return told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=/nowhere/model"], "/nowhere/model"),
+        (["--data=/nowhere/rows.jsonl"], "/nowhere/rows.jsonl can't be read: No such file"),
+        (["--targets=qq_proj"], "matches none of the"),
+        (["--targets=("], "is no regular expression"),
+        (["--rank=0"], "rank is 0: expected a whole number of at least 1"),
+        (["--rank=9"], "rank 9 is larger than it. Expected at most 8"),
+        (["--alpha=-1"], "alpha is -1.0: expected a number above 0"),
+        (["--steps=0"], "--steps is 0: expected at least 1"),
+        (["--batch-size=0", "--eval-rows=0"], "--eval-rows is 0: expected at least 1"),
+        (["--max-length=4"], "no row has an answer within the length limit"),
+        (["--resume"], "--resume: "),
+        (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
+    ],
+)
+def test_a_wrong_flag_is_named_before_anything_is_written(
+    good, arguments, message, tmp_path, capsys
+):
+    assert message in refused([*good, *arguments], capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pattern_that_matches_nothing_shows_the_nearest_weights(good, capsys):
+    assert "layers/attn/q_proj/kernel" in refused([*good, "--targets=qq_proj"], capsys)
+
+
+def test_malformed_rows_are_named_by_their_lines(good, tmp_path, capsys):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n\n{"prompt": 1}\n')
+    told = refused([*good, f"--data={path}"], capsys)
+    assert f"{path}: 2 of 3 lines can't be used" in told
+    assert "line 2: empty" in told
+    assert "line 3: 'prompt' is a number, not text" in told
+
+
+def test_rows_beyond_the_limit_are_counted_in_one_line(good, rows, tmp_path, capsys):
+    path = tmp_path / "long.jsonl"
+    long = {"prompt": "a", "completion": "b" * 300}
+    path.write_text(rows.read_text() + json.dumps(long) + "\n")
+    arguments = [*good, f"--data={path}", "--max-length=100", "--steps=1", "--seed=1"]
+    assert train.main(arguments) == 0
+    assert "1 longer than 100 tokens: 1 cut, 0 dropped" in capsys.readouterr().out
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(good, tmp_path, capsys):
+    run = checkpoint.Run(tmp_path / "run")
+    run.begin({"settings": {}})
+    assert "holds another run: --resume goes on with it, --overwrite" in refused(good, capsys)
+    assert run.settings == {"settings": {}}
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(good, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    assert "is not empty and holds no run" in refused(good, capsys)
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+    assert "is a file: expected a folder" in refused(
+        [*good, f"--out={tmp_path / 'run' / 'thesis.tex'}"], capsys
+    )
+
+
+def test_resuming_with_other_settings_lists_the_differences(finished, capsys):
+    told = refused([f"--out={finished}", "--steps=8", "--rank=4", "--seed=2", "--resume"], capsys)
+    assert "rank was 3, now 4" in told
+    assert "seed was 0, now 2" in told
+    assert "steps was" not in told
+
+
+def test_resuming_on_a_model_whose_weights_changed_is_refused(
+    finished, make_llama, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    run = json.loads((out / "run.json").read_text())
+    run["settings"]["model"] = str(make_llama(tmp_path / "other", seed=1))
+    (out / "run.json").write_text(json.dumps(run))
+    told = refused([f"--out={out}", "--resume"], capsys)
+    assert "the base model changed: " in told
+    assert "layers/attn/q_proj/kernel: the shape agrees, the values are others" in told

@@ -1,0 +1,116 @@
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import train
+from jlora import checkpoint, monitor
+
+ROOT = Path(train.__file__).parent
+
+
+def losses(out):
+    return [row["loss"] for row in monitor.read_metrics(out / "metrics.jsonl")]
+
+
+def test_a_run_leaves_metrics_scores_a_figure_and_an_adapter_that_works(finished):
+    printed = (finished / "printed.txt").read_text()
+    steps = [row["step"] for row in monitor.read_metrics(finished / "metrics.jsonl")]
+    assert steps == [*range(1, 9)]
+    assert all(math.isfinite(loss) for loss in losses(finished))
+    scores = json.loads((finished / "results.json").read_text())
+    assert scores["after"]["loss"] < scores["before"]["loss"]
+    assert len(scores["after"]["answers"]) == 3
+    assert (finished / "training.png").read_bytes().startswith(b"\x89PNG")
+    lora, config = checkpoint.restore(finished / "adapter")
+    assert (len(lora), config.rank) == (7, 3)
+    assert "it gives the same answer to 3 of 3 rows" in printed
+    assert f"python -m jlora generate --adapter {finished / 'adapter'}" in printed
+
+
+def test_a_stopped_run_goes_on_with_the_losses_of_one_that_was_not(
+    flags, finished, tmp_path, monkeypatch, capsys
+):
+    write = monitor.Metrics.write
+
+    def interrupt(metrics, step, values):
+        write(metrics, step, values)
+        if step == 4:  # between two checkpoints
+            os.kill(os.getpid(), signal.SIGINT)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor.Metrics, "write", interrupt)
+        assert train.main([*flags, f"--out={out}"]) == 128 + signal.SIGINT
+    told = capsys.readouterr().err
+    assert "stopped by SIGINT after step 4, which is saved" in told
+    assert f"python train.py --out {out} --resume" in told
+    assert losses(out) == losses(finished)[:4]
+
+    assert train.main([f"--out={out}", "--resume"]) == 0
+    assert losses(out) == losses(finished)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (out, finished)]
+    assert results[0] == results[1]
+
+
+def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "checkpoints" / "8")  # as if the power had failed at step 8
+    assert checkpoint.Run(out).latest_step == 6
+    assert train.main([f"--out={out}", "--resume"]) == 0
+    assert losses(out) == losses(finished)
+
+
+def test_sigterm_saves_and_leaves_cleanly(flags, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "train.py", *flags, f"--out={out}", "--steps=100000"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        metrics, deadline = out / "metrics.jsonl", time.monotonic() + 60
+        while len(monitor.read_metrics(metrics)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after step" in told
+    assert "Traceback" not in told
+    assert checkpoint.Run(out).latest_step == len(losses(out)) >= 2
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
+    flags, tmp_path, monkeypatch, capsys
+):
+    update = train.update_step
+
+    def broken(job):
+        step_fn, calls = update(job), iter(range(99))
+
+        def step(*args):
+            lora, opt_state, values = step_fn(*args)
+            return lora, opt_state, values | {"loss": math.nan if next(calls) == 4 else 1.0}
+
+        return step
+
+    monkeypatch.setattr(train, "update_step", broken)
+    out = tmp_path / "run"
+    assert train.main([*flags, f"--out={out}"]) == 1
+    told = capsys.readouterr().err
+    assert "the loss is nan" in told
+    assert "at step 5, so training stopped" in told
+    assert "The checkpoint of step 3" in told
+    assert "Try a --learning-rate below 0.003" in told
+    assert checkpoint.Run(out).latest_step == 3
+
+
+def test_overwrite_begins_afresh(flags, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    assert train.main([*flags, f"--out={out}", "--steps=2", "--seed=1", "--overwrite"]) == 0
+    assert len(losses(out)) == 2
+    assert losses(out) != losses(finished)[:2]
+    assert checkpoint.Run(out).latest_step == 2

@@ -1,0 +1,488 @@
+"""Teaches a language model a task with LoRA, and shows before and after what it learned.
+
+    python train.py                              SmolLM2 learns to call Home Assistant
+    python train.py --data rows.jsonl            your own questions and answers
+    python train.py --out runs/mine --resume     goes on where a run was stopped
+
+Runs on whatever JAX finds: CPU, GPU or TPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from tqdm import tqdm
+
+import jlora
+from jlora import checkpoint, data, models, monitor
+
+# ------------------------------------------------------------------------------------------------
+# Settings. Each field is a flag; those in FREE may change when a run is resumed.
+# ------------------------------------------------------------------------------------------------
+
+
+def setting(default: Any, text: str, **more: Any) -> Any:
+    """A field of `Settings` with the text that --help shows for it."""
+    return dataclasses.field(default=default, metadata={"help": text, **more})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run is made of. The defaults are tuned for the default task on two CPU cores."""
+
+    model: str = setting(
+        "smollm2", "smollm2, a .gguf file, a Hugging Face folder or a Hugging Face hub id"
+    )
+    data: str = setting(
+        "home-assistant",
+        "home-assistant, or a JSONL file whose rows hold messages, prompt and completion, "
+        "or instruction, input and output",
+    )
+    out: str = setting("runs/home-assistant", "folder for everything that the run writes")
+    steps: int = setting(480, "updates of the adapter", least=1)
+    # Many small updates: the same 1920 rows gave 49 % in batches of 16, 74 % of 8, 84 % of 4.
+    batch_size: int = setting(4, "rows in an update", least=1)
+    # LoRA wants some ten times the learning rate of full fine-tuning, and short runs more still
+    # (Schulman et al. 2025, "LoRA Without Regret").
+    learning_rate: float = setting(3e-3, "peak of the schedule: warm-up, then cosine to zero")
+    warmup: float = setting(0.1, "share of the steps in which the learning rate rises")
+    weight_decay: float = setting(0.0, "AdamW's, on A and B")
+    clip: float = setting(1.0, "largest norm of the gradient")
+    rank: int = setting(8, "rank of A B")
+    alpha: float = setting(16.0, "A B is multiplied by alpha / rank")
+    # Every linear layer, the MLPs above all: more is learned than from attention alone.
+    targets: str = setting(
+        "(q|k|v|o|gate|up|down)_proj", "regular expression: which weights get an adapter"
+    )
+    max_length: int = setting(512, "longest row, in tokens; what is longer is cut", least=2)
+    train_rows: int = setting(1920, "sentences to sample for the home-assistant task", least=1)
+    eval_rows: int = setting(160, "rows held out to measure before and after", least=1)
+    max_new_tokens: int = setting(64, "longest answer in evaluation, in tokens", least=1)
+    checkpoint_every: int = setting(60, "steps between checkpoints", least=1)
+    seed: int = setting(0, "of the data, the order and A's start")
+    dtype: str = setting(
+        "float32", "of the frozen weights; A and B are float32", choices=("float32", "bfloat16")
+    )
+    remat: bool = setting(False, "recompute activations in the backward pass: less memory, slower")
+
+
+FREE = {"out", "checkpoint_every"}
+
+
+def parse(argv: Sequence[str] | None) -> tuple[dict[str, Any], bool, bool]:
+    """The flags that were given, and whether to resume or overwrite."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for field in dataclasses.fields(Settings):
+        flag = "--" + field.name.replace("_", "-")
+        text = field.metadata["help"]
+        if isinstance(field.default, bool):
+            parser.add_argument(flag, action="store_true", help=text)
+        else:
+            parser.add_argument(
+                flag,
+                type=type(field.default),
+                choices=field.metadata.get("choices"),
+                metavar="" if "choices" not in field.metadata else None,
+                help=f"{text} ({field.default})",
+            )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    given = vars(parser.parse_args(argv))
+    return given, given.pop("resume", False), given.pop("overwrite", False)
+
+
+def settle(given: dict[str, Any], run: checkpoint.Run, resume: bool, overwrite: bool) -> Settings:
+    """The settings of this run: those given, or on resuming those it was begun with."""
+    where = run.directory
+    problems = [
+        f"--{name.replace('_', '-')} is {given[name]}: expected at least {least}"
+        for name, field in Settings.__dataclass_fields__.items()
+        if (least := field.metadata.get("least")) and given.get(name, least) < least
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other: choose one")
+    if resume:
+        if not run.begun:
+            raise ValueError(f"--resume: {where} holds no run. Start one without --resume")
+        recorded = run.settings["settings"]
+        changed = [
+            f"{name} was {recorded.get(name)!r}, now {value!r}"
+            for name, value in given.items()
+            if name not in FREE and recorded.get(name) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"--resume: the run in {where} was begun with other settings: "
+                f"{'; '.join(changed)}. Leave these flags out, or choose another --out"
+            )
+        return Settings(**{**recorded, **given})
+    if run.begun and not overwrite:
+        raise ValueError(
+            f"{where} holds another run: --resume goes on with it, --overwrite replaces it, "
+            "--out chooses another folder"
+        )
+    if where.exists() and not where.is_dir():
+        raise ValueError(f"--out {where} is a file: expected a folder")
+    if where.exists() and any(where.iterdir()) and not overwrite:
+        raise ValueError(
+            f"{where} is not empty and holds no run: choose another --out, or --overwrite to "
+            "write beside what is there"
+        )
+    return Settings(**given)
+
+
+# ------------------------------------------------------------------------------------------------
+# Data
+# ------------------------------------------------------------------------------------------------
+
+
+def load_rows(settings: Settings) -> tuple[list[data.Messages], list[data.Messages]]:
+    """Conversations (train, held out)."""
+    if settings.data == "home-assistant":
+        return data.home_assistant(settings.train_rows, settings.eval_rows, seed=settings.seed)
+    rows = data.read_rows(settings.data)
+    # Your own file is measured on at most a tenth of its rows.
+    count = max(1, min(settings.eval_rows, len(rows) // 10))
+    return data.hold_out(rows, count, seed=settings.seed)
+
+
+# ------------------------------------------------------------------------------------------------
+# Model, loss and adapter
+# ------------------------------------------------------------------------------------------------
+
+
+def loss_of(model: models.Model, remat: bool) -> Callable[[Any, data.Batch], Any]:
+    """The function (params, batch) -> (summed loss of the answer's tokens, how many)."""
+
+    def loss(params, batch):
+        hidden = model.hidden(params, batch["tokens"], remat=remat)  # (batch, length, width)
+        # Only answers are predicted: the vocabulary's logits exist for them alone.
+        hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
+        logits = model.logits(params, hidden).astype(jnp.float32)  # (batch, answers, vocabulary)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+        return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
+
+    return loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything that a run needs, checked and in memory."""
+
+    settings: Settings
+    run: checkpoint.Run
+    model: models.Model
+    config: jlora.LoraConfig
+    frozen: Any
+    lora: Any
+    tx: optax.GradientTransformation
+    loss: Callable[..., Any]  # (frozen, lora, batch) -> (sum, count)
+    batches: data.Batches
+    held_out: list[data.Messages]
+    held_out_batches: data.Batches
+
+
+def prepare(settings: Settings, run: checkpoint.Run) -> Job:
+    """Loads and checks everything; nothing is written and nothing trained yet."""
+    config = jlora.LoraConfig(targets=settings.targets, rank=settings.rank, alpha=settings.alpha)
+    rows, held_out = load_rows(settings)
+    model = models.load(settings.model, dtype=settings.dtype)
+    examples, report = data.encode(rows, model.tokenizer, max_length=settings.max_length)
+    measured, _ = data.encode(held_out, model.tokenizer, max_length=settings.max_length)
+    batches = data.Batches(examples, batch_size=settings.batch_size, seed=settings.seed)
+    held_out_batches = data.Batches(measured, batch_size=16, shapes=1, shuffle=False)
+    base_loss = loss_of(model, settings.remat)
+    axes = jlora.trace_axes(base_loss, model.params, batches(0))
+    key = jax.random.key(settings.seed)
+    frozen, lora = jlora.split(model.params, config, key, axes=axes)
+    warmup_steps = max(1, round(settings.warmup * settings.steps))
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=settings.learning_rate / warmup_steps,
+        peak_value=settings.learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=max(settings.steps, warmup_steps + 1),
+    )
+    tx = jlora.optimizer(
+        optax.chain(
+            optax.clip_by_global_norm(settings.clip),
+            optax.adamw(schedule, weight_decay=settings.weight_decay),
+        )
+    )
+    print(f"data:    train {report}; {len(held_out)} rows held out")
+    print(f"batches: {batches.per_epoch} an epoch, (length, answers): {batches.shapes}")
+    print(f"adapter: {jlora.summary(frozen, lora)}")
+    return Job(
+        settings,
+        run,
+        model,
+        config,
+        frozen,
+        lora,
+        tx,
+        jlora.lift(base_loss),
+        batches,
+        held_out,
+        held_out_batches,
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# The update step
+# ------------------------------------------------------------------------------------------------
+
+
+def update_step(job: Job) -> Callable[..., Any]:
+    """The compiled function (frozen, lora, opt_state, batch) -> (lora, opt_state, metrics).
+
+    The frozen weights are an argument, so they are no constant of the program; adapter and
+    optimizer state are donated, so they are updated in place.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=(1, 2))
+    def step(frozen, lora, opt_state, batch):
+        def mean_loss(lora):
+            total, count = job.loss(frozen, lora, batch)
+            return total / jnp.maximum(count, 1)
+
+        loss, grads = jax.value_and_grad(mean_loss)(lora)
+        updates, opt_state = job.tx.update(grads, opt_state, lora)
+        lora = optax.apply_updates(lora, updates)
+        return lora, opt_state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+
+    return step
+
+
+# ------------------------------------------------------------------------------------------------
+# Evaluation
+# ------------------------------------------------------------------------------------------------
+
+
+RESULTS = "results.json"
+
+
+def answers_to(job: Job, rows: Sequence[data.Messages], *weights: Any) -> list[str]:
+    """The model's greedy answers to the conversations without their own."""
+    questions = [row[:-1] for row in rows]
+    return models.answer(
+        job.model,
+        questions,
+        *weights,
+        max_new_tokens=job.settings.max_new_tokens,
+        batch_size=min(64, len(rows)),
+    )
+
+
+def evaluate(job: Job, lora: Any) -> dict[str, Any]:
+    """Loss, exact match and answers on the held-out rows."""
+    loss = jax.jit(job.loss)
+    sums = [
+        loss(job.frozen, lora, job.held_out_batches(step))
+        for step in range(job.held_out_batches.per_epoch)
+    ]
+    total, count = (float(sum(part)) for part in zip(*sums, strict=True))
+    answers = answers_to(job, job.held_out, job.frozen, lora)
+    wanted = [row[-1]["content"].strip() for row in job.held_out]
+    right = [got.strip() == want for got, want in zip(answers, wanted, strict=True)]
+    return {
+        "loss": total / count,
+        "exact_match": sum(right) / len(right),
+        "answers": answers,
+    }
+
+
+def measured_before(job: Job) -> dict[str, Any]:
+    """The scores of the fresh adapter, which are the base's: measured once in a run."""
+    path = job.run.directory / RESULTS
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))["before"]
+    before = evaluate(job, job.lora)
+    write_results(job, {"before": before})
+    return before
+
+
+def write_results(job: Job, scores: dict[str, Any]) -> None:
+    """Puts the scores where a person and a resumed run find them."""
+    text = json.dumps(scores, indent=2, ensure_ascii=False) + "\n"
+    (job.run.directory / RESULTS).write_text(text, encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------
+# The loop
+# ------------------------------------------------------------------------------------------------
+
+
+def train(job: Job, lora: Any, opt_state: Any, start: int) -> tuple[Any, int]:
+    """The trained adapter, or the exit status of a run that stopped early."""
+    settings, run = job.settings, job.run
+    step_fn = update_step(job)
+    with (
+        monitor.stop_on_signals() as stop,
+        monitor.Metrics(run.directory / "metrics.jsonl", resume_at=start) as metrics,
+        tqdm(
+            total=settings.steps,
+            initial=start,
+            unit="step",
+            mininterval=0.1 if sys.stderr.isatty() else 30,
+        ) as bar,
+    ):
+        for step in range(start + 1, settings.steps + 1):
+            began = time.perf_counter()
+            batch = job.batches(step - 1)
+            lora, opt_state, values = step_fn(job.frozen, lora, opt_state, batch)
+            values = {name: float(value) for name, value in values.items()}
+            seconds = time.perf_counter() - began
+            if not all(map(math.isfinite, values.values())):
+                bar.close()
+                last = run.latest_step
+                return None, fail(
+                    f"the loss is {values['loss']} and the gradient's norm "
+                    f"{values['grad_norm']} at step {step}, so training stopped. "
+                    + (
+                        f"The checkpoint of step {last} in {run.directory} is good. "
+                        if last
+                        else ""
+                    )
+                    + f"Try a --learning-rate below {settings.learning_rate}",
+                    status=1,
+                )
+            tokens = int((batch["tokens"] > 0).sum())
+            metrics.write(step, {**values, "tokens": tokens, "seconds": round(seconds, 3)})
+            bar.set_postfix(
+                {"loss": f"{values['loss']:.3f}", "tokens/s": f"{tokens / seconds:.0f}"},
+                refresh=False,
+            )
+            bar.update()
+            if step % settings.checkpoint_every == 0 or step == settings.steps or stop.requested:
+                run.save(step, {"lora": lora, "opt_state": opt_state})
+            if stop.requested and step < settings.steps:
+                break
+        else:
+            return lora, 0
+    assert stop.signal is not None
+    print(
+        f"stopped by {stop.signal.name} after step {step}, which is saved. "
+        f"Go on with: python train.py --out {run.directory} --resume",
+        file=sys.stderr,
+    )
+    return None, 128 + stop.signal
+
+
+# ------------------------------------------------------------------------------------------------
+# What came out
+# ------------------------------------------------------------------------------------------------
+
+SHOWN = 5  # held-out rows printed before and after
+CHECKED = 32  # held-out rows on which the saved, merged model must answer as the adapted one
+
+
+def finish(job: Job, lora: Any, before: dict[str, Any]) -> None:
+    """Measures, saves, reloads, merges and compares; says where everything is."""
+    out, settings = job.run.directory, job.settings
+    after = evaluate(job, lora)
+    scores = {"before": before, "after": after}
+    write_results(job, scores)
+    monitor.draw(out / "training.png", monitor.read_metrics(out / "metrics.jsonl"), scores)
+    checkpoint.save(
+        out / "adapter",
+        lora,
+        job.config,
+        base=job.frozen,
+        metadata={"model": settings.model, "dtype": settings.dtype, "system": system_of(job)},
+        overwrite=True,
+    )
+    restored, _ = checkpoint.restore(out / "adapter", base=job.frozen)
+    merged = jlora.merge(job.frozen, restored)
+    rows = job.held_out[:CHECKED]
+    same = sum(map(str.__eq__, answers_to(job, rows, merged), after["answers"]))
+
+    samples = zip(job.held_out, before["answers"], after["answers"], strict=True)
+    for row, was, now in itertools.islice(samples, SHOWN):
+        print(f"\n  {row[-2]['content']}")
+        print(f"    wanted  {row[-1]['content']}")
+        print(f"    before  {shorten(was)}")
+        print(f"    after   {shorten(now)}")
+    print(f"\n{len(job.held_out)} held-out rows    loss per token    exact match")
+    for name, score in scores.items():
+        print(f"  {name:<16}  {score['loss']:14.3f}  {100 * score['exact_match']:11.1f} %")
+    print(f"reloaded and merged, it gives the same answer to {same} of {len(rows)} rows")
+    print(
+        f"\nadapter   {out / 'adapter'}\nmetrics   {out / 'metrics.jsonl'}\n"
+        f"figure    {out / 'training.png'}\n\n"
+        f"python -m jlora generate --adapter {out / 'adapter'} "
+        f"--prompt {json.dumps(job.held_out[0][-2]['content'])}"
+    )
+
+
+def system_of(job: Job) -> str | None:
+    """The system message, if all rows have the same one: answers need it again."""
+    first = {row[0]["content"] if row[0]["role"] == "system" else None for row in job.held_out}
+    return first.pop() if len(first) == 1 else None
+
+
+def shorten(text: str, width: int = 100) -> str:
+    """The text in one line of at most ``width`` letters."""
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def fail(message: str, status: int = 2) -> int:
+    """Says on one line of stderr what is wrong, and gives the exit status back."""
+    print(f"train.py: {message}", file=sys.stderr)
+    return status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0, or 2 for bad input, 1 for a loss that is no number, 128 + a signal."""
+    given, resume, overwrite = parse(argv)
+    run = checkpoint.Run(given.get("out", Settings.out))
+    start = 0
+    try:
+        settings = settle(given, run, resume, overwrite)
+        job = prepare(settings, run)
+        lora, opt_state = job.lora, job.tx.init(job.lora)
+        base = checkpoint.fingerprint(job.frozen)
+        if resume:
+            if changed := checkpoint.differences(run.settings["base"], base):
+                raise ValueError(f"--resume: the base model changed: {'; '.join(changed[:5])}")
+            if run.latest_step is not None:
+                start, state = run.restore({"lora": lora, "opt_state": opt_state})
+                lora, opt_state = state["lora"], state["opt_state"]
+        else:
+            run.begin({"settings": dataclasses.asdict(settings), "base": base})
+            (run.directory / RESULTS).unlink(missing_ok=True)
+    except ValueError as error:
+        return fail(str(error))
+    try:
+        before = measured_before(job)
+        if start < settings.steps:
+            lora, status = train(job, lora, opt_state, start)
+            if status:
+                return status
+        finish(job, lora, before)
+    except KeyboardInterrupt:
+        return fail(f"interrupted. Go on with: python train.py --out {run.directory} --resume", 130)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
