@@ -80,14 +80,15 @@ class LoraWeight:
     def factors(self) -> tuple[Factor, Factor]:
         """A and scaling * B with their dimensions named; no gradient reaches scaling."""
         axes = self.axes
-        b = self.b * jax.lax.stop_gradient(self.scaling).astype(self.b.dtype)
+        wide = jnp.promote_types(self.b.dtype, jnp.float32)  # bfloat16 would round the scaling
+        b = self.b.astype(wide) * jax.lax.stop_gradient(self.scaling).astype(wide)
         return (
             Factor(self.a, (*axes.stack, *axes.inputs, RANK)),
             Factor(b, (*axes.stack, RANK, *axes.outputs)),
         )
 
     def delta(self) -> jax.Array:
-        """``scaling * A B`` in the weight's shape and the factors' dtype."""
+        """``scaling * A B`` in the weight's shape, float32 or wider."""
         return multiply(*self.factors(), ndim=len(self.shape))
 
 

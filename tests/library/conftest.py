@@ -1,0 +1,18 @@
+"""The checks of `laws` as fixtures."""
+
+import laws
+import pytest
+from laws import adapted as adapted
+from laws import assert_close as assert_close
+
+
+@pytest.fixture(scope="session")
+def check_law_1():
+    """Law 1: the lifted function is that of the merged tree, in values and gradients."""
+    return laws.check_law_1
+
+
+@pytest.fixture(scope="session")
+def check_learns():
+    """A few steps through the lifted function alone make the loss fall."""
+    return laws.check_learns

@@ -1,0 +1,89 @@
+"""What every test of `lift` shares: an adapter that has trained, and the check of law 1."""
+
+import contextlib
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jlora
+
+
+def adapted(params, axes=None, *, targets=".", rank=3, alpha=5.0, dtype="float32", seed=0):
+    """`split`, and an adapter that has trained for a while: no factor is zero."""
+    config = jlora.LoraConfig(targets=targets, rank=rank, alpha=alpha, dtype=dtype)
+    frozen, lora = jlora.split(params, config, jax.random.key(seed), axes=axes)
+    keys = jax.random.split(jax.random.key(seed + 1), len(lora))
+
+    def trained(node, key):
+        b = 0.3 * jax.random.normal(key, node.b.shape)
+        return dataclasses.replace(node, b=b.astype(node.b.dtype))
+
+    return frozen, {path: trained(lora[path], key) for path, key in zip(lora, keys, strict=True)}
+
+
+def assert_close(got, want, tolerance=2e-5):
+    """Two trees are alike, each leaf's differences measured against its largest value."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    named = jax.tree_util.tree_leaves_with_path(got)
+    for (path, one), other in zip(named, jax.tree.leaves(want), strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape), path
+        one, other = (np.asarray(value, "float64") for value in (one, other))
+        size = max(np.abs(np.nan_to_num(other)).max(initial=0), 1e-3)
+        np.testing.assert_allclose(
+            one / size, other / size, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def check_law_1(fn, frozen, lora, *args, merged=0, factored=None, tolerance=2e-5):
+    """The lifted function is that of the merged tree, in values and gradients.
+
+    ``explain`` tells of so many uses, factored and merged; with ``merged=0`` the lifted function is
+    strict. Returns the report.
+    """
+    lifted = jlora.lift(fn, strict=merged == 0)
+
+    @jax.jit
+    def both(frozen, lora, args):
+        want, pull = jax.vjp(lambda lora: fn(jlora.merge(frozen, lora), *args), lora)
+        weights = jax.tree.map(_cotangent, want)
+        got, pull_lifted = jax.vjp(lambda lora: lifted(frozen, lora, *args), lora)
+        return (want, pull(weights)[0]), (got, pull_lifted(weights)[0])
+
+    told = pytest.warns(jlora.MaterialisedWarning) if merged else contextlib.nullcontext()
+    with told:
+        want, got = both(frozen, lora, args)
+    assert_close(got, want, tolerance)
+    assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(want[1])), "no gradient to test"
+    report = jlora.explain(fn, frozen, lora, *args)
+    assert report.materialised == merged, f"\n{report}"
+    assert factored is None or report.factored == factored, f"\n{report}"
+    return report
+
+
+def _cotangent(value):
+    """One that tells every entry of a result from the others."""
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        return np.zeros(value.shape, jax.dtypes.float0)
+    return jnp.cos(jnp.arange(value.size)).reshape(value.shape).astype(value.dtype)
+
+
+def check_learns(loss, frozen, lora, *args, steps=8, rate=3e-2):
+    """A few steps through the lifted function alone make the loss fall."""
+    tx = jlora.optimizer(optax.adam(rate))
+    lifted = jlora.lift(loss, strict=True)
+
+    @jax.jit
+    def step(lora, state):
+        value, grads = jax.value_and_grad(lifted, argnums=1)(frozen, lora, *args)
+        updates, state = tx.update(grads, state, lora)
+        return optax.apply_updates(lora, updates), state, value
+
+    state, losses = tx.init(lora), []
+    for _ in range(steps):
+        lora, state, value = step(lora, state)
+        losses.append(float(value))
+    assert losses[-1] < 0.9 * losses[0], losses

@@ -1,0 +1,54 @@
+"""A configuration is checked when it is made, and every mistake is told at once."""
+
+import dataclasses
+
+import pytest
+
+import jlora
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rank": 0}, "rank is 0: expected a whole number of at least 1"),
+        ({"rank": -3}, "rank is -3: expected a whole number of at least 1"),
+        ({"rank": 2.5}, "rank is 2.5: expected a whole number of at least 1"),
+        ({"rank": True}, "rank is True: expected a whole number of at least 1"),
+        ({"alpha": 0}, "alpha is 0: expected a number above 0"),
+        ({"alpha": float("nan")}, "alpha is nan: expected a number above 0"),
+        ({"alpha": "16"}, "alpha is '16': expected a number above 0"),
+        ({"targets": ""}, "targets is empty: expected a pattern"),
+        ({"targets": ()}, "targets is empty: expected a pattern"),
+        ({"dtype": "int32"}, "dtype is 'int32': expected a float type"),
+        ({"dtype": "float31"}, "dtype is 'float31': expected a float type"),
+    ],
+)
+def test_a_value_out_of_range_is_told(wrong, said):
+    with pytest.raises(ValueError, match=r"^LoraConfig: ") as error:
+        jlora.LoraConfig(**{"targets": "kernel", **wrong})
+    assert said in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(ValueError, match="LoraConfig") as error:
+        jlora.LoraConfig(targets="", rank=0, alpha=-1, dtype="int8")
+    for field in ("targets", "rank", "alpha", "dtype"):
+        assert f"{field} is " in str(error.value)
+
+
+def test_a_configuration_survives_json():
+    config = jlora.LoraConfig(targets=("q", "v"), rank=3, alpha=7, exclude=("k",), dtype="bfloat16")
+    fields = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+    assert jlora.LoraConfig(**fields) == config
+
+
+def test_a_configuration_is_hashable_so_that_jit_may_hold_it():
+    one = jlora.LoraConfig(targets=["q", "v"], rank=3)
+    assert hash(one) == hash(jlora.LoraConfig(targets=("q", "v"), rank=3))
+
+
+def test_scaling_is_alpha_over_rank():
+    assert jlora.LoraConfig(targets="q", rank=4, alpha=6).scaling == 1.5

@@ -1,0 +1,151 @@
+"""Patterns find leaves by their paths, and what they find is adapted or named in an error."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jlora
+
+KEY = jax.random.key(0)
+
+
+def tree():
+    return {
+        "layers": [
+            {"q_proj": {"kernel": jnp.ones((7, 11)), "bias": jnp.ones(11)}},
+            {"q_proj": {"kernel": jnp.ones((7, 11)), "bias": jnp.ones(11)}},
+        ],
+        "head": {"kernel": jnp.ones((11, 13))},
+        "table": jnp.ones((7, 11), "int32"),
+        "heads": jnp.ones((7, 3, 5)),
+    }
+
+
+def adapted(**config):
+    _, lora = jlora.split(tree(), jlora.LoraConfig(**{"rank": 2, **config}), KEY)
+    return list(lora)
+
+
+def refused(error=ValueError, **config):
+    with pytest.raises(error) as refusal:
+        adapted(**config)
+    return str(refusal.value)
+
+
+def test_a_pattern_is_searched_in_the_path():
+    assert adapted(targets="kernel") == [
+        "head/kernel",
+        "layers/0/q_proj/kernel",
+        "layers/1/q_proj/kernel",
+    ]
+    assert adapted(targets="^head/") == ["head/kernel"]
+    assert adapted(targets=r"layers/\d/q_proj") == adapted(targets="q_proj/kernel")
+    assert adapted(targets=("head/", "layers/1")) == ["head/kernel", "layers/1/q_proj/kernel"]
+
+
+def test_exclude_takes_leaves_out():
+    assert adapted(targets="kernel", exclude="head") == adapted(targets="q_proj")
+    assert adapted(targets="kernel", exclude=("head", "layers/0")) == ["layers/1/q_proj/kernel"]
+
+
+def test_a_bias_beside_its_kernel_is_passed_over():
+    assert adapted(targets="layers/0") == ["layers/0/q_proj/kernel"]
+
+
+def test_a_pattern_that_matches_nothing_names_the_nearest_paths():
+    said = refused(targets="q_porj")
+    assert said.startswith("targets 'q_porj' matches none of the 7 paths. The nearest: ")
+    nearest = said.partition("The nearest: ")[2]
+    assert nearest.startswith("layers/0/q_proj/bias, layers/0/q_proj/kernel, layers/1/q_proj/bias")
+
+
+def test_each_of_several_patterns_must_match():
+    assert "'v_proj' matches none" in refused(targets=("q_proj", "v_proj"))
+    assert "exclude 'v_proj' matches none" in refused(targets="kernel", exclude="v_proj")
+
+
+def test_a_pattern_that_is_no_regular_expression_is_told():
+    assert refused(targets="q_proj(").startswith("targets 'q_proj(' is no regular expression")
+    assert "exclude '*' is no regular" in refused(targets="q_proj", exclude="*")
+
+
+def test_a_rank_larger_than_the_matrix_is_told():
+    assert "head/kernel is a matrix of 11 x 13: rank 12 is larger than it" in refused(
+        targets="head/", rank=12
+    )
+    assert adapted(targets="head/", rank=11) == ["head/kernel"]
+
+
+def test_a_leaf_that_holds_no_floats_is_told():
+    assert "table is of dtype int32: expected a floating type" in refused(targets="table")
+
+
+def test_three_dimensions_without_axes_ask_for_trace_axes():
+    said = refused(targets="heads")
+    assert "heads has shape (7, 3, 5)" in said
+    assert "Pass axes=jlora.trace_axes(fn, params, *args)" in said
+
+
+def test_all_misfits_are_told_at_once():
+    said = refused(targets=".", rank=8)
+    for line in (
+        "layers/0/q_proj/kernel is a matrix of 7 x 11: rank 8 is larger",
+        "layers/1/q_proj/kernel is a matrix of 7 x 11: rank 8 is larger",
+        "table is of dtype int32",
+        "heads has shape (7, 3, 5)",
+    ):
+        assert line in said
+    assert "head/kernel" not in said
+
+
+def test_a_pattern_that_finds_only_biases_says_what_it_found():
+    said = refused(targets="bias")
+    assert "leaves no weight to adapt" in said
+    assert "layers/0/q_proj/bias, layers/1/q_proj/bias" in said
+    assert "head/kernel" in said
+
+
+def test_excluding_everything_is_told():
+    assert "leaves no weight to adapt" in refused(targets="head/", exclude="head/")
+
+
+def test_two_leaves_of_one_path_are_told():
+    params = {"a": {"b": jnp.ones((7, 11))}, "a/b": jnp.ones((7, 11))}
+    with pytest.raises(ValueError, match="two leaves of the tree have the path 'a/b'"):
+        jlora.split(params, jlora.LoraConfig(targets="a"), KEY)
+
+
+def test_a_leaf_of_unclear_use_is_named_with_what_was_seen():
+    params = {"gate": jnp.ones((7, 11)), "out": jnp.ones((11, 13))}
+    axes = jlora.trace_axes(
+        lambda p, x: x @ jnp.sin(p["gate"]) @ p["out"], params, jnp.ones((5, 7))
+    )
+    config = jlora.LoraConfig(targets="gate|out", rank=2)
+    with pytest.raises(ValueError, match=r"gate: `sin` at test_targets\.py.*Exclude it, or give"):
+        jlora.split(params, config, KEY, axes=axes)
+    by_hand = {**axes, "gate": jlora.Axes()}
+    assert list(jlora.split(params, config, KEY, axes=by_hand)[1]) == ["gate", "out"]
+
+
+def test_axes_of_another_number_of_dimensions_are_told():
+    with pytest.raises(ValueError, match=r"w has shape \(7, 11\), but its axes .* of 3 dimensions"):
+        jlora.split(
+            {"w": jnp.ones((7, 11))},
+            jlora.LoraConfig(targets="w"),
+            KEY,
+            axes={"w": jlora.Axes(inputs=(1,), outputs=(2,), stack=(0,))},
+        )
+
+
+@pytest.mark.parametrize(
+    ("dims", "said"),
+    [
+        ({"inputs": (0,), "outputs": (0,)}, "exactly one of inputs, outputs and stack"),
+        ({"inputs": (0,), "outputs": (2,)}, "exactly one of inputs, outputs and stack"),
+        ({"inputs": (0, 1), "outputs": ()}, "needs an input and an output"),
+        ({"inputs": (), "outputs": (0,)}, "needs an input and an output"),
+    ],
+)
+def test_axes_that_cannot_be_are_refused(dims, said):
+    with pytest.raises(ValueError, match=said):
+        jlora.Axes(**dims)
