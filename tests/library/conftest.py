@@ -1,5 +1,6 @@
 """The checks of `laws` as fixtures."""
 
+import jax
 import laws
 import pytest
 from laws import adapted as adapted
@@ -16,3 +17,11 @@ def check_law_1():
 def check_learns():
     """A few steps through the lifted function alone make the loss fall."""
     return laws.check_learns
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    """The programs are tiny: XLA's optimisations take three times as long as all the rest."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -116,7 +116,7 @@ def test_no_two_leaves_start_alike():
 def test_the_start_of_a_path_is_known_in_advance():
     """A change here changes every seeded run."""
     _, lora = jlora.split({"layers": {"q": weight(7, 11)}}, CONFIG, KEY)
-    np.testing.assert_allclose(lora["layers/q"].a[0], KNOWN, rtol=1e-6)
+    np.testing.assert_allclose(lora["layers/q"].a[0], KNOWN, rtol=1e-5)
 
 
 KNOWN = [0.01327439, -0.21934354, -0.33227465]
