@@ -9,9 +9,9 @@ Runs on whatever JAX finds: CPU, GPU or TPU.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -27,15 +27,11 @@ from tqdm import tqdm
 
 import jlora
 from jlora import checkpoint, data, models, monitor
+from jlora.settings import check, parse, setting
 
 # ------------------------------------------------------------------------------------------------
 # Settings. Each field is a flag; those in FREE may change when a run is resumed.
 # ------------------------------------------------------------------------------------------------
-
-
-def setting(default: Any, text: str, **more: Any) -> Any:
-    """A field of `Settings` with the text that --help shows for it."""
-    return dataclasses.field(default=default, metadata={"help": text, **more})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +52,14 @@ class Settings:
     batch_size: int = setting(4, "rows in an update", least=1)
     # LoRA wants some ten times the learning rate of full fine-tuning, and short runs more still
     # (Schulman et al. 2025, "LoRA Without Regret").
-    learning_rate: float = setting(3e-3, "peak of the schedule: warm-up, then cosine to zero")
-    warmup: float = setting(0.1, "share of the steps in which the learning rate rises")
-    weight_decay: float = setting(0.0, "AdamW's, on A and B")
-    clip: float = setting(1.0, "largest norm of the gradient")
+    learning_rate: float = setting(
+        3e-3, "peak of the schedule: warm-up, then cosine to zero", least=0
+    )
+    warmup: float = setting(
+        0.1, "share of the steps in which the learning rate rises", least=0, most=1
+    )
+    weight_decay: float = setting(0.0, "AdamW's, on A and B", least=0)
+    clip: float = setting(1.0, "largest norm of the gradient", least=0)
     rank: int = setting(8, "rank of A B")
     alpha: float = setting(16.0, "A B is multiplied by alpha / rank")
     # Every linear layer, the MLPs above all: more is learned than from attention alone.
@@ -69,7 +69,7 @@ class Settings:
     max_length: int = setting(512, "longest row, in tokens; what is longer is cut", least=2)
     train_rows: int = setting(1920, "sentences to sample for the home-assistant task", least=1)
     eval_rows: int = setting(160, "rows held out to measure before and after", least=1)
-    max_new_tokens: int = setting(64, "longest answer in evaluation, in tokens", least=1)
+    max_new_tokens: int = setting(48, "longest answer in evaluation, in tokens", least=1)
     checkpoint_every: int = setting(60, "steps between checkpoints", least=1)
     seed: int = setting(0, "of the data, the order and A's start")
     dtype: str = setting(
@@ -81,74 +81,33 @@ class Settings:
 FREE = {"out", "checkpoint_every"}
 
 
-def parse(argv: Sequence[str] | None) -> tuple[dict[str, Any], bool, bool]:
-    """The flags that were given, and whether to resume or overwrite."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    for field in dataclasses.fields(Settings):
-        flag = "--" + field.name.replace("_", "-")
-        text = field.metadata["help"]
-        if isinstance(field.default, bool):
-            parser.add_argument(flag, action="store_true", help=text)
-        else:
-            parser.add_argument(
-                flag,
-                type=type(field.default),
-                choices=field.metadata.get("choices"),
-                metavar="" if "choices" not in field.metadata else None,
-                help=f"{text} ({field.default})",
-            )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    given = vars(parser.parse_args(argv))
-    return given, given.pop("resume", False), given.pop("overwrite", False)
+SWITCHES = {
+    "resume": "go on with the run in --out, with the settings that it was begun with",
+    "overwrite": "replace the run in --out",
+}
 
 
-def settle(given: dict[str, Any], run: checkpoint.Run, resume: bool, overwrite: bool) -> Settings:
+def settle(given: dict[str, Any], run: checkpoint.Run) -> Settings:
     """The settings of this run: those given, or on resuming those it was begun with."""
-    where = run.directory
-    problems = [
-        f"--{name.replace('_', '-')} is {given[name]}: expected at least {least}"
-        for name, field in Settings.__dataclass_fields__.items()
-        if (least := field.metadata.get("least")) and given.get(name, least) < least
-    ]
-    if problems:
-        raise ValueError("; ".join(problems))
+    resume, overwrite = given.pop("resume", False), given.pop("overwrite", False)
+    check(Settings, given)
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: choose one")
-    if resume:
-        if not run.begun:
-            raise ValueError(f"--resume: {where} holds no run. Start one without --resume")
-        recorded = run.settings["settings"]
-        changed = [
-            f"{name} was {recorded.get(name)!r}, now {value!r}"
-            for name, value in given.items()
-            if name not in FREE and recorded.get(name) != value
-        ]
-        if changed:
-            raise ValueError(
-                f"--resume: the run in {where} was begun with other settings: "
-                f"{'; '.join(changed)}. Leave these flags out, or choose another --out"
-            )
-        return Settings(**{**recorded, **given})
-    if run.begun and not overwrite:
+    if not resume:
+        run.claim(overwrite=overwrite)
+        return Settings(**given)
+    begun = run.settings["settings"]
+    changed = [
+        f"{name} was {begun.get(name)!r}, now {value!r}"
+        for name, value in given.items()
+        if name not in FREE and begun.get(name) != value
+    ]
+    if changed:
         raise ValueError(
-            f"{where} holds another run: --resume goes on with it, --overwrite replaces it, "
-            "--out chooses another folder"
+            f"--resume: the run in {run.directory} was begun with other settings: "
+            f"{'; '.join(changed)}. Leave these flags out, or choose another --out"
         )
-    if where.exists() and not where.is_dir():
-        raise ValueError(f"--out {where} is a file: expected a folder")
-    if where.exists() and any(where.iterdir()) and not overwrite:
-        raise ValueError(
-            f"{where} is not empty and holds no run: choose another --out, or --overwrite to "
-            "write beside what is there"
-        )
-    return Settings(**given)
+    return Settings(**{**begun, **given})
 
 
 # ------------------------------------------------------------------------------------------------
@@ -185,7 +144,7 @@ def loss_of(model: models.Model, remat: bool) -> Callable[[Any, data.Batch], Any
     return loss
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything that a run needs, checked and in memory."""
 
@@ -194,12 +153,13 @@ class Job:
     model: models.Model
     config: jlora.LoraConfig
     frozen: Any
-    lora: Any
+    lora: Any  # as it starts
     tx: optax.GradientTransformation
     loss: Callable[..., Any]  # (frozen, lora, batch) -> (sum, count)
     batches: data.Batches
     held_out: list[data.Messages]
     held_out_batches: data.Batches
+    identity: dict[str, Any]  # of data and base: a resumed run must find the same
 
 
 def prepare(settings: Settings, run: checkpoint.Run) -> Job:
@@ -207,14 +167,46 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
     config = jlora.LoraConfig(targets=settings.targets, rank=settings.rank, alpha=settings.alpha)
     rows, held_out = load_rows(settings)
     model = models.load(settings.model, dtype=settings.dtype)
+    if settings.max_length + settings.max_new_tokens > model.config.max_length:
+        raise ValueError(
+            f"--max-length {settings.max_length} and --max-new-tokens {settings.max_new_tokens} "
+            f"are more than the {model.config.max_length} positions of {settings.model}"
+        )
+    asked = len(held_out)
+    held_out = data.answerable(held_out, model.tokenizer, max_length=settings.max_length)
     examples, report = data.encode(rows, model.tokenizer, max_length=settings.max_length)
     measured, _ = data.encode(held_out, model.tokenizer, max_length=settings.max_length)
     batches = data.Batches(examples, batch_size=settings.batch_size, seed=settings.seed)
-    held_out_batches = data.Batches(measured, batch_size=16, shapes=1, shuffle=False)
+
     base_loss = loss_of(model, settings.remat)
     axes = jlora.trace_axes(base_loss, model.params, batches(0))
     key = jax.random.key(settings.seed)
     frozen, lora = jlora.split(model.params, config, key, axes=axes)
+    print(f"train     {report}")
+    print(f"held out  {len(held_out)} rows" + (f" of {asked}" if len(held_out) < asked else ""))
+    print(f"shapes    (length, answers): {', '.join(map(str, batches.shapes))}")
+    print(f"adapter   {jlora.summary(frozen, lora)}")
+    return Job(
+        settings=settings,
+        run=run,
+        model=model,
+        config=config,
+        frozen=frozen,
+        lora=lora,
+        tx=optimizer(settings),
+        loss=jlora.lift(base_loss),
+        batches=batches,
+        held_out=held_out,
+        held_out_batches=data.Batches(measured, batch_size=16, shapes=1, shuffle=False),
+        identity={
+            "data": hashlib.sha256(json.dumps([rows, held_out]).encode()).hexdigest(),
+            "base": checkpoint.fingerprint(frozen),
+        },
+    )
+
+
+def optimizer(settings: Settings) -> optax.GradientTransformation:
+    """AdamW on A and B alone: warm-up, then cosine to zero, gradients clipped."""
     warmup_steps = max(1, round(settings.warmup * settings.steps))
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=settings.learning_rate / warmup_steps,
@@ -222,27 +214,11 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
         warmup_steps=warmup_steps,
         decay_steps=max(settings.steps, warmup_steps + 1),
     )
-    tx = jlora.optimizer(
+    return jlora.optimizer(
         optax.chain(
             optax.clip_by_global_norm(settings.clip),
             optax.adamw(schedule, weight_decay=settings.weight_decay),
         )
-    )
-    print(f"data:    train {report}; {len(held_out)} rows held out")
-    print(f"batches: {batches.per_epoch} an epoch, (length, answers): {batches.shapes}")
-    print(f"adapter: {jlora.summary(frozen, lora)}")
-    return Job(
-        settings,
-        run,
-        model,
-        config,
-        frozen,
-        lora,
-        tx,
-        jlora.lift(base_loss),
-        batches,
-        held_out,
-        held_out_batches,
     )
 
 
@@ -315,6 +291,7 @@ def measured_before(job: Job) -> dict[str, Any]:
     path = job.run.directory / RESULTS
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))["before"]
+    print(f"before    answering {len(job.held_out)} held-out rows ...", flush=True)
     before = evaluate(job, job.lora)
     write_results(job, {"before": before})
     return before
@@ -433,6 +410,15 @@ def finish(job: Job, lora: Any, before: dict[str, Any]) -> None:
     )
 
 
+def check_identity(run: checkpoint.Run, identity: dict[str, Any]) -> None:
+    """Raises a ValueError when a resumed run would go on with other data or on another base."""
+    begun = run.settings
+    if changed := checkpoint.differences(begun["base"], identity["base"]):
+        raise ValueError(f"--resume: the base model changed: {'; '.join(changed[:5])}")
+    if begun["data"] != identity["data"]:
+        raise ValueError(f"--resume: the rows of {begun['settings']['data']} changed since")
+
+
 def system_of(job: Job) -> str | None:
     """The system message, if all rows have the same one: answers need it again."""
     first = {row[0]["content"] if row[0]["role"] == "system" else None for row in job.held_out}
@@ -453,22 +439,21 @@ def fail(message: str, status: int = 2) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 2 for bad input, 1 for a loss that is no number, 128 + a signal."""
-    given, resume, overwrite = parse(argv)
+    given = parse(Settings, argv, description=__doc__ or "", switches=SWITCHES)
+    resume = given.get("resume", False)
     run = checkpoint.Run(given.get("out", Settings.out))
-    start = 0
+    start, began = 0, time.perf_counter()
     try:
-        settings = settle(given, run, resume, overwrite)
+        settings = settle(given, run)
         job = prepare(settings, run)
         lora, opt_state = job.lora, job.tx.init(job.lora)
-        base = checkpoint.fingerprint(job.frozen)
         if resume:
-            if changed := checkpoint.differences(run.settings["base"], base):
-                raise ValueError(f"--resume: the base model changed: {'; '.join(changed[:5])}")
+            check_identity(run, job.identity)
             if run.latest_step is not None:
                 start, state = run.restore({"lora": lora, "opt_state": opt_state})
                 lora, opt_state = state["lora"], state["opt_state"]
         else:
-            run.begin({"settings": dataclasses.asdict(settings), "base": base})
+            run.begin({"settings": dataclasses.asdict(settings), **job.identity})
             (run.directory / RESULTS).unlink(missing_ok=True)
     except ValueError as error:
         return fail(str(error))
@@ -479,6 +464,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if status:
                 return status
         finish(job, lora, before)
+        print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {monitor.peak_memory()}")
     except KeyboardInterrupt:
         return fail(f"interrupted. Go on with: python train.py --out {run.directory} --resume", 130)
     return 0

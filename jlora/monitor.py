@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -120,6 +121,17 @@ def draw(
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
+
+
+def peak_memory() -> str:
+    """The most memory that this process held, in words: "1.9 GiB of memory at most"."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "memory not measured"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return f"{peak / unit:.1f} GiB of memory at most"
 
 
 def _line(row: Mapping[str, Any]) -> str:

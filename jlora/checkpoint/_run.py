@@ -45,6 +45,29 @@ class Run:
         """Whether the folder holds a run."""
         return (self.directory / _FILE).exists()
 
+    def claim(self, *, overwrite: bool = False) -> None:
+        """Nothing, if a new run may begin in the folder; nothing is written yet.
+
+        Raises:
+            ValueError: when it holds another run or other files, unless ``overwrite``; when it is
+                no folder.
+        """
+        where = self.directory
+        if where.exists() and not where.is_dir():
+            raise ValueError(f"{where} is a file: expected a folder for the run")
+        if overwrite or not where.exists():
+            return
+        if self.begun:
+            raise ValueError(
+                f"{where} holds another run: --resume goes on with it, --overwrite replaces it, "
+                "--out chooses another folder"
+            )
+        if any(where.iterdir()):
+            raise ValueError(
+                f"{where} is not empty and holds no run: choose another --out, or --overwrite to "
+                "write beside what is there"
+            )
+
     @property
     def settings(self) -> dict[str, Any]:
         """What the run was begun with.
@@ -53,7 +76,10 @@ class Run:
             ValueError: when the folder holds no run, or a damaged one.
         """
         if not self.begun:
-            raise ValueError(f"{self.directory} holds no run: {_FILE} is missing")
+            raise ValueError(
+                f"{self.directory} holds no run to go on with: {_FILE} is missing. "
+                "Start one without --resume"
+            )
         return _arrays.read_json(self.directory / _FILE)
 
     @property

@@ -9,6 +9,7 @@ from jlora.data._batches import Batch as Batch
 from jlora.data._batches import Batches as Batches
 from jlora.data._encode import EncodeReport as EncodeReport
 from jlora.data._encode import Example as Example
+from jlora.data._encode import answerable as answerable
 from jlora.data._encode import encode as encode
 from jlora.data._home_assistant import home_assistant as home_assistant
 from jlora.data._rows import Messages as Messages

@@ -79,6 +79,25 @@ def encode(
     return examples, report
 
 
+def answerable(
+    rows: Sequence[Messages], tokenizer: Tokenizer, *, max_length: int
+) -> list[Messages]:
+    """The rows whose prompt leaves room for an answer within the limit.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    prompts = (tokenizer.render(row[:-1], add_generation_prompt=True) for row in rows)
+    lengths = [len(tokenizer.encode(prompt)) for prompt in prompts]
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length < max_length]
+    if not kept:
+        raise ValueError(
+            f"every held-out row has a prompt of at least {max_length} tokens "
+            f"(the shortest has {min(lengths)}): raise the limit"
+        )
+    return kept
+
+
 def _encode(row: Messages, tokenizer: Tokenizer, index: int) -> tuple[list[int], list[int]]:
     tokens: list[int] = []
     answers: list[int] = []

@@ -36,8 +36,11 @@ def refused(arguments, capsys):
         (["--alpha=-1"], "alpha is -1.0: expected a number above 0"),
         (["--steps=0"], "--steps is 0: expected at least 1"),
         (["--batch-size=0", "--eval-rows=0"], "--eval-rows is 0: expected at least 1"),
-        (["--max-length=4"], "no row has an answer within the length limit"),
-        (["--resume"], "--resume: "),
+        (["--max-length=4"], "every held-out row has a prompt of at least 4 tokens"),
+        (["--max-length=300"], "are more than the 256 positions of"),
+        (["--warmup=2"], "--warmup is 2.0: expected at most 1"),
+        (["--learning-rate=nan"], "--learning-rate is nan: expected at least 0"),
+        (["--resume"], "holds no run to go on with: run.json is missing"),
         (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
     ],
 )
@@ -61,12 +64,12 @@ def test_malformed_rows_are_named_by_their_lines(good, tmp_path, capsys):
     assert "line 3: 'prompt' is a number, not text" in told
 
 
-def test_rows_beyond_the_limit_are_counted_in_one_line(good, rows, tmp_path, capsys):
+def test_rows_beyond_the_limit_are_counted_in_one_line(tiny, rows, tmp_path, capsys):
     path = tmp_path / "long.jsonl"
     long = {"prompt": "a", "completion": "b" * 300}
     path.write_text(rows.read_text() + json.dumps(long) + "\n")
-    arguments = [*good, f"--data={path}", "--max-length=100", "--steps=1", "--seed=1"]
-    assert train.main(arguments) == 0
+    settings = train.Settings(model=str(tiny), data=str(path), rank=3, max_length=100, seed=1)
+    train.prepare(settings, checkpoint.Run(tmp_path / "run"))
     assert "1 longer than 100 tokens: 1 cut, 0 dropped" in capsys.readouterr().out
 
 
@@ -105,3 +108,13 @@ def test_resuming_on_a_model_whose_weights_changed_is_refused(
     told = refused([f"--out={out}", "--resume"], capsys)
     assert "the base model changed: " in told
     assert "layers/attn/q_proj/kernel: the shape agrees, the values are others" in told
+
+
+def test_resuming_on_rows_that_changed_is_refused(finished, rows, tmp_path, capsys):
+    out, data = tmp_path / "run", tmp_path / "rows.jsonl"
+    shutil.copytree(finished, out)
+    data.write_text(rows.read_text().replace("even", "straight"))
+    run = json.loads((out / "run.json").read_text())
+    run["settings"]["data"] = str(data)
+    (out / "run.json").write_text(json.dumps(run))
+    assert f"the rows of {data} changed since" in refused([f"--out={out}", "--resume"], capsys)
