@@ -12,7 +12,14 @@ from typing import Any
 import jax
 
 from jlora import _split
-from jlora._lift import _control, _convolutions, _linear, _movement, _products  # noqa: F401 - rules
+from jlora._lift import (  # noqa: F401 - rules
+    _compat,
+    _control,
+    _convolutions,
+    _linear,
+    _movement,
+    _products,
+)
 from jlora._lift._adapted import Adapted, adapt
 from jlora._lift._report import Report
 from jlora._lift._stage import Staged
@@ -77,14 +84,18 @@ def explain(
     Raises:
         ValueError: when ``lora`` does not fit ``frozen``.
     """
-    staged, operands = _stage(fn, 0, (frozen, lora, *args), kwargs)
     uses: dict[Use, None] = {}  # a loop's body may be traced more than once
+    leaves, structure = jax.tree.flatten(((frozen, lora, *args), kwargs))
+    arrays = {at: leaf for at, leaf in enumerate(leaves) if _compat.is_array(leaf)}
 
-    def run(operands):
+    def run(arrays):
+        filled = (arrays.get(at, leaf) for at, leaf in enumerate(leaves))
+        args, kwargs = jax.tree.unflatten(structure, filled)
+        staged, operands = _stage(fn, 0, args, kwargs)
         walk = Walk(lambda use: uses.setdefault(use), share_jits=False)
         return _finish(walk, walk(staged.jaxpr, operands))
 
-    jax.eval_shape(run, operands)
+    jax.eval_shape(run, arrays)
     return Report(tuple(uses), tuple(lora))
 
 
