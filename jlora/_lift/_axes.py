@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from jlora import _paths
 from jlora._lift import _compat
 from jlora._lift._adapted import Opaque
@@ -46,16 +48,19 @@ def trace_axes(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
     leaves, _ = _paths.flatten(params)
     staged = Staged(fn, (params, *args), kwargs)
     paths = dict(enumerate(leaves))
+    shapes = {path: np.shape(leaf) for path, leaf in leaves.items()}
     tracer = _Tracer()
     operands = [
-        _Tracked(paths[at], tuple((dim,) for dim in range(len(leaves[paths[at]].shape))))
+        _Tracked(paths[at], tuple((d,) for d in range(len(shapes[paths[at]]))), shapes[paths[at]])
         if at in paths
         else None
         for at in staged.traced
     ]
     tracer(staged.jaxpr, operands)
     found = TracedAxes(tracer.found)
-    found.unclear = {path: why for path, why in tracer.other.items() if path not in found}
+    unmet = {path for path, shape in shapes.items() if len(_wide(shape)) >= 2} - tracer.met
+    other = tracer.other | dict.fromkeys(unmet, "no operation was seen to use it")
+    found.unclear = {path: other[path] for path in leaves if path in other.keys() - found.keys()}
     return found
 
 
@@ -65,6 +70,7 @@ class _Tracked:
 
     path: str
     dims: tuple[tuple[int, ...], ...]  # for each dimension: the leaf's dimensions in it
+    shape: tuple[int, ...]  # of the leaf
     stack: frozenset[int] = frozenset()  # the leaf's dimensions that a loop runs over
     chosen: frozenset[int] = frozenset()  # the leaf's dimensions that were indexed
     spread: bool = False  # broadcast over something else, as a bias is
@@ -82,6 +88,7 @@ class _Tracer:
     def __init__(self):
         self.found: dict[str, Axes] = {}
         self.other: dict[str, str] = {}
+        self.met: set[str] = set()
 
     def __call__(self, jaxpr: Any, operands: list[_Tracked | None]) -> list[_Tracked | None]:
         jaxpr, _ = _compat.open_jaxpr(jaxpr)
@@ -115,14 +122,16 @@ class _Tracer:
 
     def product(self, value: _Tracked, inputs: frozenset[int], outputs: frozenset[int]) -> None:
         """Note a product; what it neither contracts nor keeps is a stack."""
+        self.met.add(value.path)
         if value.path in self.found:
             return
+        chosen = value.chosen - value.stack
+        if chosen and not (inputs - value.stack and outputs - value.stack):
+            inputs, outputs = chosen, (inputs | outputs) - chosen  # rows looked up, then multiplied
         if inputs & outputs:
             self.other[value.path] = "one of its dimensions is partly contracted and partly kept"
             return
-        ndim = max((d for dims in value.dims for d in dims), default=-1)
-        ndim = max(ndim, *inputs, *outputs, *value.stack, *value.chosen, -1) + 1
-        stack = frozenset(range(ndim)) - inputs - outputs
+        stack = frozenset(range(len(value.shape))) - inputs - outputs
         inputs, outputs = inputs - value.stack, outputs - value.stack
         if not inputs or not outputs:
             return  # a vector: a bias or a scale
@@ -134,18 +143,30 @@ class _Tracer:
 
     def elsewhere(self, value: _Tracked, eqn: Any, shape: tuple[int, ...]) -> None:
         """Note a use that is no product: a lookup has its roles, anything else is told."""
+        self.met.add(value.path)
         kept = value.at(*range(len(value.dims))) - value.stack - value.chosen
         if value.chosen - value.stack and kept:
             self.product(value, value.chosen - value.stack, kept)
-        elif len(kept) >= 2 and not value.spread and not _widens(shape, eqn):
+        elif (
+            len(kept & value.at(*_wide(shape))) >= 2
+            and not value.spread
+            and not _widens(shape, eqn)
+        ):
             self.other.setdefault(
                 value.path,
-                f"`{eqn.primitive.name}` at {_compat.source(eqn)} computes with it elementwise",
+                f"`{eqn.primitive.name}` at {_compat.source(eqn)} computes with it, "
+                "and that is no product",
             )
+
+
+def _wide(shape: tuple[int, ...]) -> list[int]:
+    return [dim for dim, size in enumerate(shape) if size != 1]
 
 
 def _widens(shape: tuple[int, ...], eqn: Any) -> bool:
     """Whether an operation broadcasts this operand, as a bias is over the batch."""
+    if eqn.primitive.name in ("concatenate", "stack", "pad"):  # fused weights
+        return False
     return any(math.prod(out.aval.shape) > math.prod(shape) for out in eqn.outvars)
 
 
