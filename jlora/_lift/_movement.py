@@ -102,7 +102,8 @@ def convert_element_type(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
     """A cast waits until the weight meets an operation, of the base as of the factors."""
     if not jnp.issubdtype(eqn.params["new_dtype"], jnp.floating):
         raise Opaque(f"cast to {eqn.params['new_dtype']} rounds the sum, not its parts")
-    return [value.replace(cast=jnp.dtype(eqn.params["new_dtype"]))]
+    # of two casts in a row the first may round: it is made
+    return [value.replace(w=value.base, cast=jnp.dtype(eqn.params["new_dtype"]))]
 
 
 @rule("squeeze", reads=("dimensions",))
@@ -369,6 +370,8 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
     new = dict(zip(others, numbers.offset_dims, strict=True))
     mode = eqn.params["mode"]
     fills = mode == lax.GatherScatterMode.FILL_OR_DROP
+    if fills and any(term.covers(at) == (False, False) for term in value.terms):
+        raise Opaque("a gather that fills, along a dimension over which the weight repeats")
 
     def part(factor: Factor) -> Factor:
         if at not in factor.dims:
@@ -389,12 +392,18 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
         )
         return Factor(rows, (*index_dims, *(RANK if dim == RANK else new[dim] for dim in rest)))
 
-    return _chosen(move(eqn, value, indices, factor=part, new=new), value, {at})
+    one_sided = ((True, False), (False, True))  # a table may be read by its rows as by its columns
+    return _chosen(move(eqn, value, indices, factor=part, new=new), value, {at}, one_sided)
 
 
-def _chosen(results: list[Any], before: Adapted, dims: set[int]) -> list[Any]:
+def _chosen(
+    results: list[Any],
+    before: Adapted,
+    dims: set[int],
+    sides: tuple[tuple[bool, bool], ...] = ((True, False),),
+) -> list[Any]:
     """The moved value, an activation if rows were chosen along a dimension that A has alone."""
-    looked_up = any(term.covers(dim) == (True, False) for term in before.terms for dim in dims)
+    looked_up = any(term.covers(dim) in sides for term in before.terms for dim in dims)
     [after] = results
     return [after.replace(activation=before.activation or looked_up)]
 
