@@ -61,6 +61,7 @@ LOOKUPS = {
     "one row at a run-time index": lambda p: lax.dynamic_index_in_dim(p["w"], jnp.int32(4)),
     "the table used for logits too": lambda p: p["w"][jnp.array([1, 4])] @ p["w"].T,
     "the first rows": lambda p: Y[:3] + p["w"][:3],
+    "a table read by its columns": lambda p: jnp.sin(p["w"].T[jnp.array([1, 10, 4])]),
     "scaled rows": lambda p: p["w"][jnp.array([1, 4])] * 3.0 + 1.0,
 }
 

@@ -1,0 +1,124 @@
+"""`explain` tells of every use of every adapted leaf, on shapes alone."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from laws import adapted
+
+import jlora
+
+CONFIG = jlora.LoraConfig(targets="w|v|s|unused", rank=3)
+PARAMS = {
+    "w": jax.ShapeDtypeStruct((7, 11), "float32"),
+    "v": jax.ShapeDtypeStruct((11, 7), "float32"),
+    "s": jax.ShapeDtypeStruct((4, 7, 7), "float32"),
+    "unused": jax.ShapeDtypeStruct((7, 11), "float32"),
+}
+X = jax.ShapeDtypeStruct((5, 7), "float32")
+
+
+def fn(p, x):
+    x = jnp.tanh(x @ p["w"]) @ p["v"]
+    x, _ = lax.scan(lambda x, s: (jnp.tanh(x @ s), None), x, p["s"])
+    return x + jnp.sin(p["w"]).sum()
+
+
+def report():
+    axes = {**dict.fromkeys(PARAMS, jlora.Axes()), "s": jlora.Axes((1,), (2,), stack=(0,))}
+    make = lambda p, key: jlora.split(p, CONFIG, key, axes=axes)  # noqa: E731
+    frozen, lora = jax.eval_shape(make, PARAMS, jax.random.key(0))
+    return jlora.explain(fn, frozen, lora, X)
+
+
+def test_every_use_is_told_with_its_line_and_verdict():
+    uses = [(use.path, use.operation, use.factored, use.times) for use in report().uses]
+    assert uses == [
+        ("w", "dot_general", True, 1),
+        ("v", "dot_general", True, 1),
+        ("s", "dot_general", True, 4),
+        ("w", "sin", False, 1),
+    ]
+    lines = [use.source for use in report().uses]
+    assert all(line.startswith("test_explain.py:") and "fn" in line for line in lines)
+    assert (report().factored, report().materialised) == (3, 1)
+    assert report().uses[3].why == "jlora has no rule for it"
+
+
+def test_leaves_that_nothing_uses_are_named():
+    assert report().unused == ("unused",)
+    assert "unused: used by no operation" in str(report())
+
+
+def test_the_costs_are_those_of_the_products():
+    first, _, scanned, sine = report().uses
+    assert first.base_flops == 2 * 5 * 7 * 11
+    thin = 2 * 5 * 3 * (7 + 11) + 5 * 11  # x A, (x A) B, and the sum
+    assert first.adapter_flops == thin
+    assert first.adapter_bytes == 4 * (7 * 3 + 3 * 11 + 5 * 11)  # A, B, and the result
+    assert scanned.base_flops == 2 * 5 * 7 * 7
+    assert sine.adapter_flops == 2 * 7 * 11 * 3
+    assert sine.adapter_bytes == 4 * 7 * 11
+
+
+def test_it_prints_as_a_table_with_one_line_of_sums():
+    lines = str(report()).splitlines()
+    assert " ".join(lines[0].split()) == "leaf operation model's line times base adapter how"
+    assert len(lines) == 1 + 4 + 1 + 1
+    assert lines[3].split()[:2] == ["s", "dot_general"]
+    assert "factored: the base product and two thin ones" in lines[1]
+    assert "MERGED: jlora has no rule for it" in lines[4]
+    assert lines[-1].startswith("4 adapted leaves, 4 uses: 3 factored, 1 materialised. ")
+    base = 2 * 5 * (7 * 11 + 11 * 7 + 4 * 7 * 7)
+    assert f"{base / 1000:.3g} kFLOP with W" in lines[-1]
+
+
+def test_loops_within_loops_multiply():
+    def nested(p, x):
+        inner = lambda x, _: (x @ p["q"], None)  # noqa: E731
+        outer = lambda x, _: (lax.scan(inner, x, length=3)[0], None)  # noqa: E731
+        return lax.scan(outer, x, length=5)[0]
+
+    frozen, lora = adapted({"q": jnp.ones((7, 7))})
+    [use] = jlora.explain(nested, frozen, lora, X).uses
+    assert use.times == 15
+
+
+def test_one_jitted_layer_called_for_two_leaves_is_two_uses():
+    layer = jax.jit(lambda w, x: jnp.tanh(x @ w))
+    frozen, lora = adapted({"one": jnp.ones((7, 7)), "two": jnp.ones((7, 7))})
+    uses = jlora.explain(lambda p, x: layer(p["two"], layer(p["one"], x)), frozen, lora, X).uses
+    assert [use.path for use in uses] == ["one", "two"]
+
+
+def test_both_branches_are_told():
+    frozen, lora = adapted({"q": jnp.ones((7, 7))})
+    branches = lambda p, x: lax.cond(x[0, 0] > 0, lambda: x @ p["q"], lambda: -x @ p["q"])  # noqa: E731
+    assert jlora.explain(branches, frozen, lora, X).factored == 2
+
+
+def test_nothing_runs():
+    def loud(p, x):
+        jax.debug.callback(lambda: pytest.fail("ran"))
+        return x @ p["q"]
+
+    frozen, lora = adapted({"q": jnp.ones((7, 7))})
+    assert jlora.explain(loud, frozen, lora, jnp.ones((5, 7))).factored == 1
+
+
+def test_a_wrong_tree_is_told():
+    _, lora = adapted({"q": jnp.ones((7, 7))})
+    with pytest.raises(ValueError, match="the adapter does not fit the parameters"):
+        jlora.explain(fn, {"q": jnp.ones((7, 8))}, lora, X)
+
+
+def test_the_summary_counts_parameters_and_bytes():
+    frozen, lora = adapted({"w": jnp.ones((7, 11), "bfloat16"), "b": jnp.ones(11, "bfloat16")})
+    counted = jlora.summary(frozen, lora)
+    assert (counted.trainable, counted.trainable_bytes) == (3 * (7 + 11), 4 * 3 * (7 + 11))
+    assert (counted.frozen, counted.frozen_bytes) == (88, 176)
+    assert (counted.leaves, counted.rank, counted.total) == (1, (3, 3), 142)
+    assert str(counted) == (
+        "trainable 54 of 142 parameters (38.028 %) in 1 adapted leaves of rank 3; "
+        "0.00 MB beside 0.00 MB frozen"
+    )
