@@ -12,13 +12,15 @@ from typing import Any
 import jax
 
 from jlora import _split
-from jlora._lift import (  # noqa: F401 - rules
+from jlora._lift import (  # noqa: F401 - most of them register rules
     _compat,
     _control,
     _convolutions,
+    _joining,
     _linear,
     _movement,
     _products,
+    _slicing,
 )
 from jlora._lift._adapted import Adapted, adapt
 from jlora._lift._report import Report
