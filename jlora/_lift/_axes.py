@@ -74,12 +74,23 @@ class _Tracked:
     stack: frozenset[int] = frozenset()  # the leaf's dimensions that a loop runs over
     chosen: frozenset[int] = frozenset()  # the leaf's dimensions that were indexed
     spread: bool = False  # broadcast over something else, as a bias is
+    beside: tuple[_Tracked, ...] = ()  # other leaves in the same array: fused weights
 
     def at(self, *dims: int) -> frozenset[int]:
         return frozenset(source for dim in dims for source in self.dims[dim])
 
     def replace(self, **changes: Any) -> _Tracked:
         return dataclasses.replace(self, **changes)
+
+    def each(self) -> tuple[_Tracked, ...]:
+        return (self.replace(beside=()), *self.beside)
+
+    def map(self, change: Callable[[_Tracked], _Tracked | None]) -> _Tracked | None:
+        """The same change to each leaf in the array."""
+        changed = [new for value in self.each() if (new := change(value)) is not None]
+        if len(changed) <= len(self.beside):
+            return None
+        return changed[0].replace(beside=tuple(changed[1:]))
 
 
 class _Tracer:
@@ -110,14 +121,15 @@ class _Tracer:
             if moved is not None:
                 return moved
         elif name in _ROLES:
-            for value, roles in _ROLES[name](eqn, operands):
-                self.product(value, *roles)
+            for side, value in enumerate(operands):
+                for each in () if value is None else value.each():
+                    self.product(each, *_ROLES[name](eqn, side, each))
             return [None] * len(eqn.outvars)
         elif name in _BODIES:
             return _BODIES[name](self, eqn, operands)
         for value, atom in zip(operands, eqn.invars, strict=True):
-            if value is not None:
-                self.elsewhere(value, eqn, atom.aval.shape)
+            for each in () if value is None else value.each():
+                self.elsewhere(each, eqn, atom.aval.shape)
         return [None] * len(eqn.outvars)
 
     def product(self, value: _Tracked, inputs: frozenset[int], outputs: frozenset[int]) -> None:
@@ -134,7 +146,10 @@ class _Tracer:
         stack = frozenset(range(len(value.shape))) - inputs - outputs
         inputs, outputs = inputs - value.stack, outputs - value.stack
         if not inputs or not outputs:
-            return  # a vector: a bias or a scale
+            wide = [dim for dim in inputs | outputs if value.shape[dim] != 1]
+            if len(wide) >= 2:  # else a vector: a bias or a scale
+                self.other.setdefault(value.path, "a product contracts all of it, or nothing")
+            return
         self.found[value.path] = Axes(
             inputs=tuple(sorted(inputs)),
             outputs=tuple(sorted(outputs)),
@@ -165,7 +180,7 @@ def _wide(shape: tuple[int, ...]) -> list[int]:
 
 def _widens(shape: tuple[int, ...], eqn: Any) -> bool:
     """Whether an operation broadcasts this operand, as a bias is over the batch."""
-    if eqn.primitive.name in ("concatenate", "stack", "pad"):  # fused weights
+    if eqn.primitive.name in ("concatenate", "stack", "pad"):  # beside other values, whole
         return False
     return any(math.prod(out.aval.shape) > math.prod(shape) for out in eqn.outvars)
 
@@ -178,8 +193,8 @@ def _moved(change: Callable[[Any, _Tracked], _Tracked | None]):
         value = operands[0]
         if value is None or any(operands[1:]):
             return None
-        results = change(eqn, value)
-        return None if results is None else [results] * len(eqn.outvars)
+        result = value.map(lambda each: change(eqn, each))
+        return None if result is None else [result] * len(eqn.outvars)
 
     return move
 
@@ -235,10 +250,12 @@ def _indexed(eqn, value):
     if any(size != 1 for dim, size in enumerate(sizes) if dim in gone):
         return None
     kept = [dim for dim in range(len(value.dims)) if dim not in gone]
+    shape = eqn.invars[0].aval.shape
+    chosen = {dim for dim in kept if sizes[dim] == 1 != shape[dim]}  # one slice, not yet squeezed
     dims: list[tuple[int, ...]] = [()] * eqn.outvars[0].aval.ndim
     for new, old in zip(numbers.offset_dims, kept, strict=True):
-        dims[new] = value.dims[old]
-    return value.replace(dims=tuple(dims), chosen=value.chosen | value.at(*gone))
+        dims[new] = () if old in chosen else value.dims[old]
+    return value.replace(dims=tuple(dims), chosen=value.chosen | value.at(*gone, *chosen))
 
 
 def _scalar_product(eqn, operands):
@@ -250,7 +267,32 @@ def _scalar_product(eqn, operands):
 
 def _first_index(change):
     """For operations whose other operands are indices."""
-    return lambda eqn, operands: [change(eqn, operands[0])] if operands[0] is not None else None
+
+    def move(eqn, operands):
+        value = operands[0]
+        if value is None:
+            return None
+        result = value.map(lambda each: change(eqn, each))
+        return None if result is None else [result]
+
+    return move
+
+
+def _fused(eqn, operands):
+    """Weights side by side are each used as the whole is."""
+    if any(value is None or value.spread or value.chosen for value in operands):
+        return None
+    first, *rest = (each for value in operands for each in value.each())
+    return [first.replace(beside=tuple(rest))]
+
+
+def _stacked(eqn, operands):
+    at = eqn.params["axis"]
+
+    def widened(value):
+        return value.replace(dims=(*value.dims[:at], (), *value.dims[at:]))
+
+    return _fused(eqn, [value and value.map(widened) for value in operands])
 
 
 _UNMOVED = (
@@ -280,6 +322,8 @@ _MOVES: dict[str, Callable[[Any, list[_Tracked | None]], list[_Tracked | None] |
     "reshape": _moved(_reshape),
     "dynamic_slice": _first_index(_narrowed),
     "gather": _first_index(_indexed),
+    "concatenate": _fused,
+    "stack": _stacked,
     "mul": _scalar_product,
     "div": _scalar_product,
     "optimization_barrier": lambda eqn, operands: list(operands),
@@ -287,32 +331,28 @@ _MOVES: dict[str, Callable[[Any, list[_Tracked | None]], list[_Tracked | None] |
 }
 
 
-# Roles: (equation, operands) -> [(value, (inputs, outputs)), ...]
+# Roles: (equation, which operand, its value) -> (inputs, outputs)
 
 
-def _dot_roles(eqn, operands):
+def _dot_roles(eqn, side, value):
     contracted, batch = eqn.params["dimension_numbers"]
-    for side, value in enumerate(operands):
-        if value is not None:
-            kept = set(range(len(value.dims))) - {*contracted[side], *batch[side]}
-            yield value, (value.at(*contracted[side]), value.at(*kept))
+    kept = set(range(len(value.dims))) - {*contracted[side], *batch[side]}
+    return value.at(*contracted[side]), value.at(*kept)
 
 
-def _ragged_roles(eqn, operands):
+def _ragged_roles(eqn, side, value):
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     contracted, batch = numbers.dot_dimension_numbers
-    value = operands[1]
-    if value is not None:
-        used = {*contracted[1], *batch[1], *numbers.rhs_group_dimensions}
-        kept = set(range(len(value.dims))) - used
-        yield value, (value.at(*contracted[1]), value.at(*kept))
+    groups = numbers.rhs_group_dimensions if side == 1 else ()
+    kept = set(range(len(value.dims))) - {*contracted[side], *batch[side], *groups}
+    return value.at(*contracted[side]), value.at(*kept)
 
 
-def _conv_roles(eqn, operands):
-    value = operands[1]
-    if value is not None:
-        output, *inputs = eqn.params["dimension_numbers"].rhs_spec
-        yield value, (value.at(*inputs), value.at(output))
+def _conv_roles(eqn, side, value):
+    if side == 0:
+        return frozenset(), value.at(*range(len(value.dims)))
+    output, *inputs = eqn.params["dimension_numbers"].rhs_spec
+    return value.at(*inputs), value.at(output)
 
 
 _ROLES = {
@@ -335,7 +375,9 @@ def _scan_body(tracer, eqn, operands):
     def step(value):
         if value is None:
             return None
-        return value.replace(dims=value.dims[1:], stack=value.stack | value.at(0))
+        return value.map(
+            lambda each: each.replace(dims=each.dims[1:], stack=each.stack | each.at(0))
+        )
 
     inner = [v if at < consts + carried else step(v) for at, v in enumerate(operands)]
     results = tracer(eqn.params["jaxpr"], inner)
