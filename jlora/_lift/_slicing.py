@@ -94,11 +94,11 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
     if isinstance(indices, Adapted):
         raise Opaque("an index that is itself adapted")
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    at = next(iter(numbers.start_index_map), -1)
+    at, column = _indexed(eqn, value)
     others = [dim for dim in range(value.ndim) if dim != at]
     if (
-        len(numbers.start_index_map) != 1
-        or tuple(numbers.collapsed_slice_dims) != (at,)
+        at is None
+        or {*numbers.collapsed_slice_dims} - {at}
         or numbers.operand_batching_dims
         or sizes[at] != 1
         or any(sizes[dim] != value.shape[dim] for dim in others)
@@ -106,7 +106,9 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
         raise Opaque("a gather that is no choice of whole slices along one dimension")
     refuse_windows(value, [at], "a gather")
     index_dims = [d for d in range(eqn.outvars[0].aval.ndim) if d not in numbers.offset_dims]
-    new = dict(zip(others, numbers.offset_dims, strict=True))
+    kept = [dim for dim in range(value.ndim) if dim not in numbers.collapsed_slice_dims]
+    new = dict(zip(kept, numbers.offset_dims, strict=True))
+    index = lax.slice_in_dim(indices, column, column + 1, axis=indices.ndim - 1)
     mode = eqn.params["mode"]
     fills = mode == lax.GatherScatterMode.FILL_OR_DROP
     if fills and any(term.covers(at) == (False, False) for term in value.terms):
@@ -119,7 +121,7 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
         rest = tuple(dim for dim in factor.dims if dim != at)
         rows = lax.gather(
             factor.array,
-            indices,
+            index,
             lax.GatherDimensionNumbers(
                 offset_dims=tuple(range(len(index_dims), len(index_dims) + len(rest))),
                 collapsed_slice_dims=(axis,),
@@ -133,6 +135,18 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
 
     one_sided = ((True, False), (False, True))  # a table may be read by its rows as by its columns
     return _chosen(move(eqn, value, indices, factor=part, new=new), value, {at}, one_sided)
+
+
+def _indexed(eqn: Any, value: Adapted) -> tuple[int | None, int]:
+    """The dimension that a gather chooses along, and which column of the indices says where.
+
+    A dynamic_slice under vmap has an index for every dimension: whole ones are clipped to 0.
+    """
+    dims = tuple(eqn.params["dimension_numbers"].start_index_map)
+    chosen = dims
+    if len(dims) > 1 and eqn.params["mode"] == lax.GatherScatterMode.CLIP:
+        chosen = [dim for dim in dims if eqn.params["slice_sizes"][dim] != value.shape[dim]]
+    return (chosen[0], dims.index(chosen[0])) if len(chosen) == 1 else (None, 0)
 
 
 def _chosen(
