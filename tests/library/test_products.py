@@ -60,8 +60,17 @@ LOOKUPS = {
     "out of range, clipped": lambda p: jnp.take(p["w"], jnp.array([1, 99]), axis=0, mode="clip"),
     "one row at a run-time index": lambda p: lax.dynamic_index_in_dim(p["w"], jnp.int32(4)),
     "the table used for logits too": lambda p: p["w"][jnp.array([1, 4])] @ p["w"].T,
+    "rows that go straight into a product": lambda p: (
+        p["w"][jnp.array([[1, 4, 2], [0, 6, 6]])] @ p["v"].T
+    ),
     "the first rows": lambda p: Y[:3] + p["w"][:3],
     "a table read by its columns": lambda p: jnp.sin(p["w"].T[jnp.array([1, 10, 4])]),
+    "one row at a run-time index, mapped": lambda p: jax.vmap(
+        lambda k: lax.dynamic_index_in_dim(p["w"], k, keepdims=False)
+    )(jnp.array([1, 9, 0, -2, 3, 6])),
+    "one column at a run-time index, mapped": lambda p: jax.vmap(
+        lambda k: jnp.sin(lax.dynamic_slice(p["w"], (1, k), (7, 1)))
+    )(jnp.array([1, 10, 13])),
     "scaled rows": lambda p: p["w"][jnp.array([1, 4])] * 3.0 + 1.0,
 }
 

@@ -189,28 +189,47 @@ def test_biases_and_scales_are_no_weights_and_not_unclear():
     assert axes.unclear == {}
 
 
+def test_fused_weights_are_each_used_as_the_whole():
+    def fn(p, x):
+        fused = jnp.concatenate([p["q"], p["kv"].reshape(7, 8)], axis=1)
+        stacked = jnp.stack([p["up"], p["gate"]])
+        return x @ fused, jnp.einsum("bi,eio->ebo", x, stacked), x @ jnp.hstack([p["t"].T, p["q"]])
+
+    params = shapes(q=(7, 3), kv=(7, 2, 4), up=(7, 5), gate=(7, 5), t=(6, 7))
+    assert traced(fn, params, X) == {
+        "q": A(inputs=(0,), outputs=(1,)),
+        "kv": A(inputs=(0,), outputs=(1, 2)),
+        "up": A(inputs=(0,), outputs=(1,)),
+        "gate": A(inputs=(0,), outputs=(1,)),
+        "t": A(inputs=(1,), outputs=(0,)),
+    }
+
+
 def test_what_is_doubtful_is_explained():
     def fn(p, x):
-        fused = jnp.concatenate([p["q"], p["k"]], axis=1)
-        return x @ fused + jnp.exp(p["gate"]).sum()
+        padded = jnp.concatenate([p["part"], x.T], axis=1)
+        return x @ padded + jnp.exp(p["gate"]).sum() + jnp.vdot(p["dot"], x)
 
-    axes = jlora.trace_axes(fn, shapes(q=(7, 3), k=(7, 4), gate=(7, 3), unused=(7, 3), b=(3,)), X)
+    axes = jlora.trace_axes(
+        fn, shapes(part=(7, 3), gate=(7, 3), dot=(5, 7), unused=(7, 3), bias=(3,)), X
+    )
     assert axes == {}
     where = "at test_trace_axes.py:"
-    assert sorted(axes.unclear) == ["gate", "k", "q", "unused"]
-    assert axes.unclear["q"].startswith(f"`concatenate` {where}")
+    assert sorted(axes.unclear) == ["dot", "gate", "part", "unused"]
+    assert axes.unclear["part"].startswith(f"`concatenate` {where}")
     assert axes.unclear["gate"].startswith(f"`exp` {where}")
+    assert axes.unclear["dot"] == "a product contracts all of it, or nothing"
     assert axes.unclear["unused"] == "no operation was seen to use it"
 
 
 def test_a_targeted_weight_is_never_passed_over_in_silence():
     params = {"q": jnp.ones((7, 3)), "k": jnp.ones((7, 4)), "o": jnp.ones((7, 3))}
-    fn = lambda p, x: (x @ p["o"], x @ jnp.concatenate([p["q"], p["k"]], 1))  # noqa: E731
+    fn = lambda p, x: (x @ p["o"], x @ jnp.sin(p["q"]), jnp.exp(p["k"]))  # noqa: E731
     axes = jlora.trace_axes(fn, params, X)
     with pytest.raises(ValueError, match="split can't adapt") as error:
         jlora.split(params, jlora.LoraConfig(targets=".", rank=2), jax.random.key(0), axes=axes)
-    assert "q: `concatenate` at" in str(error.value)
-    assert "k: `concatenate` at" in str(error.value)
+    assert "q: `sin` at" in str(error.value)
+    assert "k: `exp` at" in str(error.value)
 
 
 def test_a_dim_both_contracted_and_kept_is_told():
