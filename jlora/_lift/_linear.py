@@ -118,7 +118,7 @@ def select_n(walk: Walk, eqn: Any, which: Any, *cases: Any) -> list[Any]:
     if any(case.activation for case in adapted):
         raise Opaque("rows are chosen")  # an activation from here on
     [w] = _compat.bind(eqn, [which, *bases(cases)])
-    number = which.astype(jnp.int32)
+    number = jnp.asarray(which, jnp.int32)  # a literal, perhaps
     terms = [
         term.scaled(lambda array, at=at: jnp.where(number == at, array, 0))
         for at, case in enumerate(cases)
