@@ -328,21 +328,10 @@ def train(job: Job, lora: Any, opt_state: Any, start: int) -> tuple[Any, int]:
             lora, opt_state, values = step_fn(job.frozen, lora, opt_state, batch)
             values = {name: float(value) for name, value in values.items()}
             seconds = time.perf_counter() - began
-            if not all(map(math.isfinite, values.values())):
-                bar.close()
-                last = run.latest_step
-                return None, fail(
-                    f"the loss is {values['loss']} and the gradient's norm "
-                    f"{values['grad_norm']} at step {step}, so training stopped. "
-                    + (
-                        f"The checkpoint of step {last} in {run.directory} is good. "
-                        if last
-                        else ""
-                    )
-                    + f"Try a --learning-rate below {settings.learning_rate}",
-                    status=1,
-                )
-            tokens = int((batch["tokens"] > 0).sum())
+            finite = all(map(math.isfinite, values.values()))
+            if not finite:
+                break
+            tokens = job.batches.tokens(step - 1)
             metrics.write(step, {**values, "tokens": tokens, "seconds": round(seconds, 3)})
             bar.set_postfix(
                 {"loss": f"{values['loss']:.3f}", "tokens/s": f"{tokens / seconds:.0f}"},
@@ -355,13 +344,26 @@ def train(job: Job, lora: Any, opt_state: Any, start: int) -> tuple[Any, int]:
                 break
         else:
             return lora, 0
-    assert stop.signal is not None
-    print(
+    if not finite:
+        return None, diverged(job, step, values)
+    assert stop.signal is not None  # the one other way out of the loop
+    return None, fail(
         f"stopped by {stop.signal.name} after step {step}, which is saved. "
         f"Go on with: python train.py --out {run.directory} --resume",
-        file=sys.stderr,
+        status=128 + stop.signal,
     )
-    return None, 128 + stop.signal
+
+
+def diverged(job: Job, step: int, values: dict[str, float]) -> int:
+    """Says that the loss is no number any more, and what is left."""
+    last = job.run.latest_step
+    return fail(
+        f"at step {step} the loss is {values['loss']} and the gradient's norm "
+        f"{values['grad_norm']}, so training stopped. "
+        + (f"The checkpoint of step {last} in {job.run.directory} is good. " if last else "")
+        + f"Try a --learning-rate below {job.settings.learning_rate}",
+        status=1,
+    )
 
 
 # ------------------------------------------------------------------------------------------------

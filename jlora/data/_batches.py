@@ -91,6 +91,11 @@ class Batches:
             batch["weights"][place, : len(positions)] = 1
         return batch
 
+    def tokens(self, step: int) -> int:
+        """How many tokens the step's batch holds, padding left out."""
+        epoch, index = divmod(step, self.per_epoch)
+        return sum(len(self.examples[row].tokens) for row in self._epoch(epoch)[index][1])
+
     def _plan(self, epoch: int) -> list[tuple[int, list[int]]]:
         """The (bucket, rows) of each batch of the epoch."""
         rng = random.Random(f"{self.seed}/{epoch}")

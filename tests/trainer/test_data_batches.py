@@ -42,6 +42,12 @@ def test_each_epoch_visits_every_row_once_in_an_order_of_its_own():
     assert epochs[0] != epochs[1]
 
 
+def test_tokens_are_counted_without_padding():
+    batches = Batches(examples(), batch_size=4)
+    counted = sum(batches.tokens(step) for step in range(batches.per_epoch))
+    assert counted == sum(len(example.tokens) for example in examples())
+
+
 def test_labels_are_the_tokens_after_the_positions():
     batches = Batches(examples(), batch_size=4)
     learned = {}
