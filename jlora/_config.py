@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 
@@ -41,9 +42,14 @@ class LoraConfig:
         problems = []
         if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
             problems.append(f"rank is {self.rank!r}: expected a whole number of at least 1")
-        if not isinstance(self.alpha, (int, float)) or not self.alpha > 0:
+        if not isinstance(self.alpha, (int, float)) or not 0 < self.alpha < math.inf:
             problems.append(f"alpha is {self.alpha!r}: expected a number above 0")
-        if not self.targets:
+        for field in ("targets", "exclude"):
+            value = getattr(self, field)
+            patterns = value if isinstance(value, tuple) else (value,)
+            if not all(isinstance(pattern, str) for pattern in patterns):
+                problems.append(f"{field} is {value!r}: expected a pattern or several, as text")
+        if not self.targets or self.targets == ("",):
             problems.append("targets is empty: expected a pattern such as 'q_proj|v_proj'")
         try:
             floating = jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating)

@@ -162,11 +162,7 @@ class _Tracer:
         kept = value.at(*range(len(value.dims))) - value.stack - value.chosen
         if value.chosen - value.stack and kept:
             self.product(value, value.chosen - value.stack, kept)
-        elif (
-            len(kept & value.at(*_wide(shape))) >= 2
-            and not value.spread
-            and not _widens(shape, eqn)
-        ):
+        elif len(kept & value.at(*_wide(shape))) >= 2 and not _is_bias(value, eqn, shape):
             self.other.setdefault(
                 value.path,
                 f"`{eqn.primitive.name}` at {_compat.source(eqn)} computes with it, "
@@ -176,6 +172,11 @@ class _Tracer:
 
 def _wide(shape: tuple[int, ...]) -> list[int]:
     return [dim for dim, size in enumerate(shape) if size != 1]
+
+
+def _is_bias(value: _Tracked, eqn: Any, shape: tuple[int, ...]) -> bool:
+    """Whether the value is added to something larger; a multiplied one may be a product."""
+    return eqn.primitive.name != "mul" and (value.spread or _widens(shape, eqn))
 
 
 def _widens(shape: tuple[int, ...], eqn: Any) -> bool:

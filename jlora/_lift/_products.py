@@ -26,8 +26,7 @@ Labels = tuple[int, ...]
 def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
     """x W + (x A) B, whatever the layout: an einsum of three operands over labelled dimensions."""
     if isinstance(lhs, Adapted) and isinstance(rhs, Adapted):
-        # rows that were looked up are an activation anyway
-        small = min(lhs, rhs, key=lambda value: (not value.activation, value.w.size))
+        small = min(lhs, rhs, key=lambda value: value.w.size)
         merged = walk.expand(small, eqn, "the other operand is adapted too")
         lhs, rhs = (merged, rhs) if small is lhs else (lhs, merged)
     lhs_labels, rhs_labels, out_labels = _label(eqn.params["dimension_numbers"], lhs, rhs)

@@ -109,8 +109,17 @@ class Walk:
 
     def _equation(self, eqn: Any, operands: list[Any]) -> tuple[list[Any], list[Any]]:
         """The results, and the operands as the equation got them."""
-        if not any(isinstance(operand, Adapted) for operand in operands):
+        adapted = [operand for operand in operands if isinstance(operand, Adapted)]
+        if not adapted:
             return _compat.bind(eqn, operands), operands
+        if any(value.activation for value in adapted) and not all(
+            value.activation for value in adapted
+        ):  # rows that were looked up meet a weight: they are its input
+            rows = "the input of an adapted weight"
+            operands = [
+                self.expand(value, eqn, rows) if _is_activation(value) else value
+                for value in operands
+            ]
         known = RULES.get(eqn.primitive.name)
         try:
             if known is None:
@@ -155,6 +164,10 @@ class Walk:
                 **costs,
             )
         )
+
+
+def _is_activation(value: Any) -> bool:
+    return isinstance(value, Adapted) and value.activation
 
 
 def _live(jaxpr: Any) -> list[tuple[Any, list[Any]]]:

@@ -114,7 +114,11 @@ def from_gguf(fields: Mapping[str, Any], where: str) -> Tokenizer:
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     vocabulary = {token: at for at, token in enumerate(tokens)}
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
+    try:
+        pairs = tokenizers.models.BPE(vocab=vocabulary, merges=merges)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise ValueError(f"{where}: the tokenizer in the header: {error}") from None
+    backend = tokenizers.Tokenizer(pairs)
     backend.pre_tokenizer = _pre_tokenizer(fields.get("tokenizer.ggml.pre", "default"), where)
     backend.decoder = tokenizers.decoders.ByteLevel()
     kinds = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))

@@ -92,3 +92,33 @@ def test_a_lifted_forward_pass_forms_nothing_of_a_weights_size():
     x = jnp.ones((8, 512))
     lifted = jax.jit(jlora.lift(lambda p, x: x @ p["w"])).lower(frozen, lora, x).compile()
     assert lifted.memory_analysis().temp_size_in_bytes < 512 * 512 * 4 / 4
+
+
+def test_looked_up_rows_that_meet_several_weights_are_formed_once():
+    key_t, key_q, key_k = jax.random.split(KEY, 3)
+    params = {
+        "table": jax.random.normal(key_t, (350, WIDTH)),
+        "q": jax.random.normal(key_q, (WIDTH, INNER)),
+        "k": jax.random.normal(key_k, (WIDTH, INNER)),
+    }
+    tokens = jnp.arange(TOKENS)
+
+    def base(params, tokens):
+        rows = params["table"][tokens]
+        return jnp.mean((rows @ params["q"]) ** 2 + (rows @ params["k"]) ** 2)
+
+    axes = jlora.trace_axes(base, params, tokens)
+    frozen, lora = jlora.split(params, jlora.LoraConfig(targets=".", rank=4), KEY, axes=axes)
+
+    def hand(frozen, lora, tokens):
+        weights = triples(frozen, lora)
+        w, a, b = weights["table"]
+        rows = w[tokens] + a[tokens] @ b
+        return jnp.mean(by_hand(weights["q"], rows) ** 2 + by_hand(weights["k"], rows) ** 2)
+
+    def flops(loss):
+        compiled = jax.jit(jax.value_and_grad(loss, argnums=1)).lower(frozen, lora, tokens)
+        return compiled.compile().cost_analysis()["flops"]
+
+    lifted = jlora.lift(base, strict=True)
+    assert flops(lifted) == pytest.approx(flops(hand), rel=0.005)

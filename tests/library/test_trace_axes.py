@@ -222,6 +222,12 @@ def test_what_is_doubtful_is_explained():
     assert axes.unclear["unused"] == "no operation was seen to use it"
 
 
+def test_a_product_written_as_a_broadcast_and_a_sum_is_doubtful():
+    axes = jlora.trace_axes(lambda p, x: (x[:, :, None] * p["w"]).sum(axis=1), shapes(w=(7, 3)), X)
+    assert axes == {}
+    assert axes.unclear["w"].startswith("`mul` at test_trace_axes.py:")
+
+
 def test_a_targeted_weight_is_never_passed_over_in_silence():
     params = {"q": jnp.ones((7, 3)), "k": jnp.ones((7, 4)), "o": jnp.ones((7, 3))}
     fn = lambda p, x: (x @ p["o"], x @ jnp.sin(p["q"]), jnp.exp(p["k"]))  # noqa: E731

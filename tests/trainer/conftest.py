@@ -18,13 +18,13 @@ TEMPLATE = (
 
 
 def save_tiny_llama(directory: Path, *, layers: int = 2, width: int = 24, seed: int = 0) -> Path:
-    """A random llama of odd dimensions as a Hugging Face folder, one token a byte."""
+    """A random llama of odd dimensions as a Hugging Face folder, (nearly) one token a byte."""
     directory.mkdir(parents=True)
     heads, kv_heads, head, ffn = 3, 1, 8, 40
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     specials = ["<|im_start|>", "<|im_end|>"]
-    vocabulary = {token: index for index, token in enumerate(specials + letters)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    vocabulary = {token: index for index, token in enumerate([*specials, *letters, "Ġa"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "a")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials])
