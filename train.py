@@ -253,7 +253,7 @@ def update_step(job: Job) -> Callable[..., Any]:
 # ------------------------------------------------------------------------------------------------
 
 
-RESULTS = "results.json"
+RESULTS = "results"  # the scores, where a person and a resumed run find them
 
 
 def answers_to(job: Job, rows: Sequence[data.Messages], *weights: Any) -> list[str]:
@@ -288,19 +288,12 @@ def evaluate(job: Job, lora: Any) -> dict[str, Any]:
 
 def measured_before(job: Job) -> dict[str, Any]:
     """The scores of the fresh adapter, which are the base's: measured once in a run."""
-    path = job.run.directory / RESULTS
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))["before"]
+    if recorded := job.run.recorded(RESULTS):
+        return recorded["before"]
     print(f"before    answering {len(job.held_out)} held-out rows ...", flush=True)
     before = evaluate(job, job.lora)
-    write_results(job, {"before": before})
+    job.run.record(RESULTS, {"before": before})
     return before
-
-
-def write_results(job: Job, scores: dict[str, Any]) -> None:
-    """Puts the scores where a person and a resumed run find them."""
-    text = json.dumps(scores, indent=2, ensure_ascii=False) + "\n"
-    (job.run.directory / RESULTS).write_text(text, encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -348,8 +341,7 @@ def train(job: Job, lora: Any, opt_state: Any, start: int) -> tuple[Any, int]:
         return None, diverged(job, step, values)
     assert stop.signal is not None  # the one other way out of the loop
     return None, fail(
-        f"stopped by {stop.signal.name} after step {step}, which is saved. "
-        f"Go on with: python train.py --out {run.directory} --resume",
+        f"stopped by {stop.signal.name} after step {step}, which is saved. {go_on(run)}",
         status=128 + stop.signal,
     )
 
@@ -379,7 +371,7 @@ def finish(job: Job, lora: Any, before: dict[str, Any]) -> None:
     out, settings = job.run.directory, job.settings
     after = evaluate(job, lora)
     scores = {"before": before, "after": after}
-    write_results(job, scores)
+    job.run.record(RESULTS, scores)
     monitor.draw(out / "training.png", monitor.read_metrics(out / "metrics.jsonl"), scores)
     checkpoint.save(
         out / "adapter",
@@ -433,6 +425,11 @@ def shorten(text: str, width: int = 100) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def go_on(run: checkpoint.Run) -> str:
+    """The command that resumes the run."""
+    return f"Go on with: python train.py --out {run.directory} --resume"
+
+
 def fail(message: str, status: int = 2) -> int:
     """Says on one line of stderr what is wrong, and gives the exit status back."""
     print(f"train.py: {message}", file=sys.stderr)
@@ -440,7 +437,7 @@ def fail(message: str, status: int = 2) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0, or 2 for bad input, 1 for a loss that is no number, 128 + a signal."""
+    """The exit status: 0, 2 for bad input, 1 if the run broke off, 128 + the signal it got."""
     given = parse(Settings, argv, description=__doc__ or "", switches=SWITCHES)
     resume = given.get("resume", False)
     run = checkpoint.Run(given.get("out", Settings.out))
@@ -456,8 +453,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 lora, opt_state = state["lora"], state["opt_state"]
         else:
             run.begin({"settings": dataclasses.asdict(settings), **job.identity})
-            (run.directory / RESULTS).unlink(missing_ok=True)
-    except ValueError as error:
+            run.record(RESULTS, {})
+    except (ValueError, OSError) as error:
         return fail(str(error))
     try:
         before = measured_before(job)
@@ -468,7 +465,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         finish(job, lora, before)
         print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {monitor.peak_memory()}")
     except KeyboardInterrupt:
-        return fail(f"interrupted. Go on with: python train.py --out {run.directory} --resume", 130)
+        return fail(f"interrupted. {go_on(run)}", 130)
+    except OSError as error:
+        return fail(f"{error}. What was saved before is whole. {go_on(run)}", 1)
     return 0
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,14 @@ Arrays = dict[str, Any]  # jax.Array, or jax.ShapeDtypeStruct with its sharding
 
 
 def write(directory: Path, arrays: Arrays) -> None:
-    """Writes the arrays; the directory appears only once they are complete."""
-    with quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    """Writes the arrays; the directory appears only once they are complete.
+
+    Raises:
+        OSError: when they can't be written.
+    """
+    require_room(directory, arrays)
+    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    with contextlib.closing(checkpointer), quiet(), unwritten(directory):
         checkpointer.save(directory.absolute(), args=save_args(arrays), force=True)
 
 
@@ -92,12 +99,35 @@ def explained(directory: Path) -> Iterator[None]:
         raise ValueError(f"{directory}: the arrays can't be read: {reason}") from error
 
 
+def require_room(directory: Path, arrays: Arrays) -> None:
+    """Raises an OSError unless the disk has room for the arrays, before any of them is written."""
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    needed = sum(array.nbytes for array in arrays.values()) + 2**20  # and Orbax's own records
+    if free < needed:
+        raise OSError(
+            f"{directory} could not be written: it needs {needed / 1e6:.1f} MB, and the disk has "
+            f"{free / 1e6:.1f} MB left"
+        )
+
+
+@contextlib.contextmanager
+def unwritten(directory: Path) -> Iterator[None]:
+    """Turns whatever Orbax raises where it can't write (ValueError, too) into one OSError."""
+    try:
+        yield
+    except Exception as error:
+        full = "No space left on device" in str(error)
+        reason = "no space is left there" if full else str(error).split("\n")[0][:200]
+        raise OSError(f"{directory} could not be written: {reason}") from error
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Orbax logs its progress through absl: keep that from the user's terminal."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)  # it logs errors that it also raises
     try:
         yield
     finally:
@@ -105,14 +135,22 @@ def quiet() -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes the JSON file in one step: a reader sees the old content or the new, never a part."""
+    """Writes the JSON file in one step: a reader sees the old content or the new, never a part.
+
+    Raises:
+        OSError: when it can't be written; what was there stays.
+    """
     text = json.dumps(content, indent=2, sort_keys=False, ensure_ascii=False) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written: {error.strerror}") from error
 
 
 def read_json(path: Path) -> Any:

@@ -101,11 +101,34 @@ class Run:
             raise ValueError(f"{self.directory} can't be made: {error.strerror}") from None
         _arrays.write_json(self.directory / _FILE, settings)
 
+    def record(self, name: str, content: Any) -> None:
+        """Keeps something small beside the states, as ``<name>.json``, replaced in one step.
+
+        Raises:
+            OSError: when it can't be written; what was there stays.
+        """
+        _arrays.write_json(self.directory / f"{name}.json", content)
+
+    def recorded(self, name: str) -> Any:
+        """What `record` was last given under this name, or None.
+
+        Raises:
+            ValueError: when the file is damaged.
+        """
+        path = self.directory / f"{name}.json"
+        return _arrays.read_json(path) if path.exists() else None
+
     def save(self, step: int, state: Any) -> None:
-        """Writes the state, unless that of this step is already there."""
+        """Writes the state, unless that of this step is already there.
+
+        Raises:
+            OSError: when it can't be written, as on a full disk; earlier states stay.
+        """
         arrays, _ = _paths.flatten(state)
         if step not in self._manager.all_steps():
-            with _arrays.quiet():
+            where = self.directory.absolute() / _STATES / str(step)
+            _arrays.require_room(where, arrays)
+            with _arrays.quiet(), _arrays.unwritten(where):
                 self._manager.save(step, args=_arrays.save_args(arrays))
 
     def restore(self, state: Any) -> tuple[int, Any]:

@@ -1,4 +1,6 @@
+import contextlib
 import json
+import resource
 import subprocess
 import sys
 
@@ -42,6 +44,17 @@ def assert_same(one, other):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@contextlib.contextmanager
+def no_file_longer_than(size):
+    """As a full disk: the system refuses to write on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -241,3 +254,31 @@ checkpoint.Run({str(tmp_path / "run")!r}).restore(lora)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("size", [10, 100])
+def test_a_disk_that_fills_is_said_and_costs_nothing_that_was_saved(tmp_path, size):
+    first = adapter()
+    checkpoint.save(tmp_path / "a", first, CONFIG, base=base())
+    run = checkpoint.Run(tmp_path / "run")
+    run.begin({"rank": 3})
+    run.save(1, first)
+    run.record("results", {"loss": 1.5})
+    later = jax.tree.map(noisy, first)
+    with no_file_longer_than(size):
+        with pytest.raises(OSError, match=r"could not be written"):
+            checkpoint.save(tmp_path / "a", later, CONFIG, base=base(), overwrite=True)
+        with pytest.raises(OSError, match=r"run/checkpoints/2 could not be written"):
+            run.save(2, later)
+        with pytest.raises(OSError, match=r"results\.json could not be written"):
+            run.record("results", {"answers": ["long"] * 1000})
+    assert_same(checkpoint.restore(tmp_path / "a", base=base())[0], first)
+    again = checkpoint.Run(tmp_path / "run")
+    step, state = again.restore(later)
+    assert step == 1
+    assert_same(state, first)
+    assert again.recorded("results") == {"loss": 1.5}
+    again.save(2, later)
+    assert again.latest_step == 2
+    checkpoint.save(tmp_path / "a", later, CONFIG, base=base(), overwrite=True)
+    assert_same(checkpoint.restore(tmp_path / "a")[0], later)
