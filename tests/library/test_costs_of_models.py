@@ -1,0 +1,149 @@
+"""Law 4 on models as people write them: a step costs what LoRA written into the layers costs.
+
+The hand-written step puts x W + (x A) B into each linen layer by an interceptor: nothing of `lift`
+is in it.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from laws import adapted, check_law_1
+
+import jlora
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    """Not here: costs are those of the compiler as it is."""
+
+
+class EncoderBlock(nn.Module):
+    heads: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = x + nn.MultiHeadDotProductAttention(self.heads)(nn.LayerNorm()(x))
+        hidden = nn.gelu(nn.Dense(4 * x.shape[-1])(nn.LayerNorm()(x)))
+        return x + nn.Dense(x.shape[-1])(hidden)
+
+
+class LanguageModel(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(211, 48)(tokens)
+        x = x + self.param("positions", nn.initializers.normal(0.1), (64, 48))[: tokens.shape[1]]
+        for _ in range(3):
+            x = EncoderBlock(4)(x)
+        return nn.Dense(211)(nn.LayerNorm()(x))
+
+
+class VisionTransformer(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Conv(48, (8, 8), strides=8, padding="VALID")(images)
+        x = x.reshape(len(x), -1, 48)
+        token = self.param("token", nn.initializers.zeros, (1, 1, 48))
+        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, 48)), x], axis=1)
+        x = x + self.param("positions", nn.initializers.normal(0.1), (1, x.shape[1], 48))
+        for _ in range(3):
+            x = EncoderBlock(4)(x)
+        return nn.Dense(13)(nn.LayerNorm()(x)[:, 0])
+
+
+class ResNetBlock(nn.Module):
+    width: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        norm = lambda: nn.BatchNorm(use_running_average=True)  # noqa: E731
+        y = nn.Conv(self.width, (3, 3), strides=self.stride, use_bias=False)(x)
+        y = nn.Conv(self.width, (3, 3), use_bias=False)(nn.relu(norm()(y)))
+        if x.shape != y.shape:
+            x = norm()(nn.Conv(self.width, (1, 1), strides=self.stride, use_bias=False)(x))
+        return nn.relu(x + norm()(y))
+
+
+class ResNet(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = nn.relu(nn.Conv(24, (7, 7), strides=2)(images))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        for width, stride in ((24, 1), (48, 2), (96, 2)):
+            x = ResNetBlock(width, stride)(x)
+        return nn.Dense(13)(x.mean(axis=(1, 2)))
+
+
+IMAGES = jax.random.normal(jax.random.key(3), (4, 32, 32, 3))
+MODELS = {
+    "language": (LanguageModel(), jnp.arange(4 * 40).reshape(4, 40) % 211, 1 + 3 * 6 + 1),
+    "vision": (VisionTransformer(), IMAGES, 1 + 3 * 6 + 1),
+    "resnet": (ResNet(), IMAGES, 1 + 2 + 3 + 3 + 1),
+}
+
+
+def by_hand(model):
+    """The model with x W + (x A) B, and then the bias, in every layer that has an adapter."""
+
+    def layer_by_hand(lora, next_fun, args, kwargs, context):
+        layer = context.module
+        path = "/".join(("params", *layer.path))
+        adapters = [
+            lora[f"{path}/{leaf}"] for leaf in ("kernel", "embedding") if f"{path}/{leaf}" in lora
+        ]
+        if context.method_name != "__call__" or not adapters:
+            return next_fun(*args, **kwargs)
+        [node], [x, *_] = adapters, args
+        b = node.b * lax.stop_gradient(node.scaling)
+        if isinstance(layer, nn.Embed):
+            return next_fun(x) + node.a[x] @ b
+        if isinstance(layer, nn.Conv):
+            strides = layer.strides if isinstance(layer.strides, tuple) else (layer.strides,) * 2
+            numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+            rows = lax.conv_general_dilated(
+                x, node.a, [stride or 1 for stride in strides], layer.padding, **numbers
+            )
+        else:
+            rows = jnp.tensordot(x, node.a, node.a.ndim - 1)
+        weights = dict(layer.variables["params"])
+        bias = weights.pop("bias", 0.0)
+        bare = layer.clone(use_bias=False, parent=None, name=None)
+        return bare.apply({"params": weights}, x) + jnp.tensordot(rows, b, 1) + bias
+
+    def apply(frozen, lora, x):
+        with nn.intercept_methods(functools.partial(layer_by_hand, lora)):
+            return model.apply(frozen, x)
+
+    return apply
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_costs_what_it_costs_by_hand(name):
+    model, x, leaves = MODELS[name]
+    variables = model.init(jax.random.key(0), x)
+    axes = jlora.trace_axes(model.apply, variables, x)
+    frozen, lora = adapted(variables, axes, targets="kernel|embedding", rank=4)
+    assert len(lora) == leaves
+    report = check_law_1(model.apply, frozen, lora, x, factored=leaves, tolerance=1e-4)
+    assert not report.unused
+
+    def cost(apply):
+        def loss(lora, frozen, x):
+            return (apply(frozen, lora, x) ** 2).mean()
+
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(lora, frozen, x).compile()
+        value = float(compiled(lora, frozen, x)[0])
+        memory = compiled.memory_analysis().temp_size_in_bytes
+        return value, compiled.cost_analysis()["flops"], memory
+
+    value, flops, memory = cost(jlora.lift(model.apply, strict=True))
+    same, by_hand_flops, by_hand_memory = cost(by_hand(model))
+    _, merged_flops, _ = cost(lambda frozen, lora, x: model.apply(jlora.merge(frozen, lora), x))
+    assert value == pytest.approx(same, rel=1e-4)
+    assert flops == pytest.approx(by_hand_flops, rel=0.005)
+    assert memory <= 1.02 * by_hand_memory
+    assert flops < 0.97 * merged_flops
