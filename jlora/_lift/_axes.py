@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +10,8 @@ import numpy as np
 
 from jlora import _paths
 from jlora._lift import _compat
-from jlora._lift._adapted import Opaque
-from jlora._lift._movement import regroup
 from jlora._lift._stage import Staged
+from jlora._lift._tracked import MOVES, ROLES, Tracked
 from jlora._lowrank import Axes
 
 
@@ -51,7 +49,7 @@ def trace_axes(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
     shapes = {path: np.shape(leaf) for path, leaf in leaves.items()}
     tracer = _Tracer()
     operands = [
-        _Tracked(paths[at], tuple((d,) for d in range(len(shapes[paths[at]]))), shapes[paths[at]])
+        Tracked(paths[at], tuple((d,) for d in range(len(shapes[paths[at]]))), shapes[paths[at]])
         if at in paths
         else None
         for at in staged.traced
@@ -64,35 +62,6 @@ def trace_axes(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tracked:
-    """A value that is a leaf moved about."""
-
-    path: str
-    dims: tuple[tuple[int, ...], ...]  # for each dimension: the leaf's dimensions in it
-    shape: tuple[int, ...]  # of the leaf
-    stack: frozenset[int] = frozenset()  # the leaf's dimensions that a loop runs over
-    chosen: frozenset[int] = frozenset()  # the leaf's dimensions that were indexed
-    spread: bool = False  # broadcast over something else, as a bias is
-    beside: tuple[_Tracked, ...] = ()  # other leaves in the same array: fused weights
-
-    def at(self, *dims: int) -> frozenset[int]:
-        return frozenset(source for dim in dims for source in self.dims[dim])
-
-    def replace(self, **changes: Any) -> _Tracked:
-        return dataclasses.replace(self, **changes)
-
-    def each(self) -> tuple[_Tracked, ...]:
-        return (self.replace(beside=()), *self.beside)
-
-    def map(self, change: Callable[[_Tracked], _Tracked | None]) -> _Tracked | None:
-        """The same change to each leaf in the array."""
-        changed = [new for value in self.each() if (new := change(value)) is not None]
-        if len(changed) <= len(self.beside):
-            return None
-        return changed[0].replace(beside=tuple(changed[1:]))
-
-
 class _Tracer:
     """Follows leaves through a jaxpr and notes the roles that products give their dimensions."""
 
@@ -101,7 +70,7 @@ class _Tracer:
         self.other: dict[str, str] = {}
         self.met: set[str] = set()
 
-    def __call__(self, jaxpr: Any, operands: list[_Tracked | None]) -> list[_Tracked | None]:
+    def __call__(self, jaxpr: Any, operands: list[Tracked | None]) -> list[Tracked | None]:
         jaxpr, _ = _compat.open_jaxpr(jaxpr)
         values = dict(zip(jaxpr.invars, operands, strict=True))
 
@@ -114,16 +83,16 @@ class _Tracer:
                 values.update(zip(eqn.outvars, self._equation(eqn, operands), strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _equation(self, eqn: Any, operands: list[_Tracked | None]) -> list[_Tracked | None]:
+    def _equation(self, eqn: Any, operands: list[Tracked | None]) -> list[Tracked | None]:
         name = eqn.primitive.name
-        if name in _MOVES:
-            moved = _MOVES[name](eqn, operands)
+        if name in MOVES:
+            moved = MOVES[name](eqn, operands)
             if moved is not None:
                 return moved
-        elif name in _ROLES:
+        elif name in ROLES:
             for side, value in enumerate(operands):
                 for each in () if value is None else value.each():
-                    self.product(each, *_ROLES[name](eqn, side, each))
+                    self.product(each, *ROLES[name](eqn, side, each))
             return [None] * len(eqn.outvars)
         elif name in _BODIES:
             return _BODIES[name](self, eqn, operands)
@@ -132,7 +101,7 @@ class _Tracer:
                 self.elsewhere(each, eqn, atom.aval.shape)
         return [None] * len(eqn.outvars)
 
-    def product(self, value: _Tracked, inputs: frozenset[int], outputs: frozenset[int]) -> None:
+    def product(self, value: Tracked, inputs: frozenset[int], outputs: frozenset[int]) -> None:
         """Note a product; what it neither contracts nor keeps is a stack."""
         self.met.add(value.path)
         if value.path in self.found:
@@ -156,7 +125,7 @@ class _Tracer:
             stack=tuple(sorted(stack | value.stack)),
         )
 
-    def elsewhere(self, value: _Tracked, eqn: Any, shape: tuple[int, ...]) -> None:
+    def elsewhere(self, value: Tracked, eqn: Any, shape: tuple[int, ...]) -> None:
         """Note a use that is no product: a lookup has its roles, anything else is told."""
         self.met.add(value.path)
         kept = value.at(*range(len(value.dims))) - value.stack - value.chosen
@@ -174,7 +143,7 @@ def _wide(shape: tuple[int, ...]) -> list[int]:
     return [dim for dim, size in enumerate(shape) if size != 1]
 
 
-def _is_bias(value: _Tracked, eqn: Any, shape: tuple[int, ...]) -> bool:
+def _is_bias(value: Tracked, eqn: Any, shape: tuple[int, ...]) -> bool:
     """Whether the value is added to something larger; a multiplied one may be a product."""
     return eqn.primitive.name != "mul" and (value.spread or _widens(shape, eqn))
 
@@ -184,183 +153,6 @@ def _widens(shape: tuple[int, ...], eqn: Any) -> bool:
     if eqn.primitive.name in ("concatenate", "stack", "pad"):  # beside other values, whole
         return False
     return any(math.prod(out.aval.shape) > math.prod(shape) for out in eqn.outvars)
-
-
-# Movements: (equation, operands) -> results, or None where the value is lost.
-
-
-def _moved(change: Callable[[Any, _Tracked], _Tracked | None]):
-    def move(eqn, operands):
-        value = operands[0]
-        if value is None or any(operands[1:]):
-            return None
-        result = value.map(lambda each: change(eqn, each))
-        return None if result is None else [result] * len(eqn.outvars)
-
-    return move
-
-
-def _transpose(eqn, value):
-    return value.replace(dims=tuple(value.dims[dim] for dim in eqn.params["permutation"]))
-
-
-def _squeeze(eqn, value):
-    gone = {dim % len(value.dims) for dim in eqn.params["dimensions"]}
-    return value.replace(dims=tuple(d for dim, d in enumerate(value.dims) if dim not in gone))
-
-
-def _broadcast(eqn, value):
-    dims: list[tuple[int, ...]] = [()] * len(eqn.params["shape"])
-    for old, new in enumerate(eqn.params["broadcast_dimensions"]):
-        dims[new] = value.dims[old]
-    spread = math.prod(eqn.params["shape"]) > math.prod(eqn.invars[0].aval.shape)
-    return value.replace(dims=tuple(dims), spread=value.spread or spread)
-
-
-def _reshape(eqn, value):
-    shape = eqn.invars[0].aval.shape
-    dims: list[tuple[int, ...]] = [()] * len(eqn.params["new_sizes"])
-    try:
-        groups = regroup(shape, eqn.params["new_sizes"])
-    except Opaque:
-        return None
-    for old, new in groups:
-        together = tuple(source for dim in old for source in value.dims[dim])
-        for dim in new:
-            dims[dim] = together
-    return value.replace(dims=tuple(dims))
-
-
-def _same(eqn, value):
-    return value
-
-
-def _narrowed(eqn, value):
-    """A slice: a dimension narrowed to 1 by an index was chosen."""
-    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    chosen = [dim for dim in range(len(before)) if before[dim] != after[dim] == 1]
-    lost = frozenset(source for dim in chosen for source in value.dims[dim])
-    dims = tuple(() if dim in chosen else sources for dim, sources in enumerate(value.dims))
-    return value.replace(dims=dims, chosen=value.chosen | lost)
-
-
-def _indexed(eqn, value):
-    """A gather of whole slices: the indexed dimensions were chosen."""
-    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    if any(size != 1 for dim, size in enumerate(sizes) if dim in gone):
-        return None
-    kept = [dim for dim in range(len(value.dims)) if dim not in gone]
-    shape = eqn.invars[0].aval.shape
-    chosen = {dim for dim in kept if sizes[dim] == 1 != shape[dim]}  # one slice, not yet squeezed
-    dims: list[tuple[int, ...]] = [()] * eqn.outvars[0].aval.ndim
-    for new, old in zip(numbers.offset_dims, kept, strict=True):
-        dims[new] = () if old in chosen else value.dims[old]
-    return value.replace(dims=tuple(dims), chosen=value.chosen | value.at(*gone, *chosen))
-
-
-def _scalar_product(eqn, operands):
-    others = [a for a, value in zip(eqn.invars, operands, strict=True) if value is None]
-    if len(others) == 1 and math.prod(others[0].aval.shape) == 1:
-        return [value for value in operands if value is not None]
-    return None
-
-
-def _first_index(change):
-    """For operations whose other operands are indices."""
-
-    def move(eqn, operands):
-        value = operands[0]
-        if value is None:
-            return None
-        result = value.map(lambda each: change(eqn, each))
-        return None if result is None else [result]
-
-    return move
-
-
-def _fused(eqn, operands):
-    """Weights side by side are each used as the whole is."""
-    if any(value is None or value.spread or value.chosen for value in operands):
-        return None
-    first, *rest = (each for value in operands for each in value.each())
-    return [first.replace(beside=tuple(rest))]
-
-
-def _stacked(eqn, operands):
-    at = eqn.params["axis"]
-
-    def widened(value):
-        return value.replace(dims=(*value.dims[:at], (), *value.dims[at:]))
-
-    return _fused(eqn, [value and value.map(widened) for value in operands])
-
-
-_UNMOVED = (
-    "convert_element_type",
-    "copy",
-    "copy_p",
-    "stop_gradient",
-    "neg",
-    "name",
-    "reduce_precision",
-    "sharding_constraint",
-    "mesh_cast",
-    "reshard",
-    "pvary",
-    "pcast",
-    "all_gather",
-    "rev",
-    "slice",
-    "split",
-)
-_MOVES: dict[str, Callable[[Any, list[_Tracked | None]], list[_Tracked | None] | None]] = {
-    **{name: _moved(_same) for name in _UNMOVED},
-    "slice": _moved(_narrowed),
-    "transpose": _moved(_transpose),
-    "squeeze": _moved(_squeeze),
-    "broadcast_in_dim": _moved(_broadcast),
-    "reshape": _moved(_reshape),
-    "dynamic_slice": _first_index(_narrowed),
-    "gather": _first_index(_indexed),
-    "concatenate": _fused,
-    "stack": _stacked,
-    "mul": _scalar_product,
-    "div": _scalar_product,
-    "optimization_barrier": lambda eqn, operands: list(operands),
-    "device_put": lambda eqn, operands: list(operands),
-}
-
-
-# Roles: (equation, which operand, its value) -> (inputs, outputs)
-
-
-def _dot_roles(eqn, side, value):
-    contracted, batch = eqn.params["dimension_numbers"]
-    kept = set(range(len(value.dims))) - {*contracted[side], *batch[side]}
-    return value.at(*contracted[side]), value.at(*kept)
-
-
-def _ragged_roles(eqn, side, value):
-    numbers = eqn.params["ragged_dot_dimension_numbers"]
-    contracted, batch = numbers.dot_dimension_numbers
-    groups = numbers.rhs_group_dimensions if side == 1 else ()
-    kept = set(range(len(value.dims))) - {*contracted[side], *batch[side], *groups}
-    return value.at(*contracted[side]), value.at(*kept)
-
-
-def _conv_roles(eqn, side, value):
-    if side == 0:
-        return frozenset(), value.at(*range(len(value.dims)))
-    output, *inputs = eqn.params["dimension_numbers"].rhs_spec
-    return value.at(*inputs), value.at(output)
-
-
-_ROLES = {
-    "dot_general": _dot_roles,
-    "ragged_dot_general": _ragged_roles,
-    "conv_general_dilated": _conv_roles,
-}
 
 
 # Bodies: (tracer, equation, operands) -> results
