@@ -122,3 +122,28 @@ def test_looked_up_rows_that_meet_several_weights_are_formed_once():
 
     lifted = jlora.lift(base, strict=True)
     assert flops(lifted) == pytest.approx(flops(hand), rel=0.005)
+
+
+@pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "unrolled"])
+def test_no_cast_copy_of_a_frozen_weight_is_kept_for_the_gradient(scanned):
+    """Half-precision weights, computed with in float32: a copy of each layer would be 4 bytes."""
+    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), PARAMS)
+
+    def cast(w, x):
+        return x @ w.astype("float32")
+
+    def base(params, x):
+        return model(cast, params, x, False, scanned)
+
+    axes = jlora.trace_axes(base, params, X)
+    frozen, lora = jlora.split(params, jlora.LoraConfig(targets=".", rank=4), KEY, axes=axes)
+
+    def kept(lora):
+        """What the backward pass gets from the forward pass."""
+        return jax.vjp(lambda lora: jlora.lift(base, strict=True)(frozen, lora, X), lora)[1]
+
+    weights = {params[name].size for name in ("up", "down", "head")}
+    weights |= {size // LAYERS for size in weights}
+    residuals = jax.tree.leaves(jax.eval_shape(kept, lora))
+    assert not [leaf for leaf in residuals if leaf.size in weights and leaf.dtype == "float32"]
+    assert [leaf for leaf in residuals if leaf.size in weights and leaf.dtype == "bfloat16"]
