@@ -87,3 +87,24 @@ def check_learns(loss, frozen, lora, *args, steps=8, rate=3e-2):
         lora, state, value = step(lora, state)
         losses.append(float(value))
     assert losses[-1] < 0.9 * losses[0], losses
+
+
+def check_costs(lifted, by_hand, merged, frozen, lora, x):
+    """Law 4: a lifted step's FLOPs and temporary bytes are those by hand; W + A B costs more."""
+
+    def cost(apply):
+        def loss(lora, frozen, x):
+            return (apply(frozen, lora, x) ** 2).mean()
+
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(lora, frozen, x).compile()
+        value = float(compiled(lora, frozen, x)[0])
+        memory = compiled.memory_analysis().temp_size_in_bytes
+        return value, compiled.cost_analysis()["flops"], memory
+
+    value, flops, memory = cost(lifted)
+    same, by_hand_flops, by_hand_memory = cost(by_hand)
+    _, merged_flops, _ = cost(merged)
+    assert value == pytest.approx(same, rel=1e-4)
+    assert flops == pytest.approx(by_hand_flops, rel=0.005)
+    assert memory <= 1.02 * by_hand_memory
+    assert flops < 0.97 * merged_flops
