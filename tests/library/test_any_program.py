@@ -16,8 +16,15 @@ import jlora
 EXAMPLES = int(os.environ.get("JLORA_EXAMPLES", "50"))
 
 
-def numbers(*shape, like=np.float32(0), seed=0):
-    return np.random.default_rng(seed).uniform(0.5, 1.5, shape).astype(like.dtype)
+F32 = np.dtype("float32")
+
+
+def numbers(*shape, like=None, seed=0):
+    return (
+        np.random.default_rng(seed)
+        .uniform(0.5, 1.5, shape)
+        .astype(F32 if like is None else like.dtype)
+    )
 
 
 # Movements: (draw, shape) -> function of the array, or None where the shape does not allow it.
@@ -225,9 +232,7 @@ def scanned(draw, fn):
 
 
 def looped(draw, fn):
-    return lambda w: lax.fori_loop(
-        0, 2, lambda k, c: c + k + jnp.sin(fn(w)).sum(), w.dtype.type(0)
-    )
+    return lambda w: lax.fori_loop(0, 2, lambda k, c: c + k + jnp.sin(fn(w)).sum(), w.dtype.type(0))
 
 
 def carried(draw, fn):
@@ -286,7 +291,6 @@ def programs(draw):
 
 
 ROLES = ("in", "out", "stack")
-
 
 
 def some(of):
