@@ -62,9 +62,19 @@ class Settings:
     clip: float = setting(1.0, "largest norm of the gradient", least=0)
     rank: int = setting(8, "rank of A B")
     alpha: float = setting(16.0, "A B is multiplied by alpha / rank")
+    rslora: bool = setting(False, "multiply A B by alpha / sqrt(rank) instead")
+    method: str = setting("lora", "lora, or dora: a trained magnitude for each output beside it")
+    init: str = setting("kaiming", "A's and B's start: kaiming, gaussian, orthogonal, pissa, "
+                        "pissa_niter_N, olora")  # fmt: skip
+    dropout: float = setting(0.0, "share of A's inputs left out in training")
+    lora_plus: float = setting(1.0, "B's learning rate, in multiples of A's: LoRA+")
+    freeze_a: bool = setting(False, "train B alone: LoRA-FA")
+    bias: str = setting("none", "biases that train whole: none, adapted or all")
+    train: str = setting("", "regular expression: further weights that train whole")
     # Every linear layer, the MLPs above all: more is learned than from attention alone.
     targets: str = setting(
-        "(q|k|v|o|gate|up|down)_proj", "regular expression: which weights get an adapter"
+        "(q|k|v|o|gate|up|down)_proj",
+        "regular expression: which weights get an adapter; or all-linear",
     )
     max_length: int = setting(512, "longest row, in tokens; what is longer is cut", least=2)
     train_rows: int = setting(1920, "sentences to sample for the home-assistant task", least=1)
@@ -79,6 +89,9 @@ class Settings:
 
 
 FREE = {"out", "checkpoint_every"}
+OF_THE_ADAPTER = {field.name for field in dataclasses.fields(jlora.LoraConfig)} & {
+    field.name for field in dataclasses.fields(Settings)
+} - {"dtype"}
 
 
 SWITCHES = {
@@ -164,7 +177,10 @@ class Job:
 
 def prepare(settings: Settings, run: checkpoint.Run) -> Job:
     """Loads and checks everything; nothing is written and nothing trained yet."""
-    config = jlora.LoraConfig(targets=settings.targets, rank=settings.rank, alpha=settings.alpha)
+    config = jlora.LoraConfig(
+        **{name: getattr(settings, name) for name in OF_THE_ADAPTER if getattr(settings, name)}
+    )
+    tx = optimizer(settings)
     rows, held_out = load_rows(settings)
     model = models.load(settings.model, dtype=settings.dtype)
     if settings.max_length + settings.max_new_tokens > model.config.max_length:
@@ -193,20 +209,20 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
         config=config,
         frozen=frozen,
         lora=lora,
-        tx=optimizer(settings),
+        tx=tx,
         loss=jlora.lift(base_loss),
         batches=batches,
         held_out=held_out,
         held_out_batches=data.Batches(measured, batch_size=16, shapes=1, shuffle=False),
         identity={
             "data": hashlib.sha256(json.dumps([rows, held_out]).encode()).hexdigest(),
-            "base": checkpoint.fingerprint(frozen),
+            "base": checkpoint.fingerprint(model.params),
         },
     )
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """AdamW on A and B alone: warm-up, then cosine to zero, gradients clipped."""
+    """AdamW on what trains alone: warm-up, then cosine to zero, gradients clipped."""
     warmup_steps = max(1, round(settings.warmup * settings.steps))
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=settings.learning_rate / warmup_steps,
@@ -217,8 +233,10 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
     return jlora.optimizer(
         optax.chain(
             optax.clip_by_global_norm(settings.clip),
-            optax.adamw(schedule, weight_decay=settings.weight_decay),
-        )
+            optax.adamw(schedule, weight_decay=settings.weight_decay, mask=jlora.decay_mask),
+            jlora.lora_plus(settings.lora_plus),
+        ),
+        freeze="a" if settings.freeze_a else (),
     )
 
 
@@ -228,16 +246,18 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
 
 
 def update_step(job: Job) -> Callable[..., Any]:
-    """The compiled function (frozen, lora, opt_state, batch) -> (lora, opt_state, metrics).
+    """The compiled function (frozen, lora, opt_state, batch, step) -> (lora, opt_state, metrics).
 
     The frozen weights are an argument, so they are no constant of the program; adapter and
     optimizer state are donated, so they are updated in place.
     """
 
     @functools.partial(jax.jit, donate_argnums=(1, 2))
-    def step(frozen, lora, opt_state, batch):
+    def step(frozen, lora, opt_state, batch, number):
+        key = jax.random.fold_in(jax.random.key(job.settings.seed), number)
+
         def mean_loss(lora):
-            total, count = job.loss(frozen, lora, batch)
+            total, count = job.loss(frozen, lora, batch, dropout_key=key)
             return total / jnp.maximum(count, 1)
 
         loss, grads = jax.value_and_grad(mean_loss)(lora)
@@ -318,7 +338,7 @@ def train(job: Job, lora: Any, opt_state: Any, start: int) -> tuple[Any, int]:
         for step in range(start + 1, settings.steps + 1):
             began = time.perf_counter()
             batch = job.batches(step - 1)
-            lora, opt_state, values = step_fn(job.frozen, lora, opt_state, batch)
+            lora, opt_state, values = step_fn(job.frozen, lora, opt_state, batch, step)
             values = {name: float(value) for name, value in values.items()}
             seconds = time.perf_counter() - began
             finite = all(map(math.isfinite, values.values()))
@@ -368,21 +388,23 @@ CHECKED = 32  # held-out rows on which the saved, merged model must answer as th
 
 def finish(job: Job, lora: Any, before: dict[str, Any]) -> None:
     """Measures, saves, reloads, merges and compares; says where everything is."""
-    out, settings = job.run.directory, job.settings
+    out, settings, config, base = job.run.directory, job.settings, job.config, job.model.params
     after = evaluate(job, lora)
+    if job.frozen is not base:  # the start took weight into the adapter
+        lora, config = jlora.rebase(lora, job.lora, config)
     scores = {"before": before, "after": after}
     job.run.record(RESULTS, scores)
     monitor.draw(out / "training.png", monitor.read_metrics(out / "metrics.jsonl"), scores)
     checkpoint.save(
         out / "adapter",
         lora,
-        job.config,
-        base=job.frozen,
+        config,
+        base=base,
         metadata={"model": settings.model, "dtype": settings.dtype, "system": system_of(job)},
         overwrite=True,
     )
-    restored, _ = checkpoint.restore(out / "adapter", base=job.frozen)
-    merged = jlora.merge(job.frozen, restored)
+    restored, _ = checkpoint.restore(out / "adapter", base=base)
+    merged = jlora.merge(base, restored)
     rows = job.held_out[:CHECKED]
     same = sum(map(str.__eq__, answers_to(job, rows, merged), after["answers"]))
 
@@ -445,7 +467,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = settle(given, run)
         job = prepare(settings, run)
-        lora, opt_state = job.lora, job.tx.init(job.lora)
+        lora = jax.tree.map(jnp.copy, job.lora)  # each step takes the one before it
+        opt_state = job.tx.init(lora)
         if resume:
             check_identity(run, job.identity)
             if run.latest_step is not None:

@@ -13,14 +13,21 @@ from jlora._lift import lift as lift
 from jlora._lift._axes import TracedAxes as TracedAxes
 from jlora._lift._axes import trace_axes as trace_axes
 from jlora._lowrank import Axes as Axes
-from jlora._lowrank import LoraWeight as LoraWeight
+from jlora._merge import merge as merge
+from jlora._merge import unmerge as unmerge
+from jlora._methods import DoraWeight as DoraWeight
+from jlora._methods import LoraWeight as LoraWeight
+from jlora._methods import Node as Node
+from jlora._methods import TokenRows as TokenRows
+from jlora._methods import WholeWeight as WholeWeight
+from jlora._optim import decay_mask as decay_mask
 from jlora._optim import labels as labels
+from jlora._optim import lora_plus as lora_plus
 from jlora._optim import mask as mask
 from jlora._optim import optimizer as optimizer
+from jlora._rebase import rebase as rebase
 from jlora._sharding import shardings as shardings
-from jlora._split import merge as merge
 from jlora._split import split as split
-from jlora._split import unmerge as unmerge
 from jlora._summary import Summary as Summary
 from jlora._summary import summary as summary
 

@@ -1,23 +1,51 @@
-"""What to adapt and how strongly: the one configuration that `split` reads."""
+"""What to adapt, by which method and how strongly: the one configuration that `split` reads."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
+
+from jlora import _starts
+
+ALL_LINEAR = "all-linear"
+METHODS = ("lora", "dora")
+BIASES = ("none", "adapted", "all")
+
+Pattern = str | tuple[str, ...]
+Ranks = int | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Which leaves get a low-rank adapter, of which rank, scaling and dtype.
+    """Which leaves are adapted, by which method, of which rank and scaling, and how they start.
+
+    A pattern is a regular expression, searched in a leaf's path (``layers/attn/q_proj/kernel``).
 
     Attributes:
-        targets: a regular expression, searched in each leaf's path (``layers/attn/q_proj/kernel``),
-            or several of them.
+        targets: a pattern or several; or a function (path, leaf) -> bool; or ``"all-linear"``:
+            every weight that `trace_axes` sees in a product, embeddings and the output head
+            excepted.
         rank: columns of A and rows of B, at least 1.
         alpha: the delta is multiplied by ``alpha / rank``.
-        exclude: leaves that ``targets`` finds and that shall stay as they are, in the same form.
+        rslora: multiply by ``alpha / sqrt(rank)`` instead (Kalajdzievski 2023, arXiv 2312.03732).
+        exclude: leaves that ``targets`` finds and that shall stay as they are.
+        layers: adapt these layers alone, counted from 0: along a stacked leaf's first stack
+            dimension, or by the first number in an unstacked leaf's path.
+        rank_pattern: other ranks, by pattern; for a stacked leaf also one for each layer.
+        alpha_pattern: other alphas, by pattern. The first pattern that is found in a path holds.
+        method: ``"lora"``, or ``"dora"`` (Liu et al. 2024, arXiv 2402.09353).
+        init: how A and B start: ``"kaiming"``, ``"gaussian"``, ``"orthogonal"``, ``"pissa"``,
+            ``"pissa_niter_N"`` or ``"olora"``; the last three move weight into the adapter.
+        dropout: the share of A's inputs to leave out in calls with a ``dropout_key``.
+        bias: which biases train whole: ``"none"``, ``"adapted"`` (those beside adapted weights) or
+            ``"all"``.
+        train: further leaves that train whole, such as a head or norms.
+        tokens: rows of tables that train, by pattern: ``{"embed": (5, 17)}``.
         dtype: of A and B, by name. float32 also over bfloat16 weights: small updates would
             vanish in bfloat16 factors.
 
@@ -28,40 +56,117 @@ class LoraConfig:
     arXiv 2106.09685, section 4.1.
     """
 
-    targets: str | tuple[str, ...]
+    targets: Pattern | Callable[[str, Any], bool]
     rank: int = 8
     alpha: float = 16.0
-    exclude: str | tuple[str, ...] = ()
+    rslora: bool = False
+    exclude: Pattern = ()
+    layers: tuple[int, ...] | None = None
+    rank_pattern: Mapping[str, Ranks] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    method: str = "lora"
+    init: str = "kaiming"
+    dropout: float = 0.0
+    bias: str = "none"
+    train: Pattern = ()
+    tokens: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
 
     def __post_init__(self):
-        for field in ("targets", "exclude"):
-            value = getattr(self, field)
-            if isinstance(value, list):  # as JSON gives them back
-                object.__setattr__(self, field, tuple(value))
-        problems = []
-        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
-            problems.append(f"rank is {self.rank!r}: expected a whole number of at least 1")
-        if not isinstance(self.alpha, (int, float)) or not 0 < self.alpha < math.inf:
-            problems.append(f"alpha is {self.alpha!r}: expected a number above 0")
-        for field in ("targets", "exclude"):
-            value = getattr(self, field)
-            patterns = value if isinstance(value, tuple) else (value,)
-            if not all(isinstance(pattern, str) for pattern in patterns):
-                problems.append(f"{field} is {value!r}: expected a pattern or several, as text")
-        if not self.targets or self.targets == ("",):
-            problems.append("targets is empty: expected a pattern such as 'q_proj|v_proj'")
-        try:
-            floating = jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating)
-        except TypeError:
-            floating = False
-        if not floating:
-            problems.append(f"dtype is {self.dtype!r}: expected a float type such as 'float32'")
+        for field in dataclasses.fields(self):  # lists, as JSON gives them back
+            object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
+        problems = list(_problems(self))
         if problems:
             raise ValueError("LoraConfig: " + "; ".join(problems))
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
 
-    @property
-    def scaling(self) -> float:
-        """What the product A B is multiplied by: ``alpha / rank``."""
-        return self.alpha / self.rank
+    def __hash__(self) -> int:
+        """Of all that can be hashed: two that are equal have the same."""
+        fields = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return hash(tuple(tuple(v.items()) if isinstance(v, Mapping) else v for v in fields))
+
+    def ranks_for(self, path: str) -> Ranks:
+        """The rank of one leaf, or of each layer of it."""
+        return _first(self.rank_pattern, path, self.rank)
+
+    def scaling_for(self, path: str, rank: int) -> float:
+        """What the product A B of one leaf is multiplied by, at this rank; 0 at rank 0."""
+        alpha = _first(self.alpha_pattern, path, self.alpha)
+        return alpha / (math.sqrt(rank) if self.rslora else rank) if rank else 0.0
+
+
+def _first(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+    return next((value for p, value in patterns.items() if re.search(p, path)), default)
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(value)
+    if isinstance(value, Mapping):
+        return {key: _tuples(each) for key, each in value.items()}
+    return value
+
+
+def _problems(config: LoraConfig):
+    """What is wrong with the values, one sentence each."""
+    if not _is_count(config.rank):
+        yield f"rank is {config.rank!r}: expected a whole number of at least 1"
+    alphas = {"alpha": config.alpha, **{f"alpha of {p!r}": a for p, a in
+                                        config.alpha_pattern.items()}}  # fmt: skip
+    for name, alpha in alphas.items():
+        if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+            yield f"{name} is {alpha!r}: expected a number above 0"
+    for pattern, ranks in config.rank_pattern.items():
+        each = ranks if isinstance(ranks, tuple) else (ranks,)
+        if not each or not all(_is_count(r, least=int(each is not ranks)) for r in each):
+            yield (
+                f"rank of {pattern!r} is {ranks!r}: expected a whole number of at least 1, or one "
+                "for each layer"
+            )
+        elif not any(each):
+            yield f"rank of {pattern!r} is 0 in every layer: exclude it instead"
+    for field in ("targets", "exclude", "train"):
+        value = getattr(config, field)
+        patterns = value if isinstance(value, tuple) else (value,)
+        if field == "targets" and callable(value):
+            continue
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            yield f"{field} is {value!r}: expected a pattern or several, as text"
+    if not config.targets or config.targets == ("",):
+        yield "targets is empty: expected a pattern such as 'q_proj|v_proj'"
+    if config.layers is not None and not (
+        config.layers and all(_is_count(layer, least=0) for layer in config.layers)
+    ):
+        yield f"layers is {config.layers!r}: expected whole numbers from 0 on"
+    for pattern, tokens in config.tokens.items():
+        whole = isinstance(tokens, tuple) and all(_is_count(t, least=0) for t in tokens)
+        if not whole or not tokens or len(set(tokens)) < len(tokens):
+            yield f"tokens of {pattern!r} are {tokens!r}: expected different numbers from 0 on"
+    if not isinstance(config.dropout, (int, float)) or not 0 <= config.dropout < 1:
+        yield f"dropout is {config.dropout!r}: expected a number from 0 to below 1"
+    for field, choices in (("method", METHODS), ("bias", BIASES)):
+        if getattr(config, field) not in choices:
+            yield f"{field} is {getattr(config, field)!r}: expected {' or '.join(choices)}"
+    try:
+        start = _starts.find(config.init)
+    except ValueError as error:
+        yield str(error)
+    else:
+        if start.even_rank and (odd := [rank for rank in _all_ranks(config) if rank % 2]):
+            yield f"init is {config.init!r}: expected an even rank, got {odd[0]}"
+    try:
+        floating = jnp.issubdtype(jnp.dtype(config.dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        yield f"dtype is {config.dtype!r}: expected a float type such as 'float32'"
+
+
+def _all_ranks(config: LoraConfig) -> list[int]:
+    """Every rank that a leaf may get."""
+    ranks = [config.rank, *config.rank_pattern.values()]
+    return [max(each) if isinstance(each, tuple) else each for each in ranks if each]
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

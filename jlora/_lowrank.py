@@ -1,11 +1,11 @@
-"""What an adapted leaf holds: a low-rank node, its axes, and the algebra of W + scaling * A B."""
+"""The algebra of W + A B: the dimensions of a weight, factors over some of them, their sum."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from typing import ClassVar
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,47 +49,18 @@ RANK = -1
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LoraWeight:
-    """The trainable low-rank delta of one weight: ``scaling * A B`` (Hu et al. 2021, eq. 3).
+class Factored:
+    """``gain * (W + the sum of A B)``: what stands for a weight W without being formed."""
 
-    With W of shape (*stack, *in, *out) up to a permutation that ``axes`` records.
-    This A is the paper's A transposed, and this B its B transposed.
-    """
+    pairs: tuple[tuple[Factor, Factor], ...]  # (A, B), each B with its scaling
+    # what each entry along some dimensions is multiplied by; its rank axis has size 1
+    gain: Factor | None = None
+    dropout: float = dataclasses.field(default=0.0, metadata={"static": True})  # on A's input
 
-    a: jax.Array  # (*stack, *in, rank)
-    b: jax.Array  # (*stack, rank, *out)
-    scaling: jax.Array  # (), float32, never trained: alpha / rank
-    axes: Axes = dataclasses.field(metadata={"static": True})
-
-    trainable: ClassVar[tuple[str, ...]] = ("a", "b")
-
-    @property
-    def rank(self) -> int:
-        """The number of columns of A, which is the number of rows of B."""
-        return self.a.shape[-1]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the weight that this node adapts."""
-        axes = self.axes
-        sizes = dict(zip((*axes.stack, *axes.inputs), self.a.shape, strict=False))
-        outputs = self.b.shape[len(axes.stack) + 1 :]
-        sizes |= dict(zip(axes.outputs, outputs, strict=True))
-        return tuple(sizes[dim] for dim in range(len(sizes)))
-
-    def factors(self) -> tuple[Factor, Factor]:
-        """A and scaling * B with their dimensions named; no gradient reaches scaling."""
-        axes = self.axes
-        wide = jnp.promote_types(self.b.dtype, jnp.float32)  # bfloat16 would round the scaling
-        b = self.b.astype(wide) * jax.lax.stop_gradient(self.scaling).astype(wide)
-        return (
-            Factor(self.a, (*axes.stack, *axes.inputs, RANK)),
-            Factor(b, (*axes.stack, RANK, *axes.outputs)),
-        )
-
-    def delta(self) -> jax.Array:
-        """``scaling * A B`` in the weight's shape, float32 or wider."""
-        return multiply(*self.factors(), ndim=len(self.shape))
+    def merged(self, weight: jax.Array) -> jax.Array:
+        """The plain array in the weight's dtype, computed in float32 or wider and cast once."""
+        deltas = [multiply(a, b, ndim=weight.ndim) for a, b in self.pairs]
+        return combine(weight, deltas, self.gain)
 
 
 def multiply(a: Factor, b: Factor, *, ndim: int) -> jax.Array:
@@ -109,14 +80,30 @@ def multiply(a: Factor, b: Factor, *, ndim: int) -> jax.Array:
     return jnp.expand_dims(product, [dim for dim in range(ndim) if dim not in present])
 
 
-def add(weight: jax.Array, delta: jax.Array) -> jax.Array:
-    """``weight + delta``, summed in float32 or wider and cast once to the weight's dtype.
+def combine(weight: jax.Array, deltas: Sequence[jax.Array], gain: Factor | None) -> jax.Array:
+    """``gain * (weight + deltas)``, in float32 or wider and cast once to the weight's dtype.
 
     A bfloat16 sum would lose a small delta whole. Where the delta is zero the weight comes back bit
     for bit (-0.0 too).
     """
-    wide = jnp.promote_types(weight.dtype, delta.dtype)
-    return _add_exactly(weight.astype(wide), delta.astype(wide)).astype(weight.dtype)
+    arrays = (*deltas, *(() if gain is None else (gain.array,)))
+    wide = functools.reduce(jnp.promote_types, (a.dtype for a in arrays), weight.dtype)
+    total = weight.astype(wide)
+    if deltas:
+        delta = functools.reduce(jnp.add, (delta.astype(wide) for delta in deltas))
+        total = _add_exactly(total, jnp.broadcast_to(delta, weight.shape))
+    if gain is not None:
+        total = total * spread(gain, range(weight.ndim)).astype(wide)
+    return total.astype(weight.dtype)
+
+
+def spread(factor: Factor, dims: Sequence[int]) -> jax.Array:
+    """A gain as an array over ``dims`` in their order, of size 1 where it does not vary."""
+    array = factor.array.squeeze(factor.dims.index(RANK))
+    have = [dim for dim in factor.dims if dim != RANK]
+    order = [have.index(dim) for dim in dims if dim in have]
+    array = jnp.transpose(array, order)
+    return jnp.expand_dims(array, [at for at, dim in enumerate(dims) if dim not in have])
 
 
 @jax.custom_jvp

@@ -2,50 +2,102 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import optax
 
-from jlora._lowrank import LoraWeight
+from jlora._methods import Node
 
 TRAIN, FREEZE = "train", "freeze"
 
 
-def labels(tree: Any) -> Any:
-    """The same tree with ``"train"`` at every A and B and ``"freeze"`` at every other leaf.
+def labels(tree: Any, *, freeze: str | Sequence[str] = ()) -> Any:
+    """The same tree with ``"train"`` at every leaf that trains and ``"freeze"`` at every other.
 
-    For `optax.partition` by hand. ``tree`` is the lora dict or any tree that holds one beside
-    frozen leaves, as ``{"frozen": ..., "lora": ...}``.
+    What trains are A and B, magnitudes, and what `LoraConfig` lets train whole. For
+    `optax.partition` by hand. ``tree`` is the lora dict or any tree that holds one beside frozen
+    leaves, as ``{"frozen": ..., "lora": ...}``. ``freeze`` names fields of nodes that shall stay,
+    as ``"a"``.
     """
-
-    def of_node(node):
-        if not isinstance(node, LoraWeight):
-            return FREEZE
-        leaves, structure = jax.tree_util.tree_flatten_with_path(node)
-        names = [path[0].name for path, _ in leaves]
-        return jax.tree.unflatten(
-            structure, [TRAIN if name in node.trainable else FREEZE for name in names]
-        )
-
-    return jax.tree.map(of_node, tree, is_leaf=lambda node: isinstance(node, LoraWeight))
+    held = {freeze} if isinstance(freeze, str) else set(freeze)
+    return _by_field(tree, lambda node, name: TRAIN if name in _trained(node, held) else FREEZE)
 
 
-def mask(tree: Any) -> Any:
-    """The same tree with True at every leaf that trains (A and B) and False at every other."""
-    return jax.tree.map(lambda label: label == TRAIN, labels(tree))
+def mask(tree: Any, *, freeze: str | Sequence[str] = ()) -> Any:
+    """The same tree with True at every leaf that trains and False at every other; see `labels`."""
+    return jax.tree.map(lambda label: label == TRAIN, labels(tree, freeze=freeze))
 
 
-def optimizer(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """``tx`` for A and B; every other leaf gets the update zero and no optimizer state.
+def decay_mask(tree: Any) -> Any:
+    """The same tree with True where weight decay belongs: A, B, and matrices that train whole.
+
+    Not to magnitudes, biases, scales and rows of tokens: a decayed magnitude would shrink the
+    weight itself. For ``optax.adamw(..., mask=jlora.decay_mask)``.
+    """
+    return _by_field(tree, lambda node, name: node is not None and name in node.decayed)
+
+
+def optimizer(
+    tx: optax.GradientTransformation, *, freeze: str | Sequence[str] = ()
+) -> optax.GradientTransformationExtraArgs:
+    """``tx`` for what trains; every other leaf gets the update zero and no optimizer state.
 
     `optax.masked` alone would pass the gradients of unmasked leaves on as updates. Put clipping,
     decay and schedules inside ``tx``: they then see what trains and nothing else.
 
+    Args:
+        tx: any optax transformation.
+        freeze: fields of nodes that stay as they start. ``"a"`` is LoRA-FA (Zhang et al. 2023,
+            arXiv 2308.03303): B alone trains, and under jit no gradient of A is computed and no
+            input of A is kept for it.
+
     Example:
-        >>> tx = jlora.optimizer(optax.adamw(1e-4))
+        >>> tx = jlora.optimizer(optax.adamw(1e-4, mask=jlora.decay_mask))
         >>> state = tx.init(lora)
         >>> updates, state = tx.update(grads, state, lora)
         >>> lora = optax.apply_updates(lora, updates)
     """
-    return optax.partition({TRAIN: tx, FREEZE: optax.set_to_zero()}, labels)
+    return optax.partition(
+        {TRAIN: tx, FREEZE: optax.set_to_zero()}, functools.partial(labels, freeze=freeze)
+    )
+
+
+def lora_plus(ratio: float) -> optax.GradientTransformation:
+    """Multiplies the updates of every B by ``ratio``: B learns so many times as fast as A.
+
+    Put it last: ``optax.chain(optax.adamw(1e-4), jlora.lora_plus(16))``. It is the optimizer with
+    the learning rate ``ratio * rate`` for B, under any schedule; decoupled weight decay scales with
+    the rate, as it does there.
+
+    Raises:
+        ValueError: unless the ratio is above 0.
+
+    Source: Hayou et al. 2024, "LoRA+", arXiv 2402.12354, section 4; it recommends 16.
+    """
+    if not ratio > 0:
+        raise ValueError(f"the ratio of LoRA+ is {ratio!r}: expected a number above 0")
+
+    def scaled(updates: Any, params: Any = None) -> Any:
+        factors = _by_field(updates, lambda node, name: ratio if name == "b" else 1.0)
+        return jax.tree.map(lambda u, f: u if f == 1.0 else u * f, updates, factors)
+
+    return optax.stateless(scaled)
+
+
+def _trained(node: Node | None, held: set[str]) -> set[str]:
+    return set() if node is None else set(node.trainable) - held
+
+
+def _by_field(tree: Any, value: Callable[[Node | None, str], Any]) -> Any:
+    """The same tree with ``value(node, field)`` at every leaf; the node is None outside of one."""
+
+    def of(node: Any) -> Any:
+        if not isinstance(node, Node):
+            return value(None, "")
+        leaves, structure = jax.tree_util.tree_flatten_with_path(node)
+        return jax.tree.unflatten(structure, [value(node, path[0].name) for path, _ in leaves])
+
+    return jax.tree.map(of, tree, is_leaf=lambda node: isinstance(node, Node))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -66,3 +67,9 @@ def nearest(pattern: str, paths: Iterable[str], count: int = 5) -> str:
 
     ranked = sorted(paths, key=likeness, reverse=True)[:count]
     return f"The nearest: {', '.join(ranked)}." if ranked else "The tree has no leaves."
+
+
+def key_for(key: jax.Array, path: str) -> jax.Array:
+    """A key that depends on the path and not on the order of leaves (the same on any platform)."""
+    digest = hashlib.sha256(path.encode()).digest()
+    return jax.random.fold_in(key, int.from_bytes(digest[:4], "big"))

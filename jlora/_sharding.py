@@ -9,10 +9,10 @@ from typing import Any
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jlora import _paths
-from jlora._lowrank import LoraWeight
+from jlora._methods import Node
 
 
-def shardings(tree: Any, lora: Mapping[str, LoraWeight]) -> dict[str, LoraWeight]:
+def shardings(tree: Any, lora: Mapping[str, Node]) -> dict[str, Node]:
     """A `jax.sharding.NamedSharding` for each leaf of ``lora``: as its weight's, the rank whole.
 
     A has the weight's layout on stack and input dimensions, B on stack and output dimensions;
@@ -43,17 +43,14 @@ def shardings(tree: Any, lora: Mapping[str, LoraWeight]) -> dict[str, LoraWeight
     return placed
 
 
-def _of_node(node: LoraWeight, sharding: NamedSharding) -> LoraWeight:
-    axes = node.axes
+def _of_node(node: Node, sharding: NamedSharding) -> Node:
     spec = dict(enumerate(sharding.spec))
 
-    def at(*dims: int | None) -> Any:
+    def along(dims: tuple[int | None, ...]) -> Any:
         entries = (None if dim is None else spec.get(dim) for dim in dims)
         return NamedSharding(sharding.mesh, PartitionSpec(*entries))
 
     return dataclasses.replace(
-        node,
-        a=at(*axes.stack, *axes.inputs, None),
-        b=at(*axes.stack, None, *axes.outputs),
-        scaling=at(),
+        node,  # type: ignore
+        **{name: along(dims) for name, dims in node.layout().items()},
     )

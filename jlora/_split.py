@@ -1,9 +1,8 @@
-"""The pytree transform: parameters into a frozen tree and a low-rank delta, and back."""
+"""The pytree transform: parameters into a frozen tree and a low-rank delta."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,31 +10,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora import _paths
-from jlora._config import LoraConfig
-from jlora._lowrank import Axes, LoraWeight, add, matrix_shape
-
-Lora = dict[str, LoraWeight]
+from jlora import _paths, _starts, _targets
+from jlora._config import LoraConfig, Ranks
+from jlora._lowrank import Axes, matrix_shape
+from jlora._merge import Lora
+from jlora._methods import DoraWeight, LoraWeight, Node, TokenRows, WholeWeight
 
 
 def split(
     params: Any, config: LoraConfig, key: jax.Array, *, axes: Mapping[str, Axes] | None = None
 ) -> tuple[Any, Lora]:
-    """The pair (frozen, lora): ``params`` as it is, and a fresh delta for each targeted leaf.
+    """The pair (frozen, lora): a fresh delta for each targeted leaf, and what stays as it is.
 
-    A starts uniform within ±1/sqrt(fan in) and B at zero, so the adapted function equals the base
-    function exactly. The start of each leaf depends on ``key`` and the leaf's path alone.
+    The adapted function equals the base function. Most starts have B zero, and ``frozen`` is
+    ``params``; PiSSA and OLoRA take the delta out of it (in float32, rounded to the weight's
+    dtype), and `rebase` turns what they trained into an adapter of the original. The start of each
+    leaf depends on ``key`` and the leaf's path alone.
 
     Args:
         params: any pytree of arrays. ShapeDtypeStructs will do under ``jax.eval_shape``.
-        config: what to adapt.
+        config: what to adapt, and how.
         key: a random key.
         axes: from `trace_axes`: how each weight is used. Without it a weight of two dimensions is
             (in, out); one of more dimensions needs it.
 
     Returns:
         frozen: has the structure of ``params``.
-        lora: a flat dict from a leaf's path to its `LoraWeight`.
+        lora: a flat dict from a leaf's path to its node, in most cases a `LoraWeight`.
 
     Raises:
         ValueError: when a pattern matches nothing, or a matched leaf can't be adapted: every such
@@ -47,153 +48,92 @@ def split(
         >>> lora["kernel"].a.shape, lora["kernel"].b.shape
         ((7, 2), (2, 5))
     """
-    leaves, _ = _paths.flatten(params)
-    chosen = _choose(leaves, config, axes)
-    lora = {
-        path: _fresh(leaves[path].shape, chosen[path], config, _key_for(key, path))
-        for path in chosen
-    }
-    return params, lora
-
-
-def merge(frozen: Any, lora: Mapping[str, LoraWeight]) -> Any:
-    """The plain tree for inference: ``W + scaling * A B`` at each adapted leaf.
-
-    The sum is formed in float32 (or wider, if the weight is) and cast once to the weight's dtype.
-    With a bfloat16 weight the result carries bfloat16's rounding: three digits.
-
-    Raises:
-        ValueError: when ``lora`` names a leaf that ``frozen`` has not, or one of another shape.
-    """
-    return _change(frozen, lora, lambda weight, node: add(weight, node.delta()))
-
-
-def unmerge(params: Any, lora: Mapping[str, LoraWeight]) -> Any:
-    """The frozen tree back from merged ``params``: ``W - scaling * A B`` at each adapted leaf.
-
-    For merged parameters whose base is gone. It is exact only to the rounding of the weight's
-    dtype; if the frozen tree was kept, use that.
-
-    Raises:
-        ValueError: as `merge`.
-    """
-    return _change(params, lora, lambda weight, node: add(weight, -node.delta()))
-
-
-def check(tree: Any, lora: Mapping[str, LoraWeight]) -> tuple[dict[str, Any], Any]:
-    """The flattened tree, once every node of ``lora`` is known to fit its leaf.
-
-    Raises:
-        ValueError: naming every node that fits no leaf, with both shapes.
-    """
-    leaves, structure = _paths.flatten(tree)
-    problems = []
-    for path, node in lora.items():
-        if not isinstance(node, LoraWeight):
-            problems.append(f"{path}: expected a LoraWeight, got {type(node).__name__}")
-        elif path not in leaves:
-            problems.append(f"{path}: no such leaf. {_paths.nearest(path, leaves, 3)}")
-        elif problem := _misfit(np.shape(leaves[path]), node):
-            problems.append(f"{path}: {problem}")
-    if problems:
-        raise ValueError("the adapter does not fit the parameters:\n  " + "\n  ".join(problems))
-    return leaves, structure
-
-
-def _misfit(shape: tuple[int, ...], node: LoraWeight) -> str | None:
-    stacks, inputs = len(node.axes.stack), len(node.axes.inputs)
-    expected = stacks + inputs + 1, stacks + 1 + len(node.axes.outputs)
-    found = np.ndim(node.a), np.ndim(node.b)
-    if found != expected:
-        return (
-            f"A and B have {found[0]} and {found[1]} dimensions, but the axes {node.axes} ask for "
-            f"{expected[0]} and {expected[1]}. Stacked adapters go through jax.vmap"
-        )
-    if node.shape != shape:
-        return f"the adapter is for shape {node.shape}, the leaf has {shape}"
-    return None
-
-
-def _change(tree, lora, change):
-    leaves, structure = check(tree, lora)
-    new = [change(leaf, lora[path]) if path in lora else leaf for path, leaf in leaves.items()]
-    return jax.tree.unflatten(structure, new)
-
-
-def _choose(leaves: dict[str, Any], config: LoraConfig, axes) -> dict[str, Axes]:
-    """The axes of each leaf to adapt, or one error that names all that can't be."""
-    paths = _paths.find(config.targets, leaves, what="targets")
-    if config.exclude:
-        excluded = set(_paths.find(config.exclude, leaves, what="exclude"))
-        paths = [path for path in paths if path not in excluded]
-    unclear = getattr(axes, "unclear", {})
-    chosen, problems = {}, []
-    for path in paths:
-        shape, dtype = np.shape(leaves[path]), getattr(leaves[path], "dtype", None)
-        if axes is not None and path in axes:
-            its_axes = axes[path]
-        elif path in unclear:
-            problems.append(f"{path}: {unclear[path]}. Exclude it, or give its axes by hand")
-            continue
-        elif axes is not None or len(shape) < 2:
-            continue  # a bias or a scale beside the weight that the pattern means
-        elif len(shape) == 2:
-            its_axes = Axes()
-        else:
-            problems.append(
-                f"{path} has shape {shape}: which of its dimensions are inputs, outputs or stacks "
-                "can't be told from the shape. Pass axes=jlora.trace_axes(fn, params, *args)"
+    leaves, structure = _paths.flatten(params)
+    plan = _targets.plan(leaves, config, axes)
+    start = _starts.find(config.init)
+    lora: Lora = {}
+    for path, leaf in leaves.items():
+        if path in plan.adapted:
+            its_axes, ranks = plan.adapted[path]
+            lora[path], leaves[path] = _adapted(
+                leaf if start.moves_weight or config.method == "dora" else None,
+                _paths.key_for(key, path),
+                _scaling(config, path, ranks),
+                start=start,
+                shape=np.shape(leaf),
+                axes=its_axes,
+                rank=max(ranks) if isinstance(ranks, tuple) else ranks,
+                method=config.method,
+                dropout=config.dropout,
+                dtype=config.dtype,
             )
-            continue
-        if problem := _unfit(shape, dtype, its_axes, config.rank):
-            problems.append(f"{path} {problem}")
-        chosen[path] = its_axes
-    if problems:
-        raise ValueError("split can't adapt:\n  " + "\n  ".join(problems))
-    if not chosen:
-        raise ValueError(
-            f"targets {config.targets!r} (exclude {config.exclude!r}) leaves no weight to adapt. "
-            f"It matches: {', '.join(paths[:5]) or 'nothing that is not excluded'}. The weights "
-            f"are: {', '.join(_weights(leaves, axes)[:5])}"
-        )
-    return chosen
+            leaves[path] = leaves[path] if start.moves_weight else leaf
+        elif path in plan.whole:
+            lora[path] = WholeWeight.of(leaf)
+        elif path in plan.rows:
+            vocabulary, tokens = plan.rows[path]
+            lora[path] = TokenRows.of(leaf, tokens, vocabulary)
+    frozen = jax.tree.unflatten(structure, leaves.values()) if start.moves_weight else params
+    return frozen, lora
 
 
-def _unfit(shape, dtype, axes: Axes, rank: int) -> str | None:
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        return f"is of dtype {dtype}: expected a floating type"
-    dims = len(axes.stack) + len(axes.inputs) + len(axes.outputs)
-    if dims != len(shape):
-        return f"has shape {shape}, but its axes {axes} speak of {dims} dimensions"
-    inputs, outputs = matrix_shape(shape, axes)
-    if rank > min(inputs, outputs):
-        return (
-            f"is a matrix of {inputs} x {outputs}: rank {rank} is larger than it. "
-            f"Expected at most {min(inputs, outputs)}"
-        )
-    return None
+def _scaling(config: LoraConfig, path: str, ranks: Ranks) -> np.ndarray:
+    """() where all layers have one rank; else (layers, highest rank), zero beyond a layer's own."""
+    if not isinstance(ranks, tuple):
+        return np.float32(config.scaling_for(path, ranks))  # type: ignore
+    each = np.array([[config.scaling_for(path, rank)] for rank in ranks], np.float32)
+    return np.where(np.arange(max(ranks)) < np.array(ranks)[:, None], each, np.float32(0))
 
 
-def _weights(leaves, axes) -> list[str]:
-    return [path for path in leaves if (path in axes if axes else np.ndim(leaves[path]) >= 2)]
-
-
-def _key_for(key: jax.Array, path: str) -> jax.Array:
-    """A key that depends on the path and not on the order of leaves (the same on any platform)."""
-    digest = hashlib.sha256(path.encode()).digest()
-    return jax.random.fold_in(key, int.from_bytes(digest[:4], "big"))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _fresh(shape: tuple[int, ...], axes: Axes, config: LoraConfig, key: jax.Array) -> LoraWeight:
-    stack = tuple(shape[dim] for dim in axes.stack)
-    inputs = tuple(shape[dim] for dim in axes.inputs)
-    outputs = tuple(shape[dim] for dim in axes.outputs)
-    fan_in, _ = matrix_shape(shape, axes)
-    bound = fan_in**-0.5
-    return LoraWeight(
-        a=jax.random.uniform(key, (*stack, *inputs, config.rank), config.dtype, -bound, bound),
-        b=jnp.zeros((*stack, config.rank, *outputs), config.dtype),
-        scaling=jnp.float32(config.scaling),
-        axes=axes,
+@functools.partial(
+    jax.jit,
+    static_argnames=("start", "shape", "axes", "rank", "method", "dropout", "dtype"),
+)
+def _adapted(
+    weight: Any,
+    key: jax.Array,
+    scaling: jax.Array,
+    *,
+    start: _starts.Start,
+    shape: tuple[int, ...],
+    axes: Axes,
+    rank: int,
+    method: str,
+    dropout: float,
+    dtype: str,
+) -> tuple[Node, Any]:
+    """A fresh node for one leaf, and the weight without what the start took into the adapter."""
+    stack, inputs, outputs = (
+        tuple(shape[dim] for dim in dims) for dims in (axes.stack, axes.inputs, axes.outputs)
     )
+    if jnp.ndim(scaling):  # over further stack dimensions
+        scaling = jnp.expand_dims(scaling, tuple(range(1, len(stack))))
+        scaling = jnp.broadcast_to(scaling, (*stack, rank))
+    whole = jnp.broadcast_to(scaling, (*stack, rank))
+    matrices = None
+    if start.moves_weight:
+        moved = jnp.transpose(weight, (*axes.stack, *axes.inputs, *axes.outputs))
+        matrices = moved.reshape(*stack, *matrix_shape(shape, axes))
+        matrices = matrices.astype(jnp.promote_types(weight.dtype, jnp.float32))
+    a, b = start(
+        _starts.Leaf(
+            key=key,
+            stack=stack,
+            inputs=matrix_shape(shape, axes)[0],
+            outputs=matrix_shape(shape, axes)[1],
+            rank=rank,
+            weight=matrices,
+            scaling=jnp.where(whole == 0, 1, whole),
+        )
+    )
+    node = LoraWeight(
+        a=a.reshape(*stack, *inputs, rank).astype(dtype),
+        b=b.reshape(*stack, rank, *outputs).astype(dtype),
+        scaling=scaling,
+        axes=axes,
+        dropout=dropout,
+    )
+    residual = node.unmerged(weight) if start.moves_weight else None
+    if method == "dora":
+        node = DoraWeight.of(node, weight)
+    return node, residual

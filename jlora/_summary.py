@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jlora import _optim
-from jlora._lowrank import LoraWeight
+from jlora._methods import Node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Summary:
         )
 
 
-def summary(frozen: Any, lora: Mapping[str, LoraWeight]) -> Summary:
+def summary(frozen: Any, lora: Mapping[str, Node]) -> Summary:
     """The parameter counts and bytes of what trains and what is frozen (shapes are enough)."""
     trains = _optim.mask(lora)
     trained = [
@@ -53,7 +53,7 @@ def summary(frozen: Any, lora: Mapping[str, LoraWeight]) -> Summary:
         if train
     ]
     frozen_leaves = [leaf for leaf in jax.tree.leaves(frozen) if hasattr(leaf, "dtype")]
-    ranks = [node.rank for node in lora.values()]
+    ranks = [node.rank for node in lora.values() if node.rank]
     return Summary(
         trainable=sum(_size(leaf) for leaf in trained),
         frozen=sum(_size(leaf) for leaf in frozen_leaves),

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jlora import _split
+from jlora import _merge, _paths
 from jlora._lift import (  # noqa: F401 - most of them register rules
     _compat,
     _control,
@@ -23,10 +23,11 @@ from jlora._lift import (  # noqa: F401 - most of them register rules
     _slicing,
 )
 from jlora._lift._adapted import Adapted, adapt
+from jlora._lift._filter import Dropout
 from jlora._lift._report import Report
 from jlora._lift._stage import Staged
 from jlora._lift._walk import Use, Walk
-from jlora._lowrank import LoraWeight
+from jlora._methods import Node
 
 
 class MaterialisedWarning(UserWarning):
@@ -44,6 +45,11 @@ def lift(fn: Callable[..., Any], *, argnum: int = 0, strict: bool = False) -> Ca
 
     The lifted function is pure as ``fn`` is, and composes with jit, grad, vmap, scan and sharding.
     jit it as you would ``fn``: without, it is traced at each call.
+
+    Each call may pass ``dropout_key``: a random key, with which every adapter whose node has a
+    dropout rate gets its activations through a mask of its own for each use and each step of a
+    loop. Lookups and merged weights have no activations, and no dropout. ``fn`` gets the key too if
+    it has an argument of that name.
 
     Args:
         fn: any function of a parameter tree. Arrays in its arguments are traced; every other
@@ -63,9 +69,14 @@ def lift(fn: Callable[..., Any], *, argnum: int = 0, strict: bool = False) -> Ca
     if argnum < 0:
         raise ValueError(f"argnum is {argnum}: expected the position of the parameters, 0 or more")
 
+    takes_key = False
+    with contextlib.suppress(TypeError, ValueError):  # a builtin has no signature
+        takes_key = _DROPOUT.name in inspect.signature(fn).parameters
+
     @functools.wraps(fn)
     def lifted(*args, **kwargs):
-        staged, operands = _stage(fn, argnum, args, kwargs)
+        key = kwargs.get(_DROPOUT.name) if takes_key else kwargs.pop(_DROPOUT.name, None)
+        staged, operands = _stage(fn, argnum, args, kwargs, key)
         walk = Walk(_refuse if strict else _Warner())
         return staged.unflatten(_finish(walk, walk(staged.jaxpr, operands)))
 
@@ -77,7 +88,7 @@ def lift(fn: Callable[..., Any], *, argnum: int = 0, strict: bool = False) -> Ca
 
 
 def explain(
-    fn: Callable[..., Any], frozen: Any, lora: Mapping[str, LoraWeight], *args: Any, **kwargs: Any
+    fn: Callable[..., Any], frozen: Any, lora: Mapping[str, Node], *args: Any, **kwargs: Any
 ) -> Report:
     """What `lift` does with every adapted leaf of ``fn``: a `Report`, printable as a table.
 
@@ -105,7 +116,7 @@ def _finish(walk: Walk, results: list[Any]) -> list[Any]:
     return walk.plain(results, None, "returned by the function")
 
 
-def _stage(fn, argnum: int, args: tuple[Any, ...], kwargs: dict[str, Any]):
+def _stage(fn, argnum: int, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any = None):
     """The jaxpr of the base function, and its operands with adapted values in place."""
     if len(args) < argnum + 2:
         raise ValueError(
@@ -118,13 +129,24 @@ def _stage(fn, argnum: int, args: tuple[Any, ...], kwargs: dict[str, Any]):
             f"argument {argnum + 1} of the lifted function is the lora dict that split returns, "
             f"got {type(lora).__name__}"
         )
-    leaves, _ = _split.check(frozen, lora)
+    leaves, _ = _merge.check(frozen, lora)
     staged = Staged(fn, (*args[:argnum], frozen, *args[argnum + 2 :]), kwargs)
     operands = dict(zip(staged.traced, (staged.leaves[at] for at in staged.traced), strict=True))
     for at, path in enumerate(leaves, start=len(jax.tree.leaves(args[:argnum]))):
         if path in lora:
-            operands[at] = adapt(staged.leaves[at], lora[path], path)
+            operands[at] = adapt(
+                staged.leaves[at], lora[path], path, _filter(key, path, lora[path])
+            )
     return staged, list(operands.values())
+
+
+def _filter(key: Any, path: str, node: Node) -> Dropout | None:
+    """The dropout of one leaf, with a key of its own."""
+    rate = getattr(node, "dropout", 0.0)
+    return None if key is None or not rate else Dropout(_paths.key_for(key, path), rate)
+
+
+_DROPOUT = inspect.Parameter("dropout_key", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 
 def _signature(fn: Callable[..., Any], argnum: int) -> inspect.Signature:
@@ -140,6 +162,9 @@ def _signature(fn: Callable[..., Any], argnum: int) -> inspect.Signature:
         before = [parameter.replace(kind=kind) for parameter in parameters[:argnum]]
         pair = [inspect.Parameter(name, kind) for name in names]
         parameters = [*before, *pair, *parameters[argnum + 1 :]]
+    if _DROPOUT.name not in signature.parameters:
+        last = [p for p in parameters if p.kind is inspect.Parameter.VAR_KEYWORD]
+        parameters = [*(p for p in parameters if p not in last), _DROPOUT, *last]
     return signature.replace(parameters=parameters)
 
 

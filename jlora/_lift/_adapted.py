@@ -1,17 +1,19 @@
-"""What flows through the walk in place of an adapted weight: ``w + sum of a b``, never formed."""
+"""What flows through the walk in place of a weight: ``gain * (w + sum of a b)``, never formed."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jlora._lift._filter import Filter
 from jlora._lowrank import RANK as RANK
-from jlora._lowrank import Factor, LoraWeight, add, multiply
+from jlora._lowrank import Factor, Factored, combine, multiply, spread
+from jlora._methods import Node
 
 
 class Opaque(Exception):  # noqa: N818 - a verdict, not an error
@@ -82,7 +84,7 @@ def pad(array: jax.Array, shape: tuple[int, ...], window: dict[int, tuple[int, i
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """The array ``w + sum of the terms``, as data: a pytree of its parts.
+    """The array ``gain * (w + sum of the terms)``, as data: a pytree of its parts.
 
     ``w`` went through every movement that the model made (transpose, cast, slice) and the factors
     through what is left of it on the dimensions that they cover. The factors keep their own dtype
@@ -92,6 +94,8 @@ class Adapted:
     w: jax.Array  # before the cast
     terms: tuple[Term, ...]
     origin: Origin = dataclasses.field(metadata={"static": True})
+    gain: Factor | None = None  # on some of its dimensions; its rank axis has size 1
+    filter: Filter | None = None  # what the factors get of an activation, if not all of it
     # rows were chosen (a lookup) or summed: no longer a weight, expanding it is that use's product
     activation: bool = dataclasses.field(default=False, metadata={"static": True})
     # the dtype that the model cast w to, if it did; made anew at each use
@@ -125,14 +129,55 @@ class Adapted:
     def replace(self, **changes: Any) -> Adapted:
         return dataclasses.replace(self, **changes)
 
+    def moved(
+        self, w: Any, factor: Callable[[Factor], Factor], window: Callable[[int], int] | None = None
+    ) -> Adapted:
+        """``w`` in W's place and ``factor`` made of all others; ``window`` renames dimensions."""
+
+        def of(term: Term) -> Term:
+            renamed = [(window(dim) if window else dim, *part) for dim, *part in term.window]
+            return term.map(factor, renamed)
+
+        gain = None if self.gain is None else factor(self.gain)
+        return self.replace(w=w, terms=tuple(map(of, self.terms)), gain=gain)
+
+    def filtered(self, x: jax.Array, dims: tuple[int | None, ...]) -> jax.Array:
+        """What the factors get of an activation; for each axis of x, the dimension it meets."""
+        return x if self.filter is None else self.filter(x, dims)
+
+    def gained(self, x: jax.Array, dims: tuple[int | None, ...]) -> jax.Array:
+        """An activation times the gain; for each axis of x, the weight's dimension, if any."""
+        if self.gain is None:
+            return x
+        at = [-2 if dim is None else dim for dim in dims]
+        array = spread(self.gain, at)
+        return (x.astype(jnp.promote_types(x.dtype, array.dtype)) * array).astype(x.dtype)
+
     def expand(self) -> jax.Array:
         """The plain array: the sum in float32 or wider, cast once."""
-        total = self.base
-        for term in self.terms:
-            total = add(total, term.expand(self.shape))
-        return total
+        return combine(self.base, [term.expand(self.shape) for term in self.terms], self.gain)
 
 
-def adapt(weight: jax.Array, node: LoraWeight, path: str) -> Adapted:
-    """The value in flight for an adapted leaf."""
-    return Adapted(weight, (Term(*node.factors()),), Origin(path))
+def at_place(values: Sequence[Any], place: Any) -> list[Any]:
+    """The values with each filter that of this place: an equation's number, a step of a loop."""
+    return [
+        value.replace(filter=value.filter.at(place))
+        if isinstance(value, Adapted) and value.filter is not None
+        else value
+        for value in values
+    ]
+
+
+def refuse_gain(*values: Any) -> None:
+    """Decline for weights of which each output has a magnitude of its own."""
+    if any(isinstance(value, Adapted) and value.gain is not None for value in values):
+        raise Opaque("the weight's magnitudes can't be kept apart through it")
+
+
+def adapt(weight: jax.Array, node: Node, path: str, filter_: Filter | None) -> Adapted | jax.Array:
+    """The value in flight for an adapted leaf; a plain array where a node replaces the leaf."""
+    value = node.instead_of(weight)
+    if not isinstance(value, Factored):
+        return value
+    terms = tuple(Term(a, b) for a, b in value.pairs)
+    return Adapted(weight, terms, Origin(path), gain=value.gain, filter=filter_)

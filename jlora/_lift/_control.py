@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora._lift import _compat
-from jlora._lift._adapted import RANK, Adapted, Factor, Opaque, Term
+from jlora._lift._adapted import RANK, Adapted, Factor, Opaque, at_place
 from jlora._lift._movement import move, refuse_windows
 from jlora._lift._walk import Walk, rule
 
@@ -105,18 +105,21 @@ def scan(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
     scanned, unslice = zip(*map(_sliced, xs), strict=True) if xs else ((), ())
 
     def body(loose, scanned):
+        step, *scanned = scanned
         slices = [build(part) for build, part in zip(unslice, scanned, strict=True)]
-        results = inside(eqn.params["jaxpr"], [*consts, *rejoin(loose), *slices])
+        operands = at_place([*consts, *rejoin(loose), *slices], step)
+        results = inside(eqn.params["jaxpr"], operands)
         carried, ys = _compat.partition(results, counts[1])
         carried = [value for value, keep in zip(carried, kept, strict=True) if not keep]
         carried = inside.plain(carried, eqn, "carried from step to step, changed")
         return carried, ys
 
     inside = walk.inside(eqn, times=eqn.params["length"])
+    steps = jnp.arange(eqn.params["length"]) if _filtered(operands) else None
     loose, ys = lax.scan(
         body,
         loose,
-        scanned,
+        (steps, *scanned),
         length=eqn.params["length"],
         reverse=eqn.params["reverse"],
         unroll=eqn.params["unroll"],
@@ -136,16 +139,22 @@ def while_loop(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
     loose, rejoin = _loose(walk, eqn, carry, kept)
     inside = walk.inside(eqn)
 
-    def cond(loose):
-        [proceed] = inside(params["cond_jaxpr"], [*cond_consts, *rejoin(loose)])
+    def cond(state):
+        step, loose = state
+        operands = at_place([*cond_consts, *rejoin(loose)], step)
+        [proceed] = inside(params["cond_jaxpr"], operands)
         return proceed
 
-    def body(loose):
-        results = inside(params["body_jaxpr"], [*body_consts, *rejoin(loose)])
+    def body(state):
+        step, loose = state
+        operands = at_place([*body_consts, *rejoin(loose)], step)
+        results = inside(params["body_jaxpr"], operands)
         results = [value for value, keep in zip(results, kept, strict=True) if not keep]
-        return walk.plain(results, eqn, "carried from step to step, changed")
+        results = walk.plain(results, eqn, "carried from step to step, changed")
+        return None if step is None else step + 1, results
 
-    return rejoin(lax.while_loop(cond, body, loose))
+    steps = jnp.int32(0) if _filtered(operands) else None
+    return rejoin(lax.while_loop(cond, body, (steps, loose))[1])
 
 
 @rule("cond", reads=("branches",), carries=("linear", "name"))
@@ -173,6 +182,8 @@ def shard_map(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
     inside = walk.inside(eqn)
 
     def body(*operands):
+        for axis in params["newly_manual_axes"] if _filtered(operands) else ():
+            operands = at_place(operands, lax.axis_index(axis))
         results = inside(params["jaxpr"], list(operands))
         return inside.plain(results, eqn, "returned from a shard_map")
 
@@ -200,7 +211,8 @@ def _specs(value: Any, spec: Any) -> Any:
         entries = (None if dim == RANK else named.get(dim) for dim in factor.dims)
         return Factor(jax.sharding.PartitionSpec(*entries), factor.dims)  # pyright: ignore
 
-    return value.replace(w=spec, terms=tuple(term.map(of) for term in value.terms))
+    filter_ = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), value.filter)
+    return value.moved(spec, of).replace(filter=filter_)
 
 
 @rule(
@@ -255,31 +267,27 @@ def _sliced(value: Any):
     if not isinstance(value, Adapted):
         return value, lambda part: part
 
-    def leading(factor: Factor):
-        if 0 not in factor.dims:
-            return None
-        return jnp.moveaxis(factor.array, factor.dims.index(0), 0)
+    scanned: list[Any] = []
+
+    def leading(factor: Factor) -> Factor:
+        if 0 in factor.dims:
+            scanned.append(jnp.moveaxis(factor.array, factor.dims.index(0), 0))
+        return factor
 
     def build(part):
-        w, factors = part
+        w, scanned = part
+        rest = iter(scanned)
 
-        def rebuilt(factor: Factor, array):
-            rest = tuple(RANK if dim == RANK else dim - 1 for dim in factor.dims if dim != 0)
-            return Factor(factor.array if array is None else array, rest)
+        def rebuilt(factor: Factor):
+            array = factor.array if 0 not in factor.dims else next(rest)
+            return Factor(array, tuple(d if d == RANK else d - 1 for d in factor.dims if d != 0))
 
-        terms = tuple(
-            Term(
-                rebuilt(term.a, a_part),
-                rebuilt(term.b, b_part),
-                tuple((dim - 1, start, size) for dim, start, size in term.window),
-            )
-            for term, (a_part, b_part) in zip(value.terms, factors, strict=True)
-        )
-        return value.replace(w=w, terms=terms)
+        return value.moved(w, rebuilt, lambda dim: dim - 1)
 
     if any(dim == 0 for term in value.terms for dim, _, _ in term.window):
         raise Opaque("a scan over weights that were concatenated")
-    return (value.w, [(leading(term.a), leading(term.b)) for term in value.terms]), build
+    value.moved(value.w, leading)
+    return (value.w, scanned), build
 
 
 def _stacked(value: Any) -> Any:
@@ -290,8 +298,9 @@ def _stacked(value: Any) -> Any:
     def shifted(factor: Factor) -> Factor:
         return Factor(factor.array, (0, *(RANK if d == RANK else d + 1 for d in factor.dims)))
 
-    terms = (
-        term.map(shifted, ((dim + 1, start, size) for dim, start, size in term.window))
-        for term in value.terms
-    )
-    return value.replace(terms=tuple(terms))
+    first = jax.tree.map(lambda leaf: leaf[0], value.filter)
+    return value.moved(value.w, shifted, lambda dim: dim + 1).replace(filter=first)
+
+
+def _filtered(values: Any) -> bool:
+    return any(isinstance(value, Adapted) and value.filter is not None for value in values)

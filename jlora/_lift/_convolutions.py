@@ -48,9 +48,14 @@ def conv_general_dilated(walk: Walk, eqn: Any, x: Any, kernel: Any) -> list[Any]
     )
     if flops > base_flops + 2 * kernel.w.size * sum(term.rank for term in kernel.terms):
         raise Opaque("the kernel is so small (depthwise?) that merging it costs less")
+    if kernel.gain is not None and {*kernel.gain.dims} != {output, RANK}:
+        raise Opaque("a convolution with magnitudes that are not one for each output channel")
     base = kernel.multiply_base(lambda w, x: _compat.bind(eqn, [x, w])[0], x)
+    x = kernel.filtered(x, (None,) * x.ndim)
     for convolved, mixed in pairs:
         base = base + _thin(x, convolved, mixed, kernel, eqn.params).astype(base.dtype)
+    channel = eqn.params["dimension_numbers"].out_spec[1]
+    base = kernel.gained(base, tuple(output if d == channel else None for d in range(base.ndim)))
     report_factored(walk, eqn, kernel, base, base_flops, flops)
     return [base]
 
@@ -120,7 +125,10 @@ def ragged_dot_general(walk: Walk, eqn: Any, x: Any, kernel: Any, group_sizes: A
     base = kernel.multiply_base(
         lambda w, x, group_sizes: _compat.bind(eqn, [x, w, group_sizes])[0], x, group_sizes
     )
+    if kernel.gain is not None and {*kernel.gain.dims} != {group, kept, RANK}:
+        raise Opaque("a ragged product with magnitudes that are not one for each output")
     rows = lax.transpose(x, (1 - x_contracted[0], x_contracted[0]))
+    rows = kernel.filtered(rows, (None, contracted))
     flops = 0
     for term, (first, second) in zip(kernel.terms, orders, strict=True):
         thin = rows
@@ -135,6 +143,14 @@ def ragged_dot_general(walk: Walk, eqn: Any, x: Any, kernel: Any, group_sizes: A
         base = base + thin.astype(base.dtype)
         sizes = kernel.shape[contracted] + kernel.shape[kept]
         flops += 2 * rows.shape[0] * term.rank * sizes
+    if kernel.gain is not None:  # each row has its own group's
+        gain = lax.transpose(
+            kernel.gain.array, tuple(map(kernel.gain.dims.index, (group, RANK, kept)))
+        )
+        ones = jnp.ones((rows.shape[0], 1), gain.dtype)
+        base = (base * lax.ragged_dot(ones, gain, group_sizes, precision="highest")).astype(
+            base.dtype
+        )
     base_flops = 2 * rows.shape[0] * kernel.shape[contracted] * kernel.shape[kept]
     report_factored(walk, eqn, kernel, base, base_flops, flops)
     return [base]

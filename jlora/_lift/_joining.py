@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora._lift import _compat
-from jlora._lift._adapted import Adapted, Factor, Opaque, Term
+from jlora._lift._adapted import RANK, Adapted, Factor, Opaque, Term
 from jlora._lift._movement import bases, refuse_windows, relabel
 from jlora._lift._walk import Walk, rule
+from jlora._lowrank import spread
 
 
 @rule("stack", reads=("axis",))
@@ -22,12 +23,9 @@ def stack(walk: Walk, eqn: Any, *parts: Any) -> list[Any]:
         if not isinstance(part, Adapted):
             return jnp.expand_dims(part, dim)
         new = {old: old + (old >= dim) for old in range(part.ndim)}
-        windows = [[(new[d], start, size) for d, start, size in t.window] for t in part.terms]
-        terms = (
-            term.map(lambda factor: relabel(factor, new), window)
-            for term, window in zip(part.terms, windows, strict=True)
+        return part.moved(
+            jnp.expand_dims(part.w, dim), lambda factor: relabel(factor, new), new.__getitem__
         )
-        return part.replace(w=jnp.expand_dims(part.w, dim), terms=tuple(terms))
 
     [w] = _compat.bind(eqn, bases(parts))
     return [_side_by_side(w, [widened(part) for part in parts], dim)]
@@ -47,8 +45,9 @@ def _side_by_side(w: Any, parts: list[Any], dim: int) -> Adapted:
         raise Opaque("rows are concatenated")  # activations from here on
     for part in adapted:
         refuse_windows(part, [dim], "a concatenation")
+    gain = _gains(parts, dim)
     if stacked := _stacked(parts, dim):
-        return adapted[0].replace(w=w, terms=stacked, cast=None)
+        return adapted[0].replace(w=w, terms=stacked, cast=None, gain=gain)
     terms: list[Term] = []
     start = 0
     for part in parts:
@@ -59,7 +58,22 @@ def _side_by_side(w: Any, parts: list[Any], dim: int) -> Adapted:
                 term.map(lambda factor: factor, (*term.window, window)) for term in part.terms
             ]
         start += size
-    return adapted[0].replace(w=w, terms=tuple(terms), cast=None)
+    return adapted[0].replace(w=w, terms=tuple(terms), cast=None, gain=gain)
+
+
+def _gains(parts: list[Any], dim: int) -> Factor | None:
+    """The gains of all parts one after the other; 1 for a part without."""
+    gains = [part.gain if isinstance(part, Adapted) else None for part in parts]
+    dims = {d for gain in gains if gain is not None for d in gain.dims} - {RANK}
+    if not dims:
+        return None
+    order = sorted(dims | {dim})
+    arrays = []
+    for part, gain in zip(parts, gains, strict=True):
+        array = jnp.float32(1) if gain is None else spread(gain, order)
+        arrays.append(jnp.broadcast_to(array, [part.shape[d] for d in order]))
+    joined = lax.concatenate(arrays, order.index(dim))
+    return Factor(joined[..., None], (*order, RANK))
 
 
 def _stacked(parts: list[Any], dim: int) -> tuple[Term, ...] | None:

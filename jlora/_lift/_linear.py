@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from jlora._lift import _compat
-from jlora._lift._adapted import Adapted, Factor, Opaque, Term
+from jlora._lift._adapted import Adapted, Factor, Opaque, Term, refuse_gain
 from jlora._lift._movement import bases, move, refuse_windows, relabel
 from jlora._lift._walk import Walk, rule
 
@@ -28,6 +28,7 @@ def neg(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
 def add(walk: Walk, eqn: Any, x: Any, y: Any) -> list[Any]:
     """W + V keeps W's terms, and V's if it has some."""
     adapted = [value for value in (x, y) if isinstance(value, Adapted)]
+    refuse_gain(x, y)
     if any(value.activation for value in adapted):
         raise Opaque("rows are added")  # an activation from here on
     if any(value.shape != eqn.outvars[0].aval.shape for value in adapted):
@@ -92,6 +93,7 @@ def _scale(eqn: Any, value: Adapted, by: Any, *, swapped: bool = False) -> list[
 def reduce_sum(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
     """A sum over rows is one over A's rows, a sum over columns one over B's columns."""
     axes = eqn.params["axes"]
+    refuse_gain(value)
     if any(term.covers(dim) not in _ONE_SIDED for term in value.terms for dim in axes):
         raise Opaque("a sum over a stack of adapters adds their ranks")
     refuse_windows(value, axes, "a sum")
@@ -112,6 +114,7 @@ _ONE_SIDED = ((True, False), (False, True))
 @rule("select_n")
 def select_n(walk: Walk, eqn: Any, which: Any, *cases: Any) -> list[Any]:
     """One of several whole weights: the terms of the others are multiplied by zero."""
+    refuse_gain(*cases)
     if isinstance(which, Adapted) or np.ndim(which) != 0:
         raise Opaque("a choice element by element")
     adapted = [case for case in cases if isinstance(case, Adapted)]

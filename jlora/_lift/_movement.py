@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora._lift import _compat
-from jlora._lift._adapted import RANK, Adapted, Factor, Opaque, Term
+from jlora._lift._adapted import RANK, Adapted, Factor, Opaque
 from jlora._lift._walk import Walk, rule
 
 
@@ -25,12 +25,7 @@ def move(
     ``new`` says where each dimension went, if any changed its place.
     """
     [w] = _compat.bind(eqn, [value.w, *others])
-
-    def window(term: Term):
-        return ((new[dim] if new else dim, start, size) for dim, start, size in term.window)
-
-    terms = tuple(term.map(factor, window(term)) for term in value.terms)
-    return [value.replace(w=w, terms=terms)]
+    return [value.moved(w, factor, new.__getitem__ if new else None)]
 
 
 def bases(values: Iterable[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ import jax
 from jax import lax
 
 from jlora._lift import _compat
-from jlora._lift._adapted import RANK, Adapted, Term, pad
+from jlora._lift._adapted import RANK, Adapted, Opaque, Term, pad
 from jlora._lift._walk import Walk, rule
 from jlora._lowrank import Factor
 
@@ -24,7 +24,10 @@ Labels = tuple[int, ...]
     carries=("out_sharding",),
 )
 def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
-    """x W + (x A) B, whatever the layout: an einsum of three operands over labelled dimensions."""
+    """x W + (x A) B, whatever the layout: an einsum of three operands over labelled dimensions.
+
+    A gain is the result's, or x's where its dimensions are contracted.
+    """
     if isinstance(lhs, Adapted) and isinstance(rhs, Adapted):
         small = min(lhs, rhs, key=lambda value: value.w.size)
         merged = walk.expand(small, eqn, "the other operand is adapted too")
@@ -33,10 +36,16 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
     on_left = isinstance(lhs, Adapted)
     value, w_labels = (lhs, lhs_labels) if on_left else (rhs, rhs_labels)
     x, x_labels = (rhs, rhs_labels) if on_left else (lhs, lhs_labels)
+    dims = {label: dim for dim, label in enumerate(w_labels)}
+    x_dims, out_dims = (tuple(map(dims.get, labels)) for labels in (x_labels, out_labels))
+    gain_last = _gain_last(value, x_dims, out_dims)
+    if not gain_last:
+        x = value.gained(x, x_dims)
     base = value.multiply_base(
         lambda w, x: _compat.bind(eqn, [w, x] if on_left else [x, w])[0],
         x,
     )
+    x = value.filtered(x, x_dims)
 
     sizes = dict(zip(x_labels, x.shape, strict=True)) | dict(
         zip(w_labels, value.shape, strict=True)
@@ -46,8 +55,20 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
         thin, cost = _thin(x, x_labels, term, w_labels, out_labels, sizes, value.dtype, eqn.params)
         base = base + _compat.like(thin.astype(base.dtype), base)
         flops += cost
+    if gain_last:
+        base = value.gained(base, out_dims)
     report_factored(walk, eqn, value, base, 2 * math.prod(sizes.values()), flops)
     return [base]
+
+
+def _gain_last(value: Adapted, x_dims: tuple[int | None, ...], out_dims: tuple[int | None, ...]):
+    """Whether the gain multiplies the result (True) or the activation (False)."""
+    varies = set() if value.gain is None else {dim for dim in value.gain.dims if dim != RANK}
+    if varies <= set(out_dims):
+        return True
+    if varies <= set(x_dims):
+        return False
+    raise Opaque("the weight's magnitudes lie on both sides of the product")
 
 
 def report_factored(

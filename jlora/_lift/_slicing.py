@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora._lift import _compat
-from jlora._lift._adapted import RANK, Adapted, Factor, Opaque, Term
+from jlora._lift._adapted import RANK, Adapted, Factor, Opaque, Term, refuse_gain
 from jlora._lift._movement import move, refuse_windows, relabel
 from jlora._lift._walk import Walk, rule
 
@@ -21,8 +21,25 @@ def slice_(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
     refuse_windows(value, strided, "a strided slice")
     [w] = _compat.bind(eqn, [value.w])
     ranges = {dim: (starts[dim], limits[dim], strides[dim]) for dim in range(value.ndim)}
-    terms = tuple(cut for term in value.terms if (cut := _cut(term, ranges)) is not None)
-    return _chosen([value.replace(w=w, terms=terms)], value, _narrowed(eqn, value))
+    return _chosen([_cut_all(value, w, ranges)], value, _narrowed(eqn, value))
+
+
+def _cut_all(value: Adapted, w: Any, ranges: dict[int, tuple[int, int, int]]) -> Adapted:
+    """The slice of an adapted value, ``w`` being that of W."""
+    terms = (_cut(term, ranges) for term in value.terms)
+    gain = None if value.gain is None else _part(value.gain, ranges)
+    return value.replace(w=w, terms=tuple(t for t in terms if t is not None), gain=gain)
+
+
+def _part(factor: Factor, ranges: dict[int, tuple[int, int, int]]) -> Factor:
+    """The slice of a factor on the dimensions that it has."""
+    bounds = [
+        ranges.get(dim, (0, size, 1))
+        for dim, size in zip(factor.dims, factor.array.shape, strict=True)
+    ]
+    if all(bound == (0, n, 1) for bound, n in zip(bounds, factor.array.shape, strict=True)):
+        return factor
+    return Factor(lax.slice(factor.array, *zip(*bounds, strict=True)), factor.dims)
 
 
 def _cut(term: Term, ranges: dict[int, tuple[int, int, int]]) -> Term | None:
@@ -40,17 +57,7 @@ def _cut(term: Term, ranges: dict[int, tuple[int, int, int]]) -> Term | None:
         own[dim] = (first - start, last - start, 1)
         if (first, last) != (low, high):
             window.append((dim, first - low, last - first))
-
-    def part(factor: Factor) -> Factor:
-        bounds = [
-            own.get(dim, (0, size, 1))
-            for dim, size in zip(factor.dims, factor.array.shape, strict=True)
-        ]
-        if all(bound == (0, n, 1) for bound, n in zip(bounds, factor.array.shape, strict=True)):
-            return factor
-        return Factor(lax.slice(factor.array, *zip(*bounds, strict=True)), factor.dims)
-
-    return term.map(part, window)
+    return term.map(lambda factor: _part(factor, own), window)
 
 
 @rule("split", reads=("sizes", "axis"))
@@ -60,8 +67,7 @@ def split(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
     results = []
     for w, size in zip(_compat.bind(eqn, [value.w]), eqn.params["sizes"], strict=True):
         bounds = {axis: (start, start + int(size), 1)}
-        terms = (_cut(term, bounds) for term in value.terms)
-        results.append(value.replace(w=w, terms=tuple(term for term in terms if term is not None)))
+        results.append(_cut_all(value, w, bounds))
         start += int(size)
     return results
 
@@ -111,6 +117,8 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
     index = lax.slice_in_dim(indices, column, column + 1, axis=indices.ndim - 1)
     mode = eqn.params["mode"]
     fills = mode == lax.GatherScatterMode.FILL_OR_DROP
+    if fills:
+        refuse_gain(value)  # what fills W would be multiplied
     if fills and any(term.covers(at) == (False, False) for term in value.terms):
         raise Opaque("a gather that fills, along a dimension over which the weight repeats")
 

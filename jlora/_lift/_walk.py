@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jlora._lift import _compat
-from jlora._lift._adapted import Adapted, Opaque
+from jlora._lift._adapted import Adapted, Opaque, at_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Walk:
         def read(atom):
             return atom.val if isinstance(atom, _compat.Literal) else values[atom]
 
-        for eqn, expired in _live(jaxpr):
-            operands = [read(atom) for atom in eqn.invars]
+        for number, (eqn, expired) in enumerate(_live(jaxpr)):
+            operands = at_place([read(atom) for atom in eqn.invars], number)
             with _compat.site(eqn):
                 results, plain = self._equation(eqn, operands)
             for atom, operand, array in zip(eqn.invars, operands, plain, strict=True):

@@ -19,14 +19,15 @@ import jax
 
 from jlora import _paths
 from jlora._config import LoraConfig
-from jlora._lowrank import Axes, LoraWeight
-from jlora._split import Lora, check
+from jlora._lowrank import Axes
+from jlora._merge import Lora, check
+from jlora._methods import NODES, LoraWeight, Node
 from jlora.checkpoint import _arrays
 from jlora.checkpoint._fingerprint import differences, fingerprint, shorten
 
 _FILE = "adapter.json"
 _FORMAT = "jlora-adapter"
-_VERSION = 1
+_VERSION = 2
 
 
 def save(
@@ -66,7 +67,7 @@ def save(
         "format": _FORMAT,
         "version": _VERSION,
         "arrays": arrays_name,
-        "config": dataclasses.asdict(config),
+        "config": _describe_config(config, lora),
         "leaves": {path: _describe_node(node) for path, node in lora.items()},
         "base": None if base is None else fingerprint(base),
         "metadata": dict(metadata or {}),
@@ -182,39 +183,62 @@ def _check_base(directory: Path, expected: Mapping[str, Any], base: Any) -> None
         )
 
 
-def _check_ranks(lora: Mapping[str, LoraWeight], config: LoraConfig) -> None:
+def _check_ranks(lora: Mapping[str, Node], config: LoraConfig) -> None:
     problems = []
     for path, node in lora.items():
-        of_b = node.b.shape[-1 - len(node.axes.outputs)]
-        if (node.rank, of_b) != (config.rank, config.rank):
-            problems.append(f"{path}: A has rank {node.rank}, B has rank {of_b}")
+        if problem := node.misfit(node.shape):
+            problems.append(f"{path}: {problem}")
+        elif isinstance(node, LoraWeight):
+            ranks = config.ranks_for(path)
+            if node.rank not in (ranks if isinstance(ranks, tuple) else (ranks,)):
+                problems.append(
+                    f"{path}: A and B have rank {node.rank}, the configuration says {ranks}"
+                )
     if problems:
-        raise ValueError(
-            f"the configuration says rank {config.rank}, the factors differ:{shorten(problems)}"
-        )
+        raise ValueError(f"the factors are not those of the configuration:{shorten(problems)}")
 
 
-def _describe_node(node: LoraWeight) -> dict[str, Any]:
+def _describe_config(config: LoraConfig, lora: Mapping[str, Node]) -> dict[str, Any]:
+    """The configuration as JSON; a function in ``targets`` becomes the paths that it chose."""
+    fields = dataclasses.asdict(config)
+    if callable(config.targets):
+        chosen = [path for path, node in lora.items() if isinstance(node, LoraWeight)]
+        fields["targets"] = [f"^{re.escape(path)}$" for path in chosen]
+    return fields
+
+
+def _describe_node(node: Node) -> dict[str, Any]:
     arrays, _ = _paths.flatten(node)
+    fixed = [field.name for field in dataclasses.fields(node) if field.name not in arrays]  # type: ignore
     return {
         "kind": type(node).__name__,
-        "axes": dataclasses.asdict(node.axes),
         "arrays": {
             name: {"shape": list(array.shape), "dtype": str(array.dtype)}
             for name, array in arrays.items()
         },
+        "static": {name: _to_json(getattr(node, name)) for name in fixed},
     }
 
 
-def _abstract_node(path: str, leaf: Mapping[str, Any]) -> LoraWeight:
-    if leaf["kind"] != LoraWeight.__name__:
+def _to_json(value: Any) -> Any:
+    return dataclasses.asdict(value) if isinstance(value, Axes) else value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Axes(**{name: tuple(dims) for name, dims in value.items()})
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _abstract_node(path: str, leaf: Mapping[str, Any]) -> Node:
+    if leaf["kind"] not in NODES:
         raise ValueError(f"{path}: this jlora knows no adapter of the kind {leaf['kind']!r}")
     arrays: dict[str, Any] = {
         name: jax.ShapeDtypeStruct(tuple(array["shape"]), array["dtype"])
         for name, array in leaf["arrays"].items()
     }
-    axes = Axes(**{name: tuple(dims) for name, dims in leaf["axes"].items()})
-    return LoraWeight(**arrays, axes=axes)
+    fixed = {name: _from_json(value) for name, value in leaf["static"].items()}
+    return NODES[leaf["kind"]](**arrays, **fixed)
 
 
 def _places(abstract: Mapping[str, Any], shardings: Any) -> Mapping[str, Any]:

@@ -54,5 +54,10 @@ def test_a_configuration_is_hashable_so_that_jit_may_hold_it():
     assert hash(one) == hash(jlora.LoraConfig(targets=("q", "v"), rank=3))
 
 
-def test_scaling_is_alpha_over_rank():
-    assert jlora.LoraConfig(targets="q", rank=4, alpha=6).scaling == 1.5
+def test_scaling_is_alpha_over_rank_or_over_its_root():
+    config = jlora.LoraConfig(targets="q", rank=4, alpha=6, alpha_pattern={"mlp": 3, "m": 9})
+    assert config.scaling_for("attn/q", 4) == 1.5
+    assert config.scaling_for("mlp/up", 2) == 1.5
+    rooted = dataclasses.replace(config, rslora=True)
+    assert rooted.scaling_for("attn/q", 4) == 3
+    assert rooted.scaling_for("m/up", 9) == 3

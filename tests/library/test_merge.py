@@ -130,7 +130,7 @@ def test_all_misfits_between_the_trees_are_told_at_once():
         assert "q_proj: the adapter is for shape (7, 11), the leaf has (11, 7)" in said
         assert "gone: no such leaf. The nearest: " in said
         assert "bias: expected a LoraWeight, got ArrayImpl" in said
-        assert "stacked: A and B have 3 and 3 dimensions" in said
+        assert "stacked: a has 3 dimensions, but 2 were expected" in said
         assert "Stacked adapters go through jax.vmap" in said
 
 

@@ -1,0 +1,70 @@
+"""Which method learns the default task best: train.py with each, over several seeds, as a table.
+
+    python benchmarks/methods.py --out runs/methods --steps 160
+
+Runs that are finished in --out are not repeated. All settings but the method's own are train.py's.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+METHODS = {
+    "LoRA": [],
+    "rsLoRA": ["--rslora"],
+    "DoRA": ["--method", "dora"],
+    "PiSSA": ["--init", "pissa"],
+    # the geometric mean of A's and B's rates is that of the others
+    "LoRA+ (ratio 4)": ["--lora-plus", "4", "--learning-rate", "0.0015"],
+}
+TRAIN = Path(__file__).parent.parent / "train.py"
+
+
+def scores(out: Path, flags: list[str]) -> tuple[dict, float]:
+    """The scores before and after, and the median seconds of a step; trains first if need be."""
+    results = out / "results.json"
+    if not results.exists() or "after" not in json.loads(results.read_text()):
+        subprocess.run(
+            [sys.executable, str(TRAIN), "--out", str(out), "--overwrite", *flags],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return json.loads(results.read_text()), statistics.median(s["seconds"] for s in steps)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean and standard deviation."""
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def main() -> None:
+    """Trains what is missing and prints the table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--steps", type=int, default=480)
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    measured: dict[str, list[tuple[dict, float]]] = {name: [] for name in METHODS}
+    for seed in range(given.seeds):
+        for name, flags in METHODS.items():
+            common = ["--seed", str(seed), "--steps", str(given.steps)]
+            out = given.out / f"{name.split()[0]}-{seed}"
+            measured[name].append(scores(out, [*common, *flags]))
+            after = measured[name][-1][0]["after"]
+            print(f"{name}, seed {seed}: loss {after['loss']:.4f}, exact match "
+                  f"{100 * after['exact_match']:.1f} %", flush=True)  # fmt: skip
+    print("\n| | exact match, % | loss per token | step, of LoRA's |\n|---|---|---|---|")
+    for name, runs in measured.items():
+        matches = [100 * run["after"]["exact_match"] for run, _ in runs]
+        losses = [run["after"]["loss"] for run, _ in runs]
+        paired = zip(runs, measured["LoRA"], strict=True)
+        ratio = statistics.median(mine / plain for (_, mine), (_, plain) in paired)
+        print(f"| {name} | {spread(matches, 1)} | {spread(losses, 4)} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

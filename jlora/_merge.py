@@ -1,0 +1,73 @@
+"""The plain tree for inference from (frozen, lora), and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jlora import _paths
+from jlora._methods import Node
+
+Lora = dict[str, Node]
+
+
+def merge(frozen: Any, lora: Mapping[str, Node]) -> Any:
+    """The plain tree for inference: ``W + scaling * A B`` at each adapted leaf.
+
+    With magnitudes where the method has them, and a leaf that trains whole in the frozen one's
+    place. The sum is formed in float32 (or wider, if the weight is) and cast once to the weight's
+    dtype. With a bfloat16 weight the result carries bfloat16's rounding: three digits.
+
+    Raises:
+        ValueError: when ``lora`` names a leaf that ``frozen`` has not, or one of another shape.
+    """
+    return _change(frozen, lora, lambda node, weight: node.merged(weight))
+
+
+def unmerge(params: Any, lora: Mapping[str, Node]) -> Any:
+    """The frozen tree back from merged ``params``: ``W - scaling * A B`` at each adapted leaf.
+
+    For merged parameters whose base is gone. It is exact only to the rounding of the weight's
+    dtype; if the frozen tree was kept, use that.
+
+    Raises:
+        ValueError: as `merge`, and where the merged weight does not hold the frozen one any more
+            (DoRA, leaves that trained whole): each such leaf is named.
+    """
+    return _change(params, lora, lambda node, weight: node.unmerged(weight))
+
+
+def check(tree: Any, lora: Mapping[str, Node]) -> tuple[dict[str, Any], Any]:
+    """The flattened tree, once every node of ``lora`` is known to fit its leaf.
+
+    Raises:
+        ValueError: naming every node that fits no leaf, with both shapes.
+    """
+    leaves, structure = _paths.flatten(tree)
+    problems = []
+    for path, node in lora.items():
+        if not isinstance(node, Node):
+            problems.append(f"{path}: expected a LoraWeight, got {type(node).__name__}")
+        elif path not in leaves:
+            problems.append(f"{path}: no such leaf. {_paths.nearest(path, leaves, 3)}")
+        elif problem := node.misfit(np.shape(leaves[path])):
+            problems.append(f"{path}: {problem}")
+    if problems:
+        raise ValueError("the adapter does not fit the parameters:\n  " + "\n  ".join(problems))
+    return leaves, structure
+
+
+def _change(tree: Any, lora: Mapping[str, Node], change: Callable[[Node, Any], Any]) -> Any:
+    leaves, structure = check(tree, lora)
+    new, problems = [], []
+    for path, leaf in leaves.items():
+        try:
+            new.append(change(lora[path], leaf) if path in lora else leaf)
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+    if problems:
+        raise ValueError("\n  ".join(("this adapter can't be unmerged:", *problems)))
+    return jax.tree.unflatten(structure, new)

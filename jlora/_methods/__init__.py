@@ -1,0 +1,14 @@
+"""The methods: each file says what one kind of node holds and what computes in its weight's place.
+
+A new method is a file with a `Node`, and its name here.
+"""
+
+from jlora._methods._dora import DoraWeight as DoraWeight
+from jlora._methods._lora import LoraWeight as LoraWeight
+from jlora._methods._node import Node as Node
+from jlora._methods._rows import TokenRows as TokenRows
+from jlora._methods._whole import WholeWeight as WholeWeight
+
+NODES: dict[str, type[Node]] = {
+    cls.__name__: cls for cls in (LoraWeight, DoraWeight, WholeWeight, TokenRows)
+}

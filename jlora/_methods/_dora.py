@@ -1,0 +1,85 @@
+"""DoRA: ``m * (W + scaling * A B) / norm`` (Liu et al. 2024, arXiv 2402.09353, eq. 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jlora._lowrank import RANK, Factor, Factored
+from jlora._methods._lora import LoraWeight
+from jlora._methods._node import Dims, wide
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DoraWeight(LoraWeight):
+    """LoRA of a weight's direction, and a trained magnitude for each output.
+
+    The norm of W + scaling A B over the inputs is a constant to the gradient (section 4.3 of the
+    paper).
+    """
+
+    magnitude: jax.Array = dataclasses.field(kw_only=True)  # (*stack, *out), float32
+
+    trainable: ClassVar[tuple[str, ...]] = ("a", "b", "magnitude")
+    decayed: ClassVar[tuple[str, ...]] = ("a", "b")
+
+    @classmethod
+    def of(cls, lora: LoraWeight, weight: Any) -> DoraWeight:
+        """The node whose magnitudes are the norms of ``weight``, the adapted one at the start."""
+        fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
+        order = (*lora.axes.stack, *lora.axes.outputs)
+        return cls(**fields, magnitude=jnp.sqrt(_squares(weight, order)))
+
+    def layout(self) -> dict[str, Dims]:
+        return {**super().layout(), "magnitude": (*self.axes.stack, *self.axes.outputs)}
+
+    def instead_of(self, weight: jax.Array) -> Factored:
+        pair = self.factors()
+        norms = jax.lax.stop_gradient(_norms(weight, *pair))
+        gain = self.magnitude / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
+        dims = (*self.axes.stack, *self.axes.outputs, RANK)
+        return Factored((pair,), Factor(gain[..., None], dims), dropout=self.dropout)
+
+    def unmerged(self, weight: jax.Array) -> jax.Array:
+        raise ValueError(
+            "a DoRA merge can't be undone: the weight's norms are not in it any more. "
+            "Keep the frozen tree"
+        )
+
+
+def _norms(weight: jax.Array, a: Factor, b: Factor) -> jax.Array:
+    """The norm over the inputs of W + A B, (*stack, *out), without forming the sum.
+
+    ``|w + A b|^2 = |w|^2 + 2 b.(A'w) + b.(A'A)b`` for each column w of W and b of B.
+    """
+    dtype = wide(weight.dtype)
+    dims, rank, other = list(range(weight.ndim)), weight.ndim, weight.ndim + 1
+    a_dims = [rank if dim == RANK else dim for dim in a.dims]
+    b_dims = [rank if dim == RANK else dim for dim in b.dims]
+    outputs = [dim for dim in b_dims if dim != rank]
+    stack = [dim for dim in a_dims if dim in outputs]
+
+    def einsum(*operands):
+        return jnp.einsum(*operands, precision="highest", preferred_element_type=dtype)
+
+    squares = _squares(weight, outputs)
+    across = einsum(a.array.astype(weight.dtype), a_dims, weight, dims, b_dims)
+    within = einsum(
+        a.array, a_dims, a.array, [other if d == rank else d for d in a_dims], [*stack, other, rank]
+    )
+    other_dims = [other if dim == rank else dim for dim in b_dims]
+    against = einsum(within, [*stack, other, rank], b.array, b_dims, other_dims)
+    cross = jnp.sum(b.array * (2 * across + against), axis=b.dims.index(RANK))
+    return jnp.sqrt(jnp.maximum(squares + cross, 0))
+
+
+def _squares(weight: jax.Array, order: Sequence[int]) -> jax.Array:
+    """The sum of squares over all other dimensions, in float32 or wider."""
+    others = tuple(dim for dim in range(weight.ndim) if dim not in order)
+    squares = jnp.sum(jnp.square(weight.astype(wide(weight.dtype))), axis=others)
+    return jnp.transpose(squares, [sorted(order).index(dim) for dim in order])

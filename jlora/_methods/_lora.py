@@ -1,0 +1,77 @@
+"""LoRA: ``W + scaling * A B`` (Hu et al. 2021, arXiv 2106.09685, eq. 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jlora._lowrank import RANK, Axes, Factor, Factored, combine, multiply
+from jlora._methods._node import Dims, Node, wide
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LoraWeight(Node):
+    """The trainable low-rank delta of one weight: ``scaling * A B`` (Hu et al. 2021, eq. 3).
+
+    With W of shape (*stack, *in, *out) up to a permutation that ``axes`` records.
+    This A is the paper's A transposed, and this B its B transposed.
+    """
+
+    a: jax.Array  # (*stack, *in, rank)
+    b: jax.Array  # (*stack, rank, *out)
+    # float32, never trained: alpha / rank, or alpha / sqrt(rank). () for one and the same;
+    # (*stack, rank) where layers differ: what a layer has less than the rank is zero there
+    scaling: jax.Array
+    axes: Axes = dataclasses.field(metadata={"static": True})
+    # the share of A's inputs that a call with dropout_key leaves out
+    dropout: float = dataclasses.field(default=0.0, metadata={"static": True}, kw_only=True)
+
+    trainable: ClassVar[tuple[str, ...]] = ("a", "b")
+    decayed: ClassVar[tuple[str, ...]] = ("a", "b")
+
+    @property
+    def rank(self) -> int:
+        """The number of columns of A, which is the number of rows of B."""
+        return self.a.shape[-1]
+
+    def layout(self) -> dict[str, Dims]:
+        axes = self.axes
+        uniform = jnp.ndim(self.scaling) == 0
+        return {
+            "a": (*axes.stack, *axes.inputs, None),
+            "b": (*axes.stack, None, *axes.outputs),
+            "scaling": () if uniform else (*axes.stack, None),
+        }
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        problem = super().misfit(shape)
+        rows = self.b.shape[-1 - len(self.axes.outputs)]
+        if problem is None and rows != self.rank:
+            return f"A has {self.rank} columns, B has {rows} rows: expected one rank"
+        return problem
+
+    def factors(self) -> tuple[Factor, Factor]:
+        """A and scaling * B with their dimensions named; no gradient reaches scaling."""
+        axes = self.axes
+        dtype = wide(self.b.dtype)  # bfloat16 would round the scaling
+        scaling = jax.lax.stop_gradient(self.scaling).astype(dtype)
+        if jnp.ndim(scaling):
+            scaling = jnp.expand_dims(scaling, tuple(range(-len(axes.outputs), 0)))
+        return (
+            Factor(self.a, (*axes.stack, *axes.inputs, RANK)),
+            Factor(self.b.astype(dtype) * scaling, (*axes.stack, RANK, *axes.outputs)),
+        )
+
+    def instead_of(self, weight: jax.Array) -> Factored:
+        return Factored((self.factors(),), dropout=self.dropout)
+
+    def unmerged(self, weight: jax.Array) -> jax.Array:
+        return combine(weight, [-self.delta()], None)
+
+    def delta(self) -> jax.Array:
+        """``scaling * A B`` in the weight's shape, float32 or wider."""
+        return multiply(*self.factors(), ndim=len(self.shape))

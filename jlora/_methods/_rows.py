@@ -1,0 +1,58 @@
+"""Trained rows of a table: new or rare tokens of an embedding that otherwise stays."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jlora._lowrank import RANK, Factor, Factored, combine, multiply
+from jlora._methods._node import Dims, Node, wide
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenRows(Node):
+    """What is added to the rows of some tokens: of low rank, with A one column for each token."""
+
+    delta: jax.Array  # (tokens, *the table's other dimensions), float32; zero at the start
+    tokens: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # which rows
+    table: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # the leaf's shape
+    vocabulary: int = dataclasses.field(default=0, metadata={"static": True})  # its row dimension
+
+    trainable: ClassVar[tuple[str, ...]] = ("delta",)
+    decayed: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def of(cls, weight: Any, tokens: tuple[int, ...], vocabulary: int) -> TokenRows:
+        """The node of these rows of a table, which changes nothing yet."""
+        others = [size for dim, size in enumerate(weight.shape) if dim != vocabulary]
+        delta = jnp.zeros((len(tokens), *others), wide(weight.dtype))
+        return cls(delta, tokens, tuple(weight.shape), vocabulary)
+
+    @property
+    def rank(self) -> int:
+        """As many as there are tokens."""
+        return len(self.tokens)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.table
+
+    def layout(self) -> dict[str, Dims]:
+        others = (dim for dim in range(len(self.table)) if dim != self.vocabulary)
+        return {"delta": (None, *others)}
+
+    def instead_of(self, weight: jax.Array) -> Factored:
+        chosen = jax.nn.one_hot(
+            jnp.array(self.tokens), self.table[self.vocabulary], axis=0, dtype=self.delta.dtype
+        )
+        _, *others = self.layout()["delta"]
+        dims = (RANK, *(dim for dim in others if dim is not None))
+        return Factored(((Factor(chosen, (self.vocabulary, RANK)), Factor(self.delta, dims)),))
+
+    def unmerged(self, weight: jax.Array) -> jax.Array:
+        [(rows, delta)] = self.instead_of(weight).pairs
+        return combine(weight, [-multiply(rows, delta, ndim=weight.ndim)], None)

@@ -1,0 +1,48 @@
+"""Full training of one leaf: a head, a norm, a bias, kept beside the adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jlora._methods._node import Dims, Node, wide
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WholeWeight(Node):
+    """A leaf that trains as it is, and takes the frozen one's place."""
+
+    value: jax.Array  # in the leaf's shape, float32 or wider
+
+    trainable: ClassVar[tuple[str, ...]] = ("value",)
+
+    @classmethod
+    def of(cls, weight: jax.Array) -> WholeWeight:
+        """The node that starts at ``weight``."""
+        return cls(weight.astype(wide(weight.dtype)))
+
+    @property
+    def decayed(self) -> tuple[str, ...]:
+        """Matrices, not biases and scales."""
+        return ("value",) if jnp.ndim(self.value) >= 2 else ()
+
+    @property
+    def rank(self) -> int:
+        """None: 0."""
+        return 0
+
+    def layout(self) -> dict[str, Dims]:
+        return {"value": tuple(range(jnp.ndim(self.value)))}
+
+    def instead_of(self, weight: jax.Array) -> jax.Array:
+        return self.value.astype(weight.dtype)
+
+    def unmerged(self, weight: jax.Array) -> jax.Array:
+        raise ValueError(
+            "a leaf that was trained whole can't be unmerged: the frozen one is not in it any "
+            "more. Keep the frozen tree"
+        )

@@ -1,0 +1,79 @@
+"""An adapter that started with part of the weight, as one of the original base."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from jlora._config import LoraConfig
+from jlora._merge import Lora
+from jlora._methods import LoraWeight, Node
+
+
+def rebase(
+    lora: Mapping[str, Node], start: Mapping[str, Node], config: LoraConfig
+) -> tuple[Lora, LoraConfig]:
+    """The same adapted function on the original parameters, with twice the rank.
+
+    PiSSA, OLoRA and LoRA-GA take ``scaling * A0 B0`` out of the frozen weight. What they learn is
+    ``scaling * (A B - A0 B0)`` on the original one: an adapter of factors (A, A0) and (B, -B0),
+    which every program that knows LoRA can read (Meng et al. 2024, arXiv 2404.02948, appendix C).
+
+    Args:
+        lora: the trained adapter.
+        start: the adapter as `split` gave it.
+        config: the configuration that it was split with.
+
+    Returns:
+        lora: for the parameters that were split; nodes without A and B are as they were.
+        config: with the ranks doubled and the scaling kept.
+
+    Raises:
+        ValueError: when the two adapters are not of the same leaves and ranks.
+    """
+    problems = [path for path in {**lora, **start} if not _alike(lora.get(path), start.get(path))]
+    if problems:
+        raise ValueError(
+            f"lora and start are not one adapter, later and at its start: {', '.join(problems)}"
+        )
+    wider = {path: _doubled(node, start[path]) for path, node in lora.items()}
+    patterns = config.rank_pattern.items()
+    growth = 2**0.5 if config.rslora else 2.0
+    return wider, dataclasses.replace(
+        config,
+        rank=2 * config.rank,
+        alpha=growth * config.alpha,
+        rank_pattern={
+            p: tuple(2 * r for r in ranks) if isinstance(ranks, tuple) else 2 * ranks
+            for p, ranks in patterns
+        },
+        alpha_pattern={p: growth * alpha for p, alpha in config.alpha_pattern.items()},
+    )
+
+
+def _alike(one: Node | None, other: Node | None) -> bool:
+    return (
+        type(one) is type(other)
+        and one is not None
+        and (
+            (one.shape, one.rank) == (other.shape, other.rank)  # type: ignore
+        )
+    )
+
+
+def _doubled(node: Node, start: Node) -> Node:
+    """The difference of the two deltas as one; a node without A and B as it is."""
+    if not (isinstance(node, LoraWeight) and isinstance(start, LoraWeight)):
+        return node
+    stacks = len(node.axes.stack)
+    scaling = node.scaling
+    if jnp.ndim(scaling):
+        scaling = jnp.concatenate([scaling, scaling], axis=-1)
+    return dataclasses.replace(
+        node,
+        a=jnp.concatenate([node.a, start.a], axis=-1),
+        b=jnp.concatenate([node.b, -start.b], axis=stacks),
+        scaling=scaling,
+    )

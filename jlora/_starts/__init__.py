@@ -1,0 +1,38 @@
+"""How A and B start: a registry of functions from a weight to a first A and B.
+
+A start sees one leaf as a stack of matrices. Where its A B is not zero, `split` takes
+``scaling * A B`` out of the frozen weight, so that the adapted function is the base function still.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from jlora._starts._decomposed import olora, pissa
+from jlora._starts._random import gaussian, kaiming, orthogonal
+from jlora._starts._start import Leaf as Leaf
+from jlora._starts._start import Start as Start
+
+STARTS: dict[str, Start] = {
+    "kaiming": Start(kaiming),
+    "gaussian": Start(gaussian),
+    "orthogonal": Start(orthogonal, even_rank=True),
+    "pissa": Start(pissa, moves_weight=True),
+    "olora": Start(olora, moves_weight=True),
+}
+_ITERATIONS = re.compile(r"pissa_niter_(\d+)")
+
+
+@functools.cache
+def find(name: str) -> Start:
+    """The start of this name.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    if isinstance(name, str) and name in STARTS:
+        return STARTS[name]
+    if isinstance(name, str) and (fast := _ITERATIONS.fullmatch(name)):
+        return Start(functools.partial(pissa, iterations=int(fast[1])), moves_weight=True)
+    raise ValueError(f"init is {name!r}: expected {', '.join(STARTS)} or pissa_niter_N")

@@ -1,0 +1,192 @@
+"""Which leaves a configuration means, and how each is adapted: checked before any work is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jlora import _paths
+from jlora._config import ALL_LINEAR, LoraConfig, Ranks
+from jlora._lowrank import Axes, matrix_shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What becomes of each leaf; every other stays frozen."""
+
+    adapted: dict[str, tuple[Axes, Ranks]]
+    whole: list[str]
+    rows: dict[str, tuple[int, tuple[int, ...]]]  # the vocabulary's dimension, the tokens
+
+
+def plan(leaves: Mapping[str, Any], config: LoraConfig, axes: Mapping[str, Axes] | None) -> Plan:
+    """The plan for a tree's leaves.
+
+    Raises:
+        ValueError: when a pattern matches nothing, or a leaf can't be adapted as it is asked: every
+            such leaf is named.
+    """
+    problems: list[str] = []
+    paths = _targeted(leaves, config, axes)
+    adapted = _adapted(paths, leaves, config, axes, problems)
+    if not problems and not adapted:
+        raise ValueError(
+            f"targets {config.targets!r} (exclude {config.exclude!r}, layers {config.layers}) "
+            f"leaves no weight to adapt. "
+            f"It matches: {', '.join(paths[:5]) or 'nothing that is not excluded'}. The weights "
+            f"are: {', '.join(_weights(leaves, axes)[:5])}"
+        )
+    whole = _whole(leaves, config, adapted, problems)
+    rows = _rows(leaves, config, axes, problems)
+    named = [*adapted, *whole, *rows]
+    problems += [
+        f"{path} is asked to be adapted in two ways: expected one of targets, train and tokens"
+        for path in leaves
+        if named.count(path) > 1
+    ]
+    if problems:
+        raise ValueError("split can't adapt:\n  " + "\n  ".join(problems))
+    return Plan(adapted, whole, rows)
+
+
+def _targeted(leaves, config: LoraConfig, axes) -> list[str]:
+    """The paths that ``targets`` finds, without the excluded ones."""
+    targets = config.targets
+    if callable(targets):
+        paths = [path for path, leaf in leaves.items() if targets(path, leaf)]
+        if not paths:
+            raise ValueError(f"targets {targets!r} is True for none of the {len(leaves)} leaves")
+    elif targets == ALL_LINEAR:
+        if not hasattr(axes, "linear"):
+            raise ValueError(
+                f"targets {ALL_LINEAR!r} reads off the function which weights are linear. "
+                "Pass axes=jlora.trace_axes(fn, params, *args)"
+            )
+        paths = [path for path in leaves if path in axes.linear]  # type: ignore
+    else:
+        paths = _paths.find(targets, leaves, what="targets")
+    if config.exclude:
+        excluded = set(_paths.find(config.exclude, leaves, what="exclude"))
+        paths = [path for path in paths if path not in excluded]
+    return paths
+
+
+def _adapted(paths, leaves, config: LoraConfig, axes, problems: list[str]):
+    """The axes and ranks of each leaf to adapt; what can't be adapted goes to ``problems``."""
+    unclear = getattr(axes, "unclear", {})
+    for field in ("rank_pattern", "alpha_pattern"):
+        if patterns := tuple(getattr(config, field)):
+            _paths.find(patterns, paths, what=field)
+    adapted: dict[str, tuple[Axes, Ranks]] = {}
+    for path in paths:
+        shape, dtype = np.shape(leaves[path]), getattr(leaves[path], "dtype", None)
+        if axes is not None and path in axes:
+            its_axes = axes[path]
+        elif path in unclear:
+            problems.append(f"{path}: {unclear[path]}. Exclude it, or give its axes by hand")
+            continue
+        elif axes is not None or len(shape) < 2:
+            continue  # a bias or a scale beside the weight that the pattern means
+        elif len(shape) == 2:
+            its_axes = Axes()
+        else:
+            problems.append(
+                f"{path} has shape {shape}: which of its dimensions are inputs, outputs or stacks "
+                "can't be told from the shape. Pass axes=jlora.trace_axes(fn, params, *args)"
+            )
+            continue
+        if problem := _unfit(shape, dtype, its_axes):
+            problems.append(f"{path} {problem}")
+            continue
+        ranks, problem = _ranks(path, shape, its_axes, config)
+        if problem:
+            problems.append(f"{path} {problem}")
+        elif ranks:
+            adapted[path] = its_axes, ranks
+    return adapted
+
+
+def _unfit(shape, dtype, axes: Axes) -> str | None:
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        return f"is of dtype {dtype}: expected a floating type"
+    dims = len(axes.stack) + len(axes.inputs) + len(axes.outputs)
+    if dims != len(shape):
+        return f"has shape {shape}, but its axes {axes} speak of {dims} dimensions"
+    return None
+
+
+def _ranks(path: str, shape, axes: Axes, config: LoraConfig) -> tuple[Ranks, str | None]:
+    """The leaf's rank, or one for each layer of its stack (0: that layer stays); what is wrong."""
+    ranks = config.ranks_for(path)
+    layers = shape[axes.stack[0]] if axes.stack else None
+    if isinstance(ranks, tuple) and len(ranks) != layers:
+        return 0, (
+            f"has {layers or 'no'} layers stacked, but rank_pattern names {len(ranks)} ranks for it"
+        )
+    if config.layers is not None and layers is None:
+        number = re.search(r"\d+", path)
+        if number is None:
+            return 0, "has neither a stack nor a number in its path: layers can't choose it"
+        if int(number[0]) not in config.layers:
+            return 0, None
+    elif config.layers is not None and layers is not None:
+        if max(config.layers) >= layers:
+            return 0, f"has the layers 0 to {layers - 1}, but layers names {max(config.layers)}"
+        each = ranks if isinstance(ranks, tuple) else (ranks,) * layers
+        ranks = tuple(r if layer in config.layers else 0 for layer, r in enumerate(each))
+    highest = max(ranks) if isinstance(ranks, tuple) else ranks
+    inputs, outputs = matrix_shape(shape, axes)
+    if highest > min(inputs, outputs):
+        return 0, (
+            f"is a matrix of {inputs} x {outputs}: rank {highest} is larger than it. "
+            f"Expected at most {min(inputs, outputs)}"
+        )
+    if isinstance(ranks, tuple) and len(set(ranks)) == 1:
+        return highest, None
+    return ranks if highest else 0, None
+
+
+def _whole(leaves, config: LoraConfig, adapted, problems: list[str]) -> list[str]:
+    """The leaves that train as they are: those that ``train`` and ``bias`` mean."""
+    paths = set(_paths.find(config.train, leaves, what="train")) if config.train else set()
+    if config.bias != "none":
+        beside = {path.rpartition("/")[0] for path in adapted}
+        biases = [path for path in leaves if path.rpartition("/")[2] in ("bias", "b")]
+        if config.bias == "adapted":
+            biases = [path for path in biases if path.rpartition("/")[0] in beside]
+        if not biases:
+            problems.append(f"bias is {config.bias!r}, but no leaf is called bias or b there")
+        paths.update(biases)
+    for path in paths:
+        dtype = getattr(leaves[path], "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            problems.append(f"{path} is of dtype {dtype}: expected a floating type to train")
+    return [path for path in leaves if path in paths]
+
+
+def _rows(leaves, config: LoraConfig, axes, problems: list[str]):
+    """The tables of which some rows train."""
+    rows: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for pattern, tokens in config.tokens.items():
+        for path in _paths.find(pattern, leaves, what="tokens"):
+            shape = np.shape(leaves[path])
+            its_axes = (axes or {}).get(path, Axes())
+            if len(shape) != 2 or its_axes.stack:
+                problems.append(f"{path} has shape {shape}: expected a table of rows for tokens")
+                continue
+            [vocabulary] = its_axes.inputs
+            if max(tokens) >= shape[vocabulary]:
+                problems.append(
+                    f"{path} has {shape[vocabulary]} rows: tokens names row {max(tokens)}"
+                )
+            rows[path] = vocabulary, tokens
+    return rows
+
+
+def _weights(leaves, axes) -> list[str]:
+    return [path for path in leaves if (path in axes if axes else np.ndim(leaves[path]) >= 2)]
