@@ -77,12 +77,12 @@ def lora_plus(ratio: float) -> optax.GradientTransformation:
 
     Source: Hayou et al. 2024, "LoRA+", arXiv 2402.12354, section 4; it recommends 16.
     """
-    if not ratio > 0:
+    if isinstance(ratio, (int, float)) and not ratio > 0:
         raise ValueError(f"the ratio of LoRA+ is {ratio!r}: expected a number above 0")
 
     def scaled(updates: Any, params: Any = None) -> Any:
-        factors = _by_field(updates, lambda node, name: ratio if name == "b" else 1.0)
-        return jax.tree.map(lambda u, f: u if f == 1.0 else u * f, updates, factors)
+        of_b = _by_field(updates, lambda node, name: name == "b")
+        return jax.tree.map(lambda u, b: (ratio * u).astype(u.dtype) if b else u, updates, of_b)
 
     return optax.stateless(scaled)
 

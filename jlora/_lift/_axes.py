@@ -10,6 +10,7 @@ import numpy as np
 
 from jlora import _paths
 from jlora._lift import _compat
+from jlora._lift._heads import heads
 from jlora._lift._stage import Staged
 from jlora._lift._tracked import MOVES, ROLES, Tracked
 from jlora._lowrank import Axes
@@ -21,9 +22,12 @@ class TracedAxes(dict[str, Axes]):
     Attributes:
         unclear: from the path of a weight of two or more dimensions (stacks not counted) that no
             product was seen to use as it is, to what was seen instead.
+        linear: the paths of the weights that products use, without tables that rows are looked up
+            in and without output heads: those whose product is the last before a result.
     """
 
     unclear: dict[str, str]
+    linear: frozenset[str]
 
 
 def trace_axes(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> TracedAxes:
@@ -58,6 +62,11 @@ def trace_axes(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
     found = TracedAxes(tracer.found)
     unmet = {path for path, shape in shapes.items() if len(_wide(shape)) >= 2} - tracer.met
     other = tracer.other | dict.fromkeys(unmet, "no operation was seen to use it")
+    found.linear = frozenset(
+        path
+        for path in {path for paths in tracer.products.values() for path in paths} & found.keys()
+        if path not in tracer.looked_up | heads(staged.jaxpr, tracer.products)
+    )
     found.unclear = {path: other[path] for path in leaves if path in other.keys() - found.keys()}
     return found
 
@@ -69,6 +78,8 @@ class _Tracer:
         self.found: dict[str, Axes] = {}
         self.other: dict[str, str] = {}
         self.met: set[str] = set()
+        self.looked_up: set[str] = set()
+        self.products: dict[int, set[str]] = {}  # from an equation's id to its weights
 
     def __call__(self, jaxpr: Any, operands: list[Tracked | None]) -> list[Tracked | None]:
         jaxpr, _ = _compat.open_jaxpr(jaxpr)
@@ -93,6 +104,7 @@ class _Tracer:
             for side, value in enumerate(operands):
                 for each in () if value is None else value.each():
                     self.product(each, *ROLES[name](eqn, side, each))
+                    self.products.setdefault(id(eqn), set()).add(each.path)
             return [None] * len(eqn.outvars)
         elif name in _BODIES:
             return _BODIES[name](self, eqn, operands)
@@ -130,6 +142,7 @@ class _Tracer:
         self.met.add(value.path)
         kept = value.at(*range(len(value.dims))) - value.stack - value.chosen
         if value.chosen - value.stack and kept:
+            self.looked_up.add(value.path)
             self.product(value, value.chosen - value.stack, kept)
         elif len(kept & value.at(*_wide(shape))) >= 2 and not _is_bias(value, eqn, shape):
             self.other.setdefault(

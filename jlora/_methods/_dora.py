@@ -65,9 +65,10 @@ def _norms(weight: jax.Array, a: Factor, b: Factor) -> jax.Array:
     stack = [dim for dim in a_dims if dim in outputs]
 
     def einsum(*operands):
-        return jnp.einsum(*operands, precision="highest", preferred_element_type=dtype)
+        return jnp.einsum(*operands, precision="highest").astype(dtype)
 
     squares = _squares(weight, outputs)
+    # a bfloat16 weight meets A as it does in the forward pass; no wider copy of it is made
     across = einsum(a.array.astype(weight.dtype), a_dims, weight, dims, b_dims)
     within = einsum(
         a.array, a_dims, a.array, [other if d == rank else d for d in a_dims], [*stack, other, rank]

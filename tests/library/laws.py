@@ -12,17 +12,25 @@ import pytest
 import jlora
 
 
-def adapted(params, axes=None, *, targets=".", rank=3, alpha=5.0, dtype="float32", seed=0):
+def adapted(params, axes=None, *, targets=".", rank=3, alpha=5.0, seed=0, **options):
     """`split`, and an adapter that has trained for a while: no factor is zero."""
-    config = jlora.LoraConfig(targets=targets, rank=rank, alpha=alpha, dtype=dtype)
+    config = jlora.LoraConfig(targets=targets, rank=rank, alpha=alpha, **options)
     frozen, lora = jlora.split(params, config, jax.random.key(seed), axes=axes)
-    keys = jax.random.split(jax.random.key(seed + 1), len(lora))
+    return frozen, trained(lora, seed + 1)
 
-    def trained(node, key):
-        b = 0.3 * jax.random.normal(key, node.b.shape)
-        return dataclasses.replace(node, b=b.astype(node.b.dtype))
 
-    return frozen, {path: trained(lora[path], key) for path, key in zip(lora, keys, strict=True)}
+def trained(lora, seed=1):
+    """The adapter with noise on all that trains but A, which is noise already."""
+    keys = jax.random.split(jax.random.key(seed), len(lora))
+
+    def moved(node, key):
+        arrays = {name: getattr(node, name) for name in node.trainable if name != "a"}
+        noise = {name: 0.3 * jax.random.normal(key, v.shape) for name, v in arrays.items()}
+        return dataclasses.replace(
+            node, **{name: (v + noise[name]).astype(v.dtype) for name, v in arrays.items()}
+        )
+
+    return {path: moved(lora[path], key) for path, key in zip(lora, keys, strict=True)}
 
 
 def assert_close(got, want, tolerance=2e-5):

@@ -256,7 +256,7 @@ PLACES = [plain, jitted, rematerialised, scanned, looped, carried, mapped, branc
 
 @st.composite
 def programs(draw):
-    """(function of a tree with one weight, its shape, its axes, what was drawn)."""
+    """(function of a tree with one weight, its shape, its axes, the method, what was drawn)."""
     ndim = draw(st.integers(2, 4))
     shape = tuple(draw(st.lists(st.sampled_from((2, 3, 4, 6)), min_size=ndim, max_size=ndim)))
     others = draw(st.lists(st.sampled_from(ROLES), min_size=ndim - 2, max_size=ndim - 2))
@@ -287,7 +287,8 @@ def programs(draw):
         return w
 
     placed = place(draw, moved)
-    return (lambda p: placed(p["w"])), shape, axes, names
+    method = draw(st.sampled_from(("lora", "lora", "dora")))
+    return (lambda p: placed(p["w"])), shape, axes, method, [method, *names]
 
 
 ROLES = ("in", "out", "stack")
@@ -311,9 +312,9 @@ def values_and_gradients(fn, lora):
     return value, pull(jax.tree.map(lambda e, v: e.astype(v.dtype), entries, value))
 
 
-def run(fn, weight, axes, *bases):
+def run(fn, weight, axes, method, *bases):
     """The merged function on each of the bases, then the lifted one on the last."""
-    _, lora = adapted({"w": weight}, {"w": axes}, rank=2)
+    _, lora = adapted({"w": weight}, {"w": axes}, rank=2, method=method)
 
     @jax.jit
     def all_of_them(lora):
@@ -332,9 +333,9 @@ def run(fn, weight, axes, *bases):
 @given(programs())
 @some(EXAMPLES)
 def test_a_lifted_program_is_the_merged_one_in_values_and_gradients(program):
-    fn, shape, axes, _ = program
+    fn, shape, axes, method, _ = program
     weight = numbers(*shape, seed=5) - 1
-    merged, lifted = run(fn, weight, axes, weight)
+    merged, lifted = run(fn, weight, axes, method, weight)
     assert_close(lifted, merged, 1e-4)
 
 
@@ -342,9 +343,9 @@ def test_a_lifted_program_is_the_merged_one_in_values_and_gradients(program):
 @some(EXAMPLES // 2)
 def test_in_bfloat16_a_lifted_program_is_as_near_to_the_exact_one_as_the_merged_is(program):
     """Neither is exact, nor need they round alike: float32 judges both."""
-    fn, shape, axes, _ = program
+    fn, shape, axes, method, _ = program
     weight = (numbers(*shape, seed=5) - 1).astype(jnp.bfloat16)
-    results = run(fn, weight, axes, weight.astype("float32"), weight)
+    results = run(fn, weight, axes, method, weight.astype("float32"), weight)
     for exact, merged, lifted in zip(*map(jax.tree.leaves, results), strict=True):
         assert (lifted.dtype, lifted.shape) == (merged.dtype, merged.shape)
         exact, merged, lifted = (np.asarray(v, "float64") for v in (exact, merged, lifted))

@@ -217,3 +217,88 @@ def test_many_adapters_train_side_by_side_as_if_alone():
             np.testing.assert_allclose(together[path].a[at], node.a, rtol=1e-4, atol=1e-6)
             np.testing.assert_allclose(together[path].b[at], node.b, rtol=1e-4, atol=1e-6)
             assert together[path].scaling[at] == node.scaling
+
+
+# LoRA+, LoRA-FA, decay
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: tx,
+        lambda tx: optax.MultiSteps(tx, 2),
+        lambda tx: optax.chain(optax.clip_by_global_norm(0.5), tx),
+    ],
+    ids=["plain", "multi_steps", "clipped"],
+)
+def test_lora_plus_is_a_higher_rate_for_b(wrap):
+    """As two optimizers, one for each factor, which is how the paper has it."""
+    frozen, lora = adapted(base(), targets="kernel")
+    schedule = optax.linear_schedule(1e-2, 1e-3, 5)
+    plus = wrap(optax.chain(optax.adamw(schedule, weight_decay=0.1), jlora.lora_plus(4)))
+    apart = optax.partition(
+        {
+            rate: optax.adamw(lambda step, rate=rate: rate * schedule(step), weight_decay=0.1)
+            for rate in (1, 4)
+        },
+        lambda tree: jax.tree_util.tree_map_with_path(
+            lambda path, _: 4 if path[-1].name == "b" else 1, tree
+        ),
+    )
+    one, _ = train(jlora.optimizer(plus), lora, lambda lora: loss(frozen, lora))
+    other, _ = train(jlora.optimizer(wrap(apart)), lora, lambda lora: loss(frozen, lora))
+    for path, node in one.items():
+        np.testing.assert_allclose(node.a, other[path].a, rtol=1e-5)
+        np.testing.assert_allclose(node.b, other[path].b, rtol=1e-5)
+
+
+def test_lora_plus_composes_with_injected_hyperparameters_and_refuses_nonsense():
+    frozen, lora = adapted(base(), targets="kernel")
+
+    @optax.inject_hyperparams
+    def tx(learning_rate, ratio):
+        return optax.chain(optax.sgd(learning_rate), jlora.lora_plus(ratio))
+
+    tuned = jlora.optimizer(tx(learning_rate=0.01, ratio=3.0))
+    fixed = jlora.optimizer(optax.chain(optax.sgd(0.01), jlora.lora_plus(3)))
+    one, _ = train(tuned, lora, lambda lora: loss(frozen, lora))
+    other, _ = train(fixed, lora, lambda lora: loss(frozen, lora))
+    np.testing.assert_allclose(one["in/kernel"].b, other["in/kernel"].b, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"the ratio of LoRA\+ is 0: expected a number above 0"):
+        jlora.lora_plus(0)
+
+
+def test_lora_fa_holds_a_and_computes_no_gradient_of_it():
+    frozen, lora = adapted(base(), targets="kernel")
+    tx = jlora.optimizer(optax.adamw(1e-2, weight_decay=0.1), freeze="a")
+    after, state = train(tx, lora, lambda lora: loss(frozen, lora))
+    for path, node in after.items():
+        assert np.array_equal(node.a, lora[path].a)
+        assert np.abs(node.b - lora[path].b).max() > 1e-4
+    held = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
+    assert held == 2 * sum(node.b.size for node in lora.values())
+    assert jlora.mask(lora, freeze="a")["in/kernel"].a is False
+
+    def flops(tx):
+        def step(lora, state):
+            updates, state = tx.update(jax.grad(lambda v: loss(frozen, v))(lora), state, lora)
+            return optax.apply_updates(lora, updates), state
+
+        return jax.jit(step).lower(lora, tx.init(lora)).compile().cost_analysis()["flops"]
+
+    # dA = x' dy B' s is two products of 2 * rows * rank * (in + out) FLOPs in each layer
+    saved = flops(jlora.optimizer(optax.sgd(1e-2))) - flops(
+        jlora.optimizer(optax.sgd(1e-2), freeze="a")
+    )
+    assert saved > 13 * 3 * (7 + 11)
+
+
+def test_decay_is_for_matrices():
+    params = {**base(), "scale": jnp.ones(5)}
+    config = jlora.LoraConfig(targets="in/kernel", rank=2, train="scale|out")
+    _, lora = jlora.split(params, config, jax.random.key(0))
+    decay = jlora.decay_mask({"frozen": params, "lora": lora})
+    assert not any(jax.tree.leaves(decay["frozen"]))
+    assert jax.tree.leaves(decay["lora"]["in/kernel"]) == [True, True, False]
+    whole = {path: decay["lora"][path].value for path in ("out/kernel", "out/bias", "scale")}
+    assert whole == {"out/kernel": True, "out/bias": False, "scale": False}

@@ -1,5 +1,6 @@
 """Patterns find leaves by their paths, and what they find is adapted or named in an error."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -149,3 +150,103 @@ def test_axes_of_another_number_of_dimensions_are_told():
 def test_axes_that_cannot_be_are_refused(dims, said):
     with pytest.raises(ValueError, match=said):
         jlora.Axes(**dims)
+
+
+def test_targets_may_be_a_function_of_path_and_leaf():
+    assert adapted(targets=lambda path, leaf: "q_proj" in path and leaf.ndim == 2) == [
+        "layers/0/q_proj/kernel",
+        "layers/1/q_proj/kernel",
+    ]
+    assert "is True for none of the 7 leaves" in refused(targets=lambda path, leaf: False)
+
+
+# all-linear: what trace_axes sees in products, without embeddings and heads
+
+
+class Classifier(nn.Module):
+    """An embedding, blocks on a residual stream, one or two heads."""
+
+    heads: int = 1
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(13, 8)(tokens)
+        for _ in range(2):
+            x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+            x = x + nn.Dense(8)(nn.gelu(nn.Dense(16)(x)))
+        out = [nn.Dense(5 + head, name=f"head_{head}")(x) for head in range(self.heads)]
+        return out or x
+
+
+def linear(fn, params, *args, **config):
+    axes = jlora.trace_axes(fn, params, *args)
+    config = jlora.LoraConfig(targets="all-linear", rank=2, **config)
+    return set(jlora.split(params, config, KEY, axes=axes)[1])
+
+
+BLOCKS = {
+    *(f"params/Dense_{at}/kernel" for at in range(4)),
+    *(
+        f"params/MultiHeadDotProductAttention_{at}/{name}/kernel"
+        for at in range(2)
+        for name in ("query", "key", "value", "out")
+    ),
+}
+
+
+@pytest.mark.parametrize("heads", [0, 1, 2])
+def test_all_linear_leaves_embeddings_and_heads_alone(heads):
+    model, tokens = Classifier(heads), jnp.ones((2, 3), "int32")
+    params = model.init(KEY, tokens)
+    assert linear(model.apply, params, tokens) == BLOCKS
+    assert linear(jax.jit(model.apply), params, tokens) == BLOCKS
+    if heads == 1:
+
+        def loss(params, tokens):
+            return jax.nn.log_softmax(model.apply(params, tokens)[0]).mean()
+
+        assert linear(loss, params, tokens) == BLOCKS
+        some = linear(loss, params, tokens, exclude="Attention")
+        assert some == {path for path in BLOCKS if "Attention" not in path}
+
+
+def test_all_linear_in_scanned_layers_with_a_tied_table():
+    params = {"table": jnp.ones((13, 8)), "layers": jnp.ones((3, 8, 8)), "norm": jnp.ones(8)}
+
+    def fn(p, tokens):
+        x = jax.lax.scan(lambda x, w: (x + x @ w, None), p["table"][tokens], p["layers"])[0]
+        return (x * p["norm"]) @ p["table"].T
+
+    assert linear(fn, params, jnp.ones((2, 5), "int32")) == {"layers"}
+
+
+def test_all_linear_needs_the_axes():
+    assert "Pass axes=jlora.trace_axes(fn, params, *args)" in refused(targets="all-linear")
+
+
+# What else a configuration may ask of leaves
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"train": "q_proj"}, "layers/0/q_proj/kernel is asked to be adapted in two ways"),
+        ({"train": "table"}, "table is of dtype int32: expected a floating type to train"),
+        ({"train": "nothing"}, "train 'nothing' matches none of the 7 paths"),
+        ({"tokens": {"heads": (1,)}}, "heads has shape (7, 3, 5): expected a table of rows"),
+        ({"tokens": {"head/kernel": (11,)}}, "head/kernel has 11 rows: tokens names row 11"),
+        ({"layers": (1,), "targets": "head/"}, "neither a stack nor a number in its path"),
+        ({"layers": (5,)}, "leaves no weight to adapt"),
+        ({"rank_pattern": {"k_proj": 3}}, "rank_pattern 'k_proj' matches none of the 4 paths"),
+        ({"alpha_pattern": {"k_proj": 3}}, "alpha_pattern 'k_proj' matches none of the 4 paths"),
+        ({"rank_pattern": {"q_proj": (1, 2)}}, "has no layers stacked, but rank_pattern names 2"),
+        ({"rank_pattern": {"q_proj": 9}}, "is a matrix of 7 x 11: rank 9 is larger than it"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_error(config, said):
+    assert said in refused(**{"targets": "q_proj", **config})
+
+
+def test_a_bias_that_is_nowhere_is_an_error():
+    said = refused(targets="head/kernel", bias="adapted")
+    assert "bias is 'adapted', but no leaf is called bias or b there" in said
