@@ -92,6 +92,8 @@ FREE = {"out", "checkpoint_every"}
 OF_THE_ADAPTER = {field.name for field in dataclasses.fields(jlora.LoraConfig)} & {
     field.name for field in dataclasses.fields(Settings)
 } - {"dtype"}
+STARTS_FROM_DATA = ("eva", "lora_ga")
+STARTS_FROM_DATA_READ = 8  # batches
 
 
 SWITCHES = {
@@ -177,10 +179,7 @@ class Job:
 
 def prepare(settings: Settings, run: checkpoint.Run) -> Job:
     """Loads and checks everything; nothing is written and nothing trained yet."""
-    config = jlora.LoraConfig(
-        **{name: getattr(settings, name) for name in OF_THE_ADAPTER if getattr(settings, name)}
-    )
-    tx = optimizer(settings)
+    config, tx = configuration(settings), optimizer(settings)
     rows, held_out = load_rows(settings)
     model = models.load(settings.model, dtype=settings.dtype)
     if settings.max_length + settings.max_new_tokens > model.config.max_length:
@@ -196,8 +195,7 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
 
     base_loss = loss_of(model, settings.remat)
     axes = jlora.trace_axes(base_loss, model.params, batches(0))
-    key = jax.random.key(settings.seed)
-    frozen, lora = jlora.split(model.params, config, key, axes=axes)
+    config, frozen, lora = start(settings, config, axes, model.params, base_loss, batches)
     print(f"train     {report}")
     print(f"held out  {len(held_out)} rows" + (f" of {asked}" if len(held_out) < asked else ""))
     print(f"shapes    (length, answers): {', '.join(map(str, batches.shapes))}")
@@ -219,6 +217,36 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
             "base": checkpoint.fingerprint(model.params),
         },
     )
+
+
+def configuration(settings: Settings) -> jlora.LoraConfig:
+    """The flags that are jlora's own; a start from data begins with the default one."""
+    fields = {name: getattr(settings, name) for name in OF_THE_ADAPTER}
+    if settings.init in STARTS_FROM_DATA:
+        del fields["init"]
+    return jlora.LoraConfig(**{name: value for name, value in fields.items() if value != ""})
+
+
+def start(
+    settings: Settings,
+    config: jlora.LoraConfig,
+    axes: jlora.TracedAxes,
+    params: Any,
+    loss: Callable[..., Any],
+    batches: data.Batches,
+) -> tuple[jlora.LoraConfig, Any, Any]:
+    """(config, frozen, lora) at the start; the same again when a run is resumed."""
+    key = jax.random.key(settings.seed)
+    frozen, lora = jlora.split(params, config, key, axes=axes)
+    if settings.init not in STARTS_FROM_DATA:
+        return config, frozen, lora
+    print(f"start     reading {STARTS_FROM_DATA_READ} batches for {settings.init} ...", flush=True)
+    few = [batches(step) for step in range(STARTS_FROM_DATA_READ)]
+    if settings.init == "eva":
+        lora, config = jlora.eva(loss, frozen, lora, few, config, key)
+    else:
+        frozen, lora = jlora.lora_ga(lambda *args: loss(*args)[0], frozen, lora, few, key)
+    return config, frozen, lora
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
@@ -400,7 +428,12 @@ def finish(job: Job, lora: Any, before: dict[str, Any]) -> None:
         lora,
         config,
         base=base,
-        metadata={"model": settings.model, "dtype": settings.dtype, "system": system_of(job)},
+        metadata={
+            "model": settings.model,
+            "dtype": settings.dtype,
+            "system": system_of(job),
+            "settings": dataclasses.asdict(settings),
+        },
         overwrite=True,
     )
     restored, _ = checkpoint.restore(out / "adapter", base=base)

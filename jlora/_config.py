@@ -37,7 +37,7 @@ class LoraConfig:
         layers: adapt these layers alone, counted from 0: along a stacked leaf's first stack
             dimension, or by the first number in an unstacked leaf's path.
         rank_pattern: other ranks, by pattern; for a stacked leaf also one for each layer.
-        alpha_pattern: other alphas, by pattern. The first pattern that is found in a path holds.
+        alpha_pattern: other alphas, in the same form. The first pattern found in a path holds.
         method: ``"lora"``, or ``"dora"`` (Liu et al. 2024, arXiv 2402.09353).
         init: how A and B start: ``"kaiming"``, ``"gaussian"``, ``"orthogonal"``, ``"pissa"``,
             ``"pissa_niter_N"`` or ``"olora"``; the last three move weight into the adapter.
@@ -63,7 +63,7 @@ class LoraConfig:
     exclude: Pattern = ()
     layers: tuple[int, ...] | None = None
     rank_pattern: Mapping[str, Ranks] = dataclasses.field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, float | tuple[float, ...]] = dataclasses.field(default_factory=dict)
     method: str = "lora"
     init: str = "kaiming"
     dropout: float = 0.0
@@ -89,10 +89,20 @@ class LoraConfig:
         """The rank of one leaf, or of each layer of it."""
         return _first(self.rank_pattern, path, self.rank)
 
-    def scaling_for(self, path: str, rank: int) -> float:
+    def scaling_for(self, path: str, rank: int, layer: int = 0) -> float:
         """What the product A B of one leaf is multiplied by, at this rank; 0 at rank 0."""
         alpha = _first(self.alpha_pattern, path, self.alpha)
+        alpha = alpha[layer] if isinstance(alpha, tuple) else alpha
         return alpha / (math.sqrt(rank) if self.rslora else rank) if rank else 0.0
+
+    def alpha_for(self, scaling: float, rank: int) -> float:
+        """The alpha that gives this scaling at this rank."""
+        return scaling * (math.sqrt(rank) if self.rslora else rank)
+
+    @staticmethod
+    def pattern_of(path: str) -> str:
+        """The pattern that finds this path alone."""
+        return f"^{re.escape(path)}$"
 
 
 def _first(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
@@ -114,7 +124,9 @@ def _problems(config: LoraConfig):
     alphas = {"alpha": config.alpha, **{f"alpha of {p!r}": a for p, a in
                                         config.alpha_pattern.items()}}  # fmt: skip
     for name, alpha in alphas.items():
-        if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+        each = alpha if isinstance(alpha, tuple) and name != "alpha" else (alpha,)
+        sound = all(isinstance(a, (int, float)) and 0 <= a < math.inf for a in each)
+        if not sound or not any(each):
             yield f"{name} is {alpha!r}: expected a number above 0"
     for pattern, ranks in config.rank_pattern.items():
         each = ranks if isinstance(ranks, tuple) else (ranks,)

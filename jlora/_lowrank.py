@@ -55,7 +55,6 @@ class Factored:
     pairs: tuple[tuple[Factor, Factor], ...]  # (A, B), each B with its scaling
     # what each entry along some dimensions is multiplied by; its rank axis has size 1
     gain: Factor | None = None
-    dropout: float = dataclasses.field(default=0.0, metadata={"static": True})  # on A's input
 
     def merged(self, weight: jax.Array) -> jax.Array:
         """The plain array in the weight's dtype, computed in float32 or wider and cast once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -39,18 +40,21 @@ def rebase(
             f"lora and start are not one adapter, later and at its start: {', '.join(problems)}"
         )
     wider = {path: _doubled(node, start[path]) for path, node in lora.items()}
-    patterns = config.rank_pattern.items()
     growth = 2**0.5 if config.rslora else 2.0
     return wider, dataclasses.replace(
         config,
         rank=2 * config.rank,
         alpha=growth * config.alpha,
-        rank_pattern={
-            p: tuple(2 * r for r in ranks) if isinstance(ranks, tuple) else 2 * ranks
-            for p, ranks in patterns
-        },
-        alpha_pattern={p: growth * alpha for p, alpha in config.alpha_pattern.items()},
+        rank_pattern=_times(2, config.rank_pattern),
+        alpha_pattern=_times(growth, config.alpha_pattern),
     )
+
+
+def _times(factor: Any, patterns: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        pattern: tuple(factor * v for v in value) if isinstance(value, tuple) else factor * value
+        for pattern, value in patterns.items()
+    }
 
 
 def _alike(one: Node | None, other: Node | None) -> bool:

@@ -81,7 +81,8 @@ def _scaling(config: LoraConfig, path: str, ranks: Ranks) -> np.ndarray:
     """() where all layers have one rank; else (layers, highest rank), zero beyond a layer's own."""
     if not isinstance(ranks, tuple):
         return np.float32(config.scaling_for(path, ranks))  # type: ignore
-    each = np.array([[config.scaling_for(path, rank)] for rank in ranks], np.float32)
+    each = [[config.scaling_for(path, rank, layer)] for layer, rank in enumerate(ranks)]
+    each = np.array(each, np.float32)
     return np.where(np.arange(max(ranks)) < np.array(ranks)[:, None], each, np.float32(0))
 
 

@@ -23,7 +23,6 @@ from jlora._lift import (  # noqa: F401 - most of them register rules
     _slicing,
 )
 from jlora._lift._adapted import Adapted, adapt
-from jlora._lift._filter import Dropout
 from jlora._lift._report import Report
 from jlora._lift._stage import Staged
 from jlora._lift._walk import Use, Walk
@@ -134,16 +133,10 @@ def _stage(fn, argnum: int, args: tuple[Any, ...], kwargs: dict[str, Any], key: 
     operands = dict(zip(staged.traced, (staged.leaves[at] for at in staged.traced), strict=True))
     for at, path in enumerate(leaves, start=len(jax.tree.leaves(args[:argnum]))):
         if path in lora:
-            operands[at] = adapt(
-                staged.leaves[at], lora[path], path, _filter(key, path, lora[path])
-            )
+            node = lora[path]
+            own_key = None if key is None else _paths.key_for(key, path)
+            operands[at] = adapt(staged.leaves[at], node, path, node.filter(own_key))
     return staged, list(operands.values())
-
-
-def _filter(key: Any, path: str, node: Node) -> Dropout | None:
-    """The dropout of one leaf, with a key of its own."""
-    rate = getattr(node, "dropout", 0.0)
-    return None if key is None or not rate else Dropout(_paths.key_for(key, path), rate)
 
 
 _DROPOUT = inspect.Parameter("dropout_key", inspect.Parameter.KEYWORD_ONLY, default=None)

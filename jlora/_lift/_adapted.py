@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jlora._lift._filter import Filter
+from jlora._filter import Filter
 from jlora._lowrank import RANK as RANK
 from jlora._lowrank import Factor, Factored, combine, multiply, spread
 from jlora._methods import Node
@@ -138,8 +138,14 @@ class Adapted:
             renamed = [(window(dim) if window else dim, *part) for dim, *part in term.window]
             return term.map(factor, renamed)
 
-        gain = None if self.gain is None else factor(self.gain)
-        return self.replace(w=w, terms=tuple(map(of, self.terms)), gain=gain)
+        return self.beside(factor).replace(w=w, terms=tuple(map(of, self.terms)))
+
+    def beside(self, factor: Callable[[Factor], Factor]) -> Adapted:
+        """``factor`` made of the gain and the filter, which cover no window."""
+        return self.replace(
+            gain=None if self.gain is None else factor(self.gain),
+            filter=None if self.filter is None else self.filter.moved(factor),
+        )
 
     def filtered(self, x: jax.Array, dims: tuple[int | None, ...]) -> jax.Array:
         """What the factors get of an activation; for each axis of x, the dimension it meets."""

@@ -211,8 +211,13 @@ def _specs(value: Any, spec: Any) -> Any:
         entries = (None if dim == RANK else named.get(dim) for dim in factor.dims)
         return Factor(jax.sharding.PartitionSpec(*entries), factor.dims)  # pyright: ignore
 
-    filter_ = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), value.filter)
-    return value.moved(spec, of).replace(filter=filter_)
+    moved, everywhere = value.moved(spec, of), jax.sharding.PartitionSpec()
+    filter_ = jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, jax.sharding.PartitionSpec) else everywhere,
+        moved.filter,
+        is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec),
+    )
+    return moved.replace(filter=filter_)
 
 
 @rule(
@@ -298,8 +303,8 @@ def _stacked(value: Any) -> Any:
     def shifted(factor: Factor) -> Factor:
         return Factor(factor.array, (0, *(RANK if d == RANK else d + 1 for d in factor.dims)))
 
-    first = jax.tree.map(lambda leaf: leaf[0], value.filter)
-    return value.moved(value.w, shifted, lambda dim: dim + 1).replace(filter=first)
+    moved = value.moved(value.w, shifted, lambda dim: dim + 1)
+    return moved.replace(filter=None if moved.filter is None else moved.filter.stacked())
 
 
 def _filtered(values: Any) -> bool:

@@ -27,8 +27,8 @@ def slice_(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
 def _cut_all(value: Adapted, w: Any, ranges: dict[int, tuple[int, int, int]]) -> Adapted:
     """The slice of an adapted value, ``w`` being that of W."""
     terms = (_cut(term, ranges) for term in value.terms)
-    gain = None if value.gain is None else _part(value.gain, ranges)
-    return value.replace(w=w, terms=tuple(t for t in terms if t is not None), gain=gain)
+    terms = tuple(term for term in terms if term is not None)
+    return value.beside(lambda factor: _part(factor, ranges)).replace(w=w, terms=terms)
 
 
 def _part(factor: Factor, ranges: dict[int, tuple[int, int, int]]) -> Factor:

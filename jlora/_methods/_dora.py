@@ -43,7 +43,7 @@ class DoraWeight(LoraWeight):
         norms = jax.lax.stop_gradient(_norms(weight, *pair))
         gain = self.magnitude / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
         dims = (*self.axes.stack, *self.axes.outputs, RANK)
-        return Factored((pair,), Factor(gain[..., None], dims), dropout=self.dropout)
+        return Factored((pair,), Factor(gain[..., None], dims))
 
     def unmerged(self, weight: jax.Array) -> jax.Array:
         raise ValueError(

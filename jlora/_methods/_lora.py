@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from jlora._filter import Dropout
 from jlora._lowrank import RANK, Axes, Factor, Factored, combine, multiply
 from jlora._methods._node import Dims, Node, wide
 
@@ -67,7 +68,10 @@ class LoraWeight(Node):
         )
 
     def instead_of(self, weight: jax.Array) -> Factored:
-        return Factored((self.factors(),), dropout=self.dropout)
+        return Factored((self.factors(),))
+
+    def filter(self, key: jax.Array | None) -> Dropout | None:
+        return Dropout(key, self.dropout) if key is not None and self.dropout else None
 
     def unmerged(self, weight: jax.Array) -> jax.Array:
         return combine(weight, [-self.delta()], None)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jlora._filter import Filter
 from jlora._lowrank import Factored
 
 Dims = tuple[int | None, ...]  # for each axis of an array: the weight's dimension, if it is one
@@ -30,6 +31,10 @@ class Node(abc.ABC):
     @abc.abstractmethod
     def instead_of(self, weight: Any) -> Factored | jax.Array:
         """What computes in the weight's place: something factored, or a whole array."""
+
+    def filter(self, key: jax.Array | None) -> Filter | None:
+        """What stands between an activation and A in a call with this ``dropout_key``."""
+        return None
 
     @abc.abstractmethod
     def unmerged(self, weight: jax.Array) -> jax.Array:

@@ -203,7 +203,7 @@ def _describe_config(config: LoraConfig, lora: Mapping[str, Node]) -> dict[str, 
     fields = dataclasses.asdict(config)
     if callable(config.targets):
         chosen = [path for path, node in lora.items() if isinstance(node, LoraWeight)]
-        fields["targets"] = [f"^{re.escape(path)}$" for path in chosen]
+        fields["targets"] = [config.pattern_of(path) for path in chosen]
     return fields
 
 

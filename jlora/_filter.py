@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from jlora._lowrank import Factor
 
 
 class Filter(abc.ABC):
@@ -17,9 +20,17 @@ class Filter(abc.ABC):
     def __call__(self, x: jax.Array, dims: tuple[int | None, ...]) -> jax.Array:
         """The filtered activation; for each axis of x, the weight's dimension that it meets."""
 
-    @abc.abstractmethod
     def at(self, place: Any) -> Filter:
         """The filter for one place of several: an equation's number, a step, a device's index."""
+        return self
+
+    def stacked(self) -> Filter:
+        """The filter of a value that a loop gave back, each step's own one after the other."""
+        return self
+
+    def moved(self, factor: Callable[[Factor], Factor]) -> Filter:
+        """The filter with its factors moved as the weight's are."""
+        return self
 
 
 @jax.tree_util.register_dataclass
@@ -36,3 +47,6 @@ class Dropout(Filter):
 
     def at(self, place: Any) -> Dropout:
         return Dropout(jax.random.fold_in(self.key, place), self.rate)
+
+    def stacked(self) -> Dropout:
+        return Dropout(self.key[0], self.rate)

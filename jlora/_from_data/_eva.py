@@ -1,0 +1,276 @@
+"""EVA: A starts as the directions in which the activations vary most, ranks go where they do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlora._config import LoraConfig
+from jlora._filter import Filter
+from jlora._from_data import _subspace
+from jlora._lift import lift
+from jlora._lowrank import RANK, Axes, Factor, Factored
+from jlora._merge import Lora
+from jlora._methods import LoraWeight, Node
+from jlora._methods._node import Dims
+
+
+def eva(
+    fn: Callable[..., Any],
+    frozen: Any,
+    lora: Mapping[str, Node],
+    batches: Sequence[Any],
+    config: LoraConfig,
+    key: jax.Array,
+    *,
+    rho: float = 2.0,
+    iterations: int = 2,
+) -> tuple[Lora, LoraConfig]:
+    """The adapter with A from the activations, and the ranks where they explain most.
+
+    A holds the first right singular vectors of each weight's inputs over all batches; B stays zero,
+    so the adapted function is the base function. The ranks of all leaves and layers together stay
+    what they were: each goes to the direction with the next largest share of its own leaf's squared
+    activations. The scaling of a leaf stays, whatever rank it gets.
+
+    Args:
+        fn: (params, batch) -> anything with floats in it, which depends on the adapted products.
+        frozen: from `split`.
+        lora: from `split`.
+        batches: a few; each is read ``iterations + 1`` times.
+        config: that ``lora`` was split with.
+        key: a random key.
+        rho: a leaf gets at most so many times its rank; 1 keeps every rank.
+        iterations: of the subspace iteration; its error falls with each (Halko et al. 2011, arXiv
+            0909.4061).
+
+    Returns:
+        lora: with other ranks, by leaf and by layer of a stack; without leaves of rank 0.
+        config: that says so, for `jlora.checkpoint.save`.
+
+    Raises:
+        ValueError: when nothing of an adapted leaf's inputs is seen, there is no batch, or rho is
+            below 1.
+
+    Source: Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance
+    Adaptation", arXiv 2410.07170, algorithm 1.
+    """
+    if not rho >= 1:
+        raise ValueError(f"rho is {rho}: expected a number of at least 1")
+    nodes = _subspace.adapted(frozen, lora, "EVA")
+    most, widths = {}, {}
+    for path, node in nodes.items():
+        _, inputs, outputs = _subspace.sizes(node)
+        most[path] = min(int(rho * node.rank), inputs, outputs)
+        widths[path] = min(most[path] + 8, inputs)
+    directions = _subspace.start_directions(nodes, key, False, widths)
+
+    @jax.jit
+    def gradient(sketches, batch):
+        return jax.grad(lambda sketches: _total(lift(fn)(frozen, sketches, batch)))(sketches)
+
+    total: Any = None
+    for step in range(iterations + 1):
+        sketches = {path: _Sketch.of(nodes[path], directions[path]) for path in nodes}
+        total, _ = _subspace.summed(gradient, sketches, batches, "EVA")
+        if unseen := [path for path in nodes if not float(total[path].energy.sum()) > 0]:
+            raise ValueError(f"EVA saw no activations of {', '.join(unseen)}: exclude what fn "
+                             "does not multiply, and look at jlora.explain")  # fmt: skip
+        if step < iterations:
+            directions = {path: _subspace.orthonormal(total[path].matrix()) for path in nodes}
+    found = {path: _principal(directions[path], total[path]) for path in nodes}
+    ranks = _share(nodes, {path: shares for path, (_, shares) in found.items()}, most)
+    new = {p: _started(nodes[p], found[p][0], ranks[p]) for p in nodes if ranks[p].any()}
+    kept = [path for path in lora if path in new or path not in nodes]
+    return {p: new.get(p, lora[p]) for p in kept}, _told(config, nodes, ranks)
+
+
+def _total(results: Any) -> jax.Array:
+    """Something that every float of the results has a part in."""
+    floats = [v for v in jax.tree.leaves(results) if jnp.issubdtype(v.dtype, jnp.floating)]
+    return jnp.sum(jnp.stack([v.astype(jnp.float32).sum() for v in floats]))
+
+
+def _principal(directions: jax.Array, total: _Sketch) -> tuple[jax.Array, np.ndarray]:
+    """The principal directions (*stack, inputs, width), and each one's share of the squares."""
+    product = total.matrix()  # X'X Q
+    small = jnp.swapaxes(directions, -1, -2) @ product
+    values, vectors = jnp.linalg.eigh((small + jnp.swapaxes(small, -1, -2)) / 2)
+    values, vectors = values[..., ::-1], vectors[..., ::-1]
+    shares = np.asarray(values) / np.maximum(np.asarray(total.energy), 1e-30)
+    return directions @ vectors, shares
+
+
+def _share(
+    nodes: Mapping[str, LoraWeight], shares: Mapping[str, np.ndarray], most: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """The rank of each matrix, (*stack) int: all directions compete, the best of them win."""
+    taken = {path: shares[path][..., : most[path]] for path in nodes}
+    budget = sum(
+        int(np.count_nonzero(np.broadcast_to(node.scaling, (*taken[path].shape[:-1], node.rank))))
+        for path, node in nodes.items()
+    )
+    every = np.sort(np.concatenate([each.ravel() for each in taken.values()]))[::-1]
+    least = every[min(budget, len(every)) - 1]
+    return {path: (each >= least).sum(-1) for path, each in taken.items()}
+
+
+def _started(node: LoraWeight, directions: jax.Array, ranks: np.ndarray) -> LoraWeight:
+    """The node with these directions in A, zero in B, and its scaling where a rank is used."""
+    rank = int(ranks.max())
+    stack, outputs = len(node.axes.stack), node.b.shape[1 + len(node.axes.stack) :]
+    a = directions[..., :rank].reshape(*node.a.shape[:-1], rank)
+    each = np.max(np.broadcast_to(node.scaling, (*ranks.shape, node.rank)), axis=-1, keepdims=True)
+    scaling = np.where(np.arange(rank) < ranks[..., None], each, np.float32(0))
+    uniform = (scaling == scaling.flat[0]).all()
+    return dataclasses.replace(
+        node,
+        a=a.astype(node.a.dtype),
+        b=jnp.zeros((*node.b.shape[:stack], rank, *outputs), node.b.dtype),
+        scaling=jnp.asarray(scaling.flat[0] if uniform else scaling, jnp.float32),
+    )
+
+
+def _told(
+    config: LoraConfig, nodes: Mapping[str, LoraWeight], ranks: Mapping[str, np.ndarray]
+) -> LoraConfig:
+    """The configuration with each leaf's ranks (the highest over further stacks) and alphas."""
+    rank_pattern: dict[str, Any] = {}
+    alpha_pattern: dict[str, Any] = {}
+    exclude = (config.exclude,) if isinstance(config.exclude, str) else config.exclude
+    for path, node in nodes.items():
+        if not ranks[path].any():
+            exclude = (*exclude, config.pattern_of(path))
+            continue
+        its_ranks = ranks[path].reshape(len(ranks[path]), -1).max(-1) if ranks[path].ndim else None
+        scaling = float(np.max(node.scaling))
+        name = config.pattern_of(path)
+        if its_ranks is None or (its_ranks == its_ranks[0]).all():
+            rank = int(ranks[path].max())
+            rank_pattern[name] = rank
+            alpha_pattern[name] = config.alpha_for(scaling, rank)
+        else:
+            rank_pattern[name] = tuple(map(int, its_ranks))
+            alpha_pattern[name] = tuple(config.alpha_for(scaling, int(r)) for r in its_ranks)
+    return dataclasses.replace(
+        config,
+        exclude=exclude,
+        rank_pattern={**rank_pattern, **config.rank_pattern},
+        alpha_pattern={**alpha_pattern, **config.alpha_pattern},
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Sketch(Node):
+    """A node that changes nothing; its gradient is X'X times its directions, and the sum of X².
+
+    X are all activations that its weight multiplies, whatever the function does with the result.
+    """
+
+    directions: jax.Array  # (*stack, *in, width)
+    energy: jax.Array  # (*stack, 1)
+    shaped: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    axes: Axes = dataclasses.field(metadata={"static": True})
+
+    trainable: ClassVar[tuple[str, ...]] = ()
+    decayed: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def of(cls, node: LoraWeight, directions: jax.Array) -> _Sketch:
+        shape = (*node.a.shape[:-1], directions.shape[-1])
+        stack = node.a.shape[: len(node.axes.stack)]
+        return cls(directions.reshape(shape), jnp.zeros((*stack, 1)), node.shape, node.axes)
+
+    def matrix(self) -> jax.Array:
+        """The directions as (*stack, inputs, width)."""
+        stack = self.directions.shape[: len(self.axes.stack)]
+        return self.directions.reshape(*stack, -1, self.directions.shape[-1])
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.shaped
+
+    def layout(self) -> dict[str, Dims]:
+        axes = self.axes
+        return {"directions": (*axes.stack, *axes.inputs, None), "energy": (*axes.stack, None)}
+
+    def instead_of(self, weight: jax.Array) -> Factored:
+        """A product with zeros of rank 1, so that the filter is asked."""
+        axes = self.axes
+        a = jnp.zeros_like(self.directions[..., :1])
+        b = jnp.zeros([*self.energy.shape, *(self.shaped[dim] for dim in axes.outputs)])
+        return Factored(
+            ((Factor(a, (*axes.stack, *axes.inputs, RANK)),
+              Factor(b, (*axes.stack, RANK, *axes.outputs))),)
+        )  # fmt: skip
+
+    def filter(self, key: jax.Array | None) -> Filter:
+        axes = self.axes
+        return _Probe(
+            Factor(self.directions, (*axes.stack, *axes.inputs, RANK)),
+            Factor(self.energy, (*axes.stack, RANK)),
+        )
+
+    def unmerged(self, weight: jax.Array) -> jax.Array:
+        return weight
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Probe(Filter):
+    """Gives the activation on as it is, and as gradient of its own factors tells of it."""
+
+    directions: Factor
+    energy: Factor
+
+    def __call__(self, x: jax.Array, dims: tuple[int | None, ...]) -> jax.Array:
+        free = len(dims) + 100  # labels that no dimension of the weight has
+        labels = [free + at if dim is None else dim for at, dim in enumerate(dims)]
+        rank = free - 1
+
+        def named(factor: Factor) -> list[int]:
+            return [rank if dim == RANK else dim for dim in factor.dims]
+
+        inputs = [dim for dim in self.directions.dims if dim != RANK]
+        stack = [dim for dim in self.energy.dims if dim != RANK]
+        contracted = [dim for dim in inputs if dim not in stack]
+        if not set(contracted) <= set(labels):
+            return x  # the other way round: this product contracts the outputs
+
+        @jax.custom_vjp
+        def told(x, directions, energy):
+            return x
+
+        def forward(x, directions, energy):
+            return x, (x, directions)
+
+        def backward(residuals, cotangent):
+            x, directions = residuals
+            wide = x.astype(jnp.float32)
+            kept = [label for label in labels if label not in contracted]
+            out = list(dict.fromkeys([*kept, *stack, rank]))
+            hidden = jnp.einsum(wide, labels, directions, named(self.directions), out)
+            product = jnp.einsum(wide, labels, hidden, out, named(self.directions))
+            squares = jnp.einsum(
+                wide, labels, wide, labels, [label for label in stack if label in labels]
+            )
+            absent = [at for at, label in enumerate(stack) if label not in labels]
+            squares = jnp.expand_dims(squares, absent)
+            energy = jnp.broadcast_to(squares[..., None], self.energy.array.shape)
+            return cotangent, product, energy
+
+        told.defvjp(forward, backward)
+        return told(x, self.directions.array, self.energy.array)
+
+    def moved(self, factor: Callable[[Factor], Factor]) -> _Probe:
+        return _Probe(factor(self.directions), factor(self.energy))

@@ -1,0 +1,69 @@
+"""Adapters as stacks of matrices, and the steps of a subspace iteration on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jlora import _paths
+from jlora._merge import check
+from jlora._methods import LoraWeight, Node
+
+
+def adapted(frozen: Any, lora: Mapping[str, Node], what: str) -> dict[str, LoraWeight]:
+    """The nodes that have an A and a B.
+
+    Raises:
+        ValueError: when there is none, or ``lora`` does not fit ``frozen``.
+    """
+    check(frozen, lora)
+    found = {path: node for path, node in lora.items() if isinstance(node, LoraWeight)}
+    if not found:
+        raise ValueError(f"{what} starts A and B, but no node of the adapter has them")
+    return found
+
+
+def sizes(node: LoraWeight) -> tuple[tuple[int, ...], int, int]:
+    """(stack, inputs, outputs) of the weight as a stack of matrices."""
+    stack, inputs, outputs = (
+        tuple(node.shape[dim] for dim in dims)
+        for dims in (node.axes.stack, node.axes.inputs, node.axes.outputs)
+    )
+    return stack, math.prod(inputs), math.prod(outputs)
+
+
+def orthonormal(matrix: jax.Array) -> jax.Array:
+    """An orthonormal basis of each matrix's columns."""
+    return jnp.linalg.qr(matrix)[0]
+
+
+def start_directions(
+    nodes: Mapping[str, LoraWeight], key: jax.Array, of_outputs: bool, widths: Mapping[str, int]
+) -> dict[str, jax.Array]:
+    """Random orthonormal columns for each leaf, (*stack, inputs or outputs, width)."""
+    directions = {}
+    for path, node in nodes.items():
+        stack, inputs, outputs = sizes(node)
+        shape = (*stack, outputs if of_outputs else inputs, widths[path])
+        directions[path] = orthonormal(jax.random.normal(_paths.key_for(key, path), shape))
+    return directions
+
+
+def summed(gradient: Any, nodes: Any, batches: Iterable[Any], what: str) -> Any:
+    """The sum over the batches of ``gradient(nodes, batch)``, and how many there were.
+
+    Raises:
+        ValueError: when there is no batch.
+    """
+    total, count = None, 0
+    for batch in batches:
+        one = gradient(nodes, batch)
+        total = one if total is None else jax.tree.map(jnp.add, total, one)
+        count += 1
+    if total is None:
+        raise ValueError(f"{what} reads a few batches, but got none")
+    return total, count
