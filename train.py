@@ -64,8 +64,11 @@ class Settings:
     alpha: float = setting(16.0, "A B is multiplied by alpha / rank")
     rslora: bool = setting(False, "multiply A B by alpha / sqrt(rank) instead")
     method: str = setting("lora", "lora, or dora: a trained magnitude for each output beside it")
-    init: str = setting("kaiming", "A's and B's start: kaiming, gaussian, orthogonal, pissa, "
-                        "pissa_niter_N, olora")  # fmt: skip
+    init: str = setting(
+        "kaiming",
+        "A's and B's start: kaiming, gaussian, orthogonal, pissa, pissa_niter_N, olora, or from a "
+        "few batches eva, lora_ga",
+    )
     dropout: float = setting(0.0, "share of A's inputs left out in training")
     lora_plus: float = setting(1.0, "B's learning rate, in multiples of A's: LoRA+")
     freeze_a: bool = setting(False, "train B alone: LoRA-FA")

@@ -1,6 +1,7 @@
 """A configuration is checked when it is made, and every mistake is told at once."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -23,6 +24,17 @@ import jlora
         ({"targets": 8}, "targets is 8: expected a pattern or several, as text"),
         ({"targets": ("q", 8)}, "targets is ('q', 8): expected a pattern or several, as text"),
         ({"exclude": b"head"}, "exclude is b'head': expected a pattern or several, as text"),
+        ({"layers": ()}, "layers is (): expected whole numbers from 0 on"),
+        ({"layers": (-1,)}, "layers is (-1,): expected whole numbers from 0 on"),
+        ({"rank_pattern": {"q": 0}}, "rank of 'q' is 0: expected a whole number of at least 1"),
+        ({"rank_pattern": {"q": (0, 0)}}, "rank of 'q' is 0 in every layer: exclude it instead"),
+        ({"alpha_pattern": {"q": -1}}, "alpha of 'q' is -1: expected a number above 0"),
+        ({"method": "dara"}, "method is 'dara': expected lora or dora"),
+        ({"bias": True}, "bias is True: expected none or adapted or all"),
+        ({"init": "pisa"}, "init is 'pisa': expected kaiming, gaussian, orthogonal, pissa, olora"),
+        ({"dropout": -0.1}, "dropout is -0.1: expected a number from 0 to below 1"),
+        ({"tokens": {"embed": (3, 3)}}, "tokens of 'embed' are (3, 3): expected different"),
+        ({"train": 3}, "train is 3: expected a pattern or several, as text"),
         ({"dtype": "int32"}, "dtype is 'int32': expected a float type"),
         ({"dtype": "float31"}, "dtype is 'float31': expected a float type"),
     ],
@@ -41,11 +53,11 @@ def test_all_mistakes_are_told_at_once():
 
 
 def test_a_configuration_survives_json():
-    config = jlora.LoraConfig(targets=("q", "v"), rank=3, alpha=7, exclude=("k",), dtype="bfloat16")
-    fields = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(config).items()
-    }
+    config = jlora.LoraConfig(
+        targets=("q", "v"), rank=3, alpha=7, exclude=("k",), dtype="bfloat16", layers=(1, 2),
+        rank_pattern={"q": (1, 2), "v": 4}, alpha_pattern={"q": (1.0, 2.5)}, tokens={"e": (5, 6)},
+    )  # fmt: skip
+    fields = json.loads(json.dumps(dataclasses.asdict(config)))
     assert jlora.LoraConfig(**fields) == config
 
 

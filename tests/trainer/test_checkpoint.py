@@ -68,6 +68,30 @@ def test_an_adapter_comes_back_bit_for_bit_with_its_axes_and_configuration(tmp_p
     assert checkpoint.describe(tmp_path / "a")["metadata"] == {"model": "mine"}
 
 
+def test_every_kind_of_node_comes_back_bit_for_bit(tmp_path):
+    params = {**base(), "table": jnp.ones((9, 4)), "scale": jnp.ones(5)}
+    config = jlora.LoraConfig(
+        targets="proj|out", method="dora", rank=3, rank_pattern={"proj": (1, 3)}, dropout=0.1,
+        train="scale", tokens={"table": (2, 7)}, init="pissa",
+    )  # fmt: skip
+    frozen, lora = jlora.split(params, config, jax.random.key(1), axes=AXES)
+    checkpoint.save(tmp_path / "a", lora, config, base=frozen)
+    restored, its_config = checkpoint.restore(tmp_path / "a", base=frozen)
+    assert_same(restored, lora)
+    assert its_config == config
+    kinds = [type(node).__name__ for node in restored.values()]
+    assert kinds == ["DoraWeight", "DoraWeight", "WholeWeight", "TokenRows"]
+
+
+def test_a_function_as_targets_is_kept_as_the_paths_that_it_chose(tmp_path):
+    config = jlora.LoraConfig(targets=lambda path, leaf: path == "out", rank=3)
+    lora = adapter(config=config)
+    checkpoint.save(tmp_path / "a", lora, config)
+    restored, its_config = checkpoint.restore(tmp_path / "a")
+    assert_same(restored, lora)
+    assert its_config.targets == ("^out$",)
+
+
 def test_the_adapter_is_placed_as_the_shardings_say(tmp_path):
     lora = adapter()
     checkpoint.save(tmp_path / "a", lora, CONFIG)

@@ -1,0 +1,91 @@
+"""Every method through train.py: it learns, is saved whole, and works on the original model."""
+
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import train
+from jlora import checkpoint, models, monitor
+
+METHODS = {
+    "dora": ["--method", "dora", "--rslora", "--dropout", "0.1"],
+    "pissa": ["--init", "pissa", "--lora-plus", "4"],
+    "eva": ["--init", "eva", "--targets", "all-linear"],
+    "lora_ga": ["--init", "lora_ga", "--freeze-a"],
+    "norms": ["--train", "norm", "--init", "orthogonal", "--rank", "2"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_learns_and_its_adapter_works_on_the_original_model(
+    flags, tiny, tmp_path, capsys, method
+):
+    out = tmp_path / "run"
+    assert train.main([*flags, "--steps=4", *METHODS[method], f"--out={out}"]) == 0
+    losses = [row["loss"] for row in monitor.read_metrics(out / "metrics.jsonl")]
+    assert all(math.isfinite(loss) for loss in losses)
+    scores = json.loads((out / "results.json").read_text())
+    assert scores["after"]["loss"] < scores["before"]["loss"]
+    assert "it gives the same answer to 3 of 3 rows" in capsys.readouterr().out
+    base = models.load(tiny)
+    lora, config = checkpoint.restore(out / "adapter", base=base.params)
+    assert checkpoint.describe(out / "adapter")["metadata"]["settings"]["init"]
+    ranks = {path: node.rank for path, node in lora.items()}
+    kinds = {type(node).__name__ for node in lora.values()}
+    if method == "dora":
+        assert kinds == {"DoraWeight"}
+        assert (config.method, config.rslora, config.dropout) == ("dora", True, 0.1)
+    elif method in ("pissa", "lora_ga"):
+        assert set(ranks.values()) == {config.rank} == {6}  # twice the rank, on the original
+    elif method == "eva":
+        assert all("head" not in path and "embed" not in path for path in ranks)
+        assert config.rank_pattern
+    else:
+        assert kinds == {"LoraWeight", "WholeWeight"}
+        assert not np.array_equal(lora["norm/scale"].value, base.params["norm"]["scale"])
+
+
+def test_a_start_that_moves_weight_and_its_masks_are_the_same_again_on_resuming(
+    flags, tmp_path, monkeypatch
+):
+    method = ["--init", "pissa", "--dropout", "0.2"]
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert train.main([*flags, *method, f"--out={once}"]) == 0
+    write = monitor.Metrics.write
+
+    def interrupt(metrics, step, values):
+        write(metrics, step, values)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor.Metrics, "write", interrupt)
+        assert train.main([*flags, *method, f"--out={twice}"]) == 128 + signal.SIGINT
+    assert train.main([f"--out={twice}", "--resume"]) == 0
+    first, second = (monitor.read_metrics(out / "metrics.jsonl") for out in (once, twice))
+    assert [row["loss"] for row in first] == [row["loss"] for row in second]
+    assert len(first) == 8
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--method", "qlora"], "method is 'qlora': expected lora or dora"),
+        (["--init", "random"], "init is 'random': expected kaiming, gaussian"),
+        (["--lora-plus", "0"], "the ratio of LoRA+ is 0.0: expected a number above 0"),
+        (["--dropout", "1"], "dropout is 1.0: expected a number from 0 to below 1"),
+        (["--bias", "all"], "bias is 'all', but no leaf is called bias or b there"),
+        (["--train", "nrm"], "train 'nrm' matches none of the 11 paths. The nearest: "),
+    ],
+)
+def test_a_method_that_is_none_is_named_before_anything_is_written(
+    flags, tmp_path, capsys, wrong, said
+):
+    out = tmp_path / "run"
+    assert train.main([*flags, *wrong, f"--out={out}"]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
