@@ -20,6 +20,9 @@ def test_the_python_blocks_run_and_print_what_readme_says(capsys):
     assert namespace["difference"] < 1e-4
     assert "2 factored, 0 materialised" in printed
     assert "(2, 1, 10)" in printed
+    nodes = "params/layers_0/bias: WholeWeight, params/layers_0/kernel: DoraWeight"
+    assert f"# {nodes}" in README
+    assert nodes in printed
 
 
 def test_both_commands_stand_there_once():
