@@ -11,9 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from jlora import _starts
+from jlora._methods import METHODS
 
 ALL_LINEAR = "all-linear"
-METHODS = ("lora", "dora")
 BIASES = ("none", "adapted", "all")
 
 Pattern = str | tuple[str, ...]
@@ -156,7 +156,7 @@ def _problems(config: LoraConfig):
             yield f"tokens of {pattern!r} are {tokens!r}: expected different numbers from 0 on"
     if not isinstance(config.dropout, (int, float)) or not 0 <= config.dropout < 1:
         yield f"dropout is {config.dropout!r}: expected a number from 0 to below 1"
-    for field, choices in (("method", METHODS), ("bias", BIASES)):
+    for field, choices in (("method", tuple(METHODS)), ("bias", BIASES)):
         if getattr(config, field) not in choices:
             yield f"{field} is {getattr(config, field)!r}: expected {' or '.join(choices)}"
     try:

@@ -14,7 +14,7 @@ from jlora import _paths, _starts, _targets
 from jlora._config import LoraConfig, Ranks
 from jlora._lowrank import Axes, matrix_shape
 from jlora._merge import Lora
-from jlora._methods import DoraWeight, LoraWeight, Node, TokenRows, WholeWeight
+from jlora._methods import METHODS, LoraWeight, Node, TokenRows, WholeWeight
 
 
 def split(
@@ -50,20 +50,20 @@ def split(
     """
     leaves, structure = _paths.flatten(params)
     plan = _targets.plan(leaves, config, axes)
-    start = _starts.find(config.init)
+    start, method = _starts.find(config.init), METHODS[config.method]
     lora: Lora = {}
     for path, leaf in leaves.items():
         if path in plan.adapted:
             its_axes, ranks = plan.adapted[path]
             lora[path], leaves[path] = _adapted(
-                leaf if start.moves_weight or config.method == "dora" else None,
+                leaf if start.moves_weight or method.reads_weight else None,
                 _paths.key_for(key, path),
                 _scaling(config, path, ranks),
                 start=start,
                 shape=np.shape(leaf),
                 axes=its_axes,
                 rank=max(ranks) if isinstance(ranks, tuple) else ranks,
-                method=config.method,
+                method=method,
                 dropout=config.dropout,
                 dtype=config.dtype,
             )
@@ -99,7 +99,7 @@ def _adapted(
     shape: tuple[int, ...],
     axes: Axes,
     rank: int,
-    method: str,
+    method: type[LoraWeight],
     dropout: float,
     dtype: str,
 ) -> tuple[Node, Any]:
@@ -135,6 +135,4 @@ def _adapted(
         dropout=dropout,
     )
     residual = node.unmerged(weight) if start.moves_weight else None
-    if method == "dora":
-        node = DoraWeight.of(node, weight)
-    return node, residual
+    return method.of(node, weight), residual

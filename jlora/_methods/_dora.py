@@ -27,6 +27,7 @@ class DoraWeight(LoraWeight):
 
     trainable: ClassVar[tuple[str, ...]] = ("a", "b", "magnitude")
     decayed: ClassVar[tuple[str, ...]] = ("a", "b")
+    reads_weight: ClassVar[bool] = True
 
     @classmethod
     def of(cls, lora: LoraWeight, weight: Any) -> DoraWeight:

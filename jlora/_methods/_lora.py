@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,13 @@ class LoraWeight(Node):
 
     trainable: ClassVar[tuple[str, ...]] = ("a", "b")
     decayed: ClassVar[tuple[str, ...]] = ("a", "b")
+
+    reads_weight: ClassVar[bool] = False  # whether `of` needs the weight
+
+    @classmethod
+    def of(cls, lora: LoraWeight, weight: Any) -> LoraWeight:
+        """The node of this method, from a plain one as it starts and the weight."""
+        return lora
 
     @property
     def rank(self) -> int:
