@@ -23,8 +23,8 @@ METHODS = {
 TRAIN = Path(__file__).parent.parent / "train.py"
 
 
-def scores(out: Path, flags: list[str]) -> tuple[dict, float]:
-    """The scores before and after, and the median seconds of a step; trains first if need be."""
+def scores(out: Path, flags: list[str]) -> dict:
+    """The scores before and after; trains first if need be."""
     results = out / "results.json"
     if not results.exists() or "after" not in json.loads(results.read_text()):
         subprocess.run(
@@ -32,8 +32,7 @@ def scores(out: Path, flags: list[str]) -> tuple[dict, float]:
             check=True,
             stdout=subprocess.DEVNULL,
         )
-    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return json.loads(results.read_text()), statistics.median(s["seconds"] for s in steps)
+    return json.loads(results.read_text())
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -48,22 +47,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=480)
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
-    measured: dict[str, list[tuple[dict, float]]] = {name: [] for name in METHODS}
+    measured: dict[str, list[dict]] = {name: [] for name in METHODS}
     for seed in range(given.seeds):
         for name, flags in METHODS.items():
             common = ["--seed", str(seed), "--steps", str(given.steps)]
             out = given.out / f"{name.split()[0]}-{seed}"
             measured[name].append(scores(out, [*common, *flags]))
-            after = measured[name][-1][0]["after"]
+            after = measured[name][-1]["after"]
             print(f"{name}, seed {seed}: loss {after['loss']:.4f}, exact match "
                   f"{100 * after['exact_match']:.1f} %", flush=True)  # fmt: skip
-    print("\n| | exact match, % | loss per token | step, of LoRA's |\n|---|---|---|---|")
+    print("\n| | exact match, % | loss per token |\n|---|---|---|")
     for name, runs in measured.items():
-        matches = [100 * run["after"]["exact_match"] for run, _ in runs]
-        losses = [run["after"]["loss"] for run, _ in runs]
-        paired = zip(runs, measured["LoRA"], strict=True)
-        ratio = statistics.median(mine / plain for (_, mine), (_, plain) in paired)
-        print(f"| {name} | {spread(matches, 1)} | {spread(losses, 4)} | {ratio:.2f} |")
+        matches = [100 * run["after"]["exact_match"] for run in runs]
+        losses = [run["after"]["loss"] for run in runs]
+        print(f"| {name} | {spread(matches, 1)} | {spread(losses, 3)} |")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,10 @@ class DoraWeight(LoraWeight):
         pair = self.factors()
         norms = jax.lax.stop_gradient(_norms(weight, *pair))
         gain = self.magnitude / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
+        if jnp.ndim(self.scaling):  # a layer that is not adapted keeps its magnitudes too
+            adapted = (self.scaling != 0).any(-1)
+            adapted = jnp.expand_dims(adapted, tuple(range(-len(self.axes.outputs), 0)))
+            gain = jnp.where(adapted, gain, 1)
         dims = (*self.axes.stack, *self.axes.outputs, RANK)
         return Factored((pair,), Factor(gain[..., None], dims))
 

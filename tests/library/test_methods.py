@@ -269,8 +269,9 @@ def ranks_of(lora):
     return [int(np.linalg.matrix_rank(delta)) for delta in lora["layers/w"].delta()]
 
 
-def test_chosen_layers_of_a_stack_are_adapted_and_no_other_moves(check_law_1):
-    frozen, lora = stacked(layers=(1, 3))
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_chosen_layers_of_a_stack_are_adapted_and_no_other_moves(check_law_1, method):
+    frozen, lora = stacked(layers=(1, 3), method=method)
     lora = trained(lora)
     assert ranks_of(lora) == [0, 3, 0, 3]
     check_law_1(stacked_fn, frozen, lora, normal(3, 7))
@@ -279,6 +280,8 @@ def test_chosen_layers_of_a_stack_are_adapted_and_no_other_moves(check_law_1):
     assert not np.array_equal(merged[1], frozen["layers"]["w"][1])
     grads = jax.grad(lambda lora: jlora.lift(stacked_fn)(frozen, lora, normal(3, 7)).sum())(lora)
     assert not np.asarray(grads["layers/w"].b[0]).any()
+    if method == "dora":
+        assert [bool(row.any()) for row in grads["layers/w"].magnitude] == [False, True] * 2
     assert not np.asarray(grads["layers/w"].a[2]).any()
     assert np.asarray(grads["layers/w"].a[3]).any()
 
