@@ -157,3 +157,37 @@ def test_starts_from_the_weight(init, rslora):
 def params_of_original():
     torch.manual_seed(0)
     return params_of(Net())
+
+
+def test_the_orthogonal_start_from_the_same_random_numbers(monkeypatch):
+    drawn = []
+    randn = torch.randn
+
+    def recorded(*shape, **options):
+        drawn.append(randn(*shape, **options))
+        return drawn[-1]
+
+    torch.manual_seed(0)
+    net = Net()
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=6, target_modules=["up"], init_lora_weights="orthogonal"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn", recorded)
+        peft.get_peft_model(net, config)
+    replayed = iter(drawn)
+
+    def normal(key, shape):
+        value = next(replayed).numpy()
+        assert value.shape == tuple(shape)
+        return jnp.asarray(value)
+
+    monkeypatch.setattr(jax.random, "normal", normal)
+    ours = jlora.LoraConfig(targets="up/kernel", rank=RANK, alpha=6, init="orthogonal")
+    _, lora = jlora.split(params_of(net), ours, jax.random.key(0))
+    node = lora["up/kernel"]
+    # q is unique up to the signs of its columns, which A and B share
+    theirs = with_factors_of(net, "up/kernel", node)
+    signs = np.sign(np.sum(np.asarray(node.a * theirs.a), axis=0))
+    assert_near(node.a * signs, theirs.a)
+    assert_near(node.b * signs[:, None], theirs.b)
