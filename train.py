@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import math
 import sys
@@ -413,7 +412,6 @@ def diverged(job: Job, step: int, values: dict[str, float]) -> int:
 # What came out
 # ------------------------------------------------------------------------------------------------
 
-SHOWN = 5  # held-out rows printed before and after
 CHECKED = 32  # held-out rows on which the saved, merged model must answer as the adapted one
 
 
@@ -444,15 +442,7 @@ def finish(job: Job, lora: Any, before: dict[str, Any]) -> None:
     rows = job.held_out[:CHECKED]
     same = sum(map(str.__eq__, answers_to(job, rows, merged), after["answers"]))
 
-    samples = zip(job.held_out, before["answers"], after["answers"], strict=True)
-    for row, was, now in itertools.islice(samples, SHOWN):
-        print(f"\n  {row[-2]['content']}")
-        print(f"    wanted  {row[-1]['content']}")
-        print(f"    before  {shorten(was)}")
-        print(f"    after   {shorten(now)}")
-    print(f"\n{len(job.held_out)} held-out rows    loss per token    exact match")
-    for name, score in scores.items():
-        print(f"  {name:<16}  {score['loss']:14.3f}  {100 * score['exact_match']:11.1f} %")
+    print(monitor.compared(job.held_out, scores))
     print(f"reloaded and merged, it gives the same answer to {same} of {len(rows)} rows")
     print(
         f"\nadapter   {out / 'adapter'}\nmetrics   {out / 'metrics.jsonl'}\n"
@@ -475,12 +465,6 @@ def system_of(job: Job) -> str | None:
     """The system message, if all rows have the same one: answers need it again."""
     first = {row[0]["content"] if row[0]["role"] == "system" else None for row in job.held_out}
     return first.pop() if len(first) == 1 else None
-
-
-def shorten(text: str, width: int = 100) -> str:
-    """The text in one line of at most ``width`` letters."""
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def go_on(run: checkpoint.Run) -> str:

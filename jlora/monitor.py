@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -136,3 +136,29 @@ def peak_memory() -> str:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row) + "\n"
+
+
+def compared(
+    rows: Sequence[Sequence[Mapping[str, str]]], scores: Mapping[str, Any], *, shown: int = 5
+) -> str:
+    """Some answers and all scores, before and after, to be read.
+
+    Args:
+        rows: the conversations that were measured, each with the wanted answer last.
+        scores: by name (``before``, ``after``): ``loss``, ``exact_match`` and ``answers``.
+        shown: how many answers.
+    """
+    lines = []
+    for at, row in enumerate(rows[:shown]):
+        lines += ["", f"  {row[-2]['content']}", f"    wanted  {row[-1]['content']}"]
+        lines += [f"    {name:<6}  {_short(its['answers'][at])}" for name, its in scores.items()]
+    lines += ["", f"{len(rows)} held-out rows    loss per token    exact match"]
+    for name, its in scores.items():
+        lines.append(f"  {name:<16}  {its['loss']:14.3f}  {100 * its['exact_match']:11.1f} %")
+    return "\n".join(lines)
+
+
+def _short(text: str, width: int = 100) -> str:
+    """The text in one line of at most so many letters."""
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
