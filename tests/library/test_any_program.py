@@ -13,7 +13,7 @@ from laws import adapted, assert_close
 
 import jlora
 
-EXAMPLES = int(os.environ.get("JLORA_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("JLORA_EXAMPLES", "40"))
 
 
 F32 = np.dtype("float32")
