@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,15 +69,20 @@ def multiply(a: Factor, b: Factor, *, ndim: int) -> jax.Array:
     Accumulates in float32 or wider, because the sum is about to be added to a weight.
     """
     present = sorted((set(a.dims) | set(b.dims)) - {RANK})
-    wide = functools.reduce(jnp.promote_types, (a.array.dtype, b.array.dtype), jnp.float32)
+    dtype = wide(a.array.dtype, b.array.dtype)
     product = jnp.einsum(
-        a.array.astype(wide),
+        a.array.astype(dtype),
         [dim + 1 for dim in a.dims],
-        b.array.astype(wide),
+        b.array.astype(dtype),
         [dim + 1 for dim in b.dims],
         [dim + 1 for dim in present],
     )
     return jnp.expand_dims(product, [dim for dim in range(ndim) if dim not in present])
+
+
+def wide(*dtypes: Any) -> Any:
+    """float32, or wider if one of the dtypes is."""
+    return functools.reduce(jnp.promote_types, dtypes, jnp.float32)
 
 
 def combine(weight: jax.Array, deltas: Sequence[jax.Array], gain: Factor | None) -> jax.Array:
@@ -86,13 +92,13 @@ def combine(weight: jax.Array, deltas: Sequence[jax.Array], gain: Factor | None)
     for bit (-0.0 too).
     """
     arrays = (*deltas, *(() if gain is None else (gain.array,)))
-    wide = functools.reduce(jnp.promote_types, (a.dtype for a in arrays), weight.dtype)
-    total = weight.astype(wide)
+    dtype = functools.reduce(jnp.promote_types, (a.dtype for a in arrays), weight.dtype)
+    total = weight.astype(dtype)
     if deltas:
-        delta = functools.reduce(jnp.add, (delta.astype(wide) for delta in deltas))
+        delta = functools.reduce(jnp.add, (delta.astype(dtype) for delta in deltas))
         total = _add_exactly(total, jnp.broadcast_to(delta, weight.shape))
     if gain is not None:
-        total = total * spread(gain, range(weight.ndim)).astype(wide)
+        total = total * spread(gain, range(weight.ndim)).astype(dtype)
     return total.astype(weight.dtype)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jlora import _paths, _starts, _targets
 from jlora._config import LoraConfig, Ranks
-from jlora._lowrank import Axes, matrix_shape
+from jlora._lowrank import Axes, matrix_shape, wide
 from jlora._merge import Lora
 from jlora._methods import METHODS, LoraWeight, Node, TokenRows, WholeWeight
 
@@ -115,7 +115,7 @@ def _adapted(
     if start.moves_weight:
         moved = jnp.transpose(weight, (*axes.stack, *axes.inputs, *axes.outputs))
         matrices = moved.reshape(*stack, *matrix_shape(shape, axes))
-        matrices = matrices.astype(jnp.promote_types(weight.dtype, jnp.float32))
+        matrices = matrices.astype(wide(weight.dtype))
     a, b = start(
         _starts.Leaf(
             key=key,
@@ -134,5 +134,5 @@ def _adapted(
         axes=axes,
         dropout=dropout,
     )
-    residual = node.unmerged(weight) if start.moves_weight else None
+    residual = node.taken_from(weight) if start.moves_weight else None
     return method.of(node, weight), residual

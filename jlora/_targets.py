@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -43,11 +44,11 @@ def plan(leaves: Mapping[str, Any], config: LoraConfig, axes: Mapping[str, Axes]
         )
     whole = _whole(leaves, config, adapted, problems)
     rows = _rows(leaves, config, axes, problems)
-    named = [*adapted, *whole, *rows]
+    named = collections.Counter([*adapted, *whole, *rows])
     problems += [
         f"{path} is asked to be adapted in two ways: expected one of targets, train and tokens"
         for path in leaves
-        if named.count(path) > 1
+        if named[path] > 1
     ]
     if problems:
         raise ValueError("split can't adapt:\n  " + "\n  ".join(problems))

@@ -62,10 +62,10 @@ def lora_ga(
     for _ in range(iterations + 1):
         probes = {path: _probe(nodes[path], b=right[path]) for path in nodes}
         total, count = _subspace.summed(gradient, probes, batches, "LoRA-GA")
-        left = {p: _subspace.orthonormal(_matrix(total[p].a, nodes[p], -1)) for p in nodes}
+        left = {p: _subspace.orthonormal(_columns(total[p])) for p in nodes}
         probes = {path: _probe(nodes[path], a=left[path]) for path in nodes}
         total, count = _subspace.summed(gradient, probes, batches, "LoRA-GA")
-        rows = {p: _matrix(total[p].b, nodes[p], None) / count for p in nodes}  # Q' G
+        rows = {p: _rows(total[p]) / count for p in nodes}  # Q' G
         right = {p: _subspace.orthonormal(jnp.swapaxes(rows[p], -1, -2)) for p in nodes}
     started = {}
     for path, node in nodes.items():
@@ -74,8 +74,7 @@ def lora_ga(
         started[path] = _started(node, left[path], rows[path], gamma)
     leaves, structure = _paths.flatten(frozen)
     moved = [
-        _without_magnitude(started[path]).unmerged(leaf) if path in started else leaf
-        for path, leaf in leaves.items()
+        started[path].taken_from(leaf) if path in started else leaf for path, leaf in leaves.items()
     ]
     return jax.tree.unflatten(structure, moved), {**lora, **started}
 
@@ -96,12 +95,16 @@ def _probe(node: LoraWeight, *, a: Any = None, b: Any = None) -> LoraWeight:
     )
 
 
-def _matrix(array: jax.Array, node: LoraWeight, rank_last: Any) -> jax.Array:
-    """A as (*stack, inputs, width), or B as (*stack, width, outputs)."""
+def _columns(node: LoraWeight) -> jax.Array:
+    """A as (*stack, inputs, width)."""
     stack = node.a.shape[: len(node.axes.stack)]
-    if rank_last is not None:
-        return array.reshape(*stack, -1, array.shape[-1])
-    return array.reshape(*stack, array.shape[len(stack)], -1)
+    return node.a.reshape(*stack, -1, node.rank)
+
+
+def _rows(node: LoraWeight) -> jax.Array:
+    """B as (*stack, width, outputs)."""
+    stack = node.a.shape[: len(node.axes.stack)]
+    return node.b.reshape(*stack, node.rank, -1)
 
 
 def _started(node: LoraWeight, left: jax.Array, rows: jax.Array, gamma: float) -> LoraWeight:
@@ -115,7 +118,3 @@ def _started(node: LoraWeight, left: jax.Array, rows: jax.Array, gamma: float) -
         a=a.reshape(node.a.shape).astype(node.a.dtype),
         b=b.reshape(node.b.shape).astype(node.b.dtype),
     )
-
-
-def _without_magnitude(node: LoraWeight) -> LoraWeight:
-    return LoraWeight(node.a, node.b, node.scaling, node.axes)

@@ -62,11 +62,9 @@ def trace_axes(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
     found = TracedAxes(tracer.found)
     unmet = {path for path, shape in shapes.items() if len(_wide(shape)) >= 2} - tracer.met
     other = tracer.other | dict.fromkeys(unmet, "no operation was seen to use it")
-    found.linear = frozenset(
-        path
-        for path in {path for paths in tracer.products.values() for path in paths} & found.keys()
-        if path not in tracer.looked_up | heads(staged.jaxpr, tracer.products)
-    )
+    multiplied = frozenset().union(*tracer.products.values())
+    apart = tracer.looked_up | heads(staged.jaxpr, tracer.products)
+    found.linear = (multiplied & found.keys()) - apart
     found.unclear = {path: other[path] for path in leaves if path in other.keys() - found.keys()}
     return found
 

@@ -122,11 +122,11 @@ def ragged_dot_general(walk: Walk, eqn: Any, x: Any, kernel: Any, group_sizes: A
     [group], [contracted] = numbers.rhs_group_dimensions, w_contracted
     [kept] = set(range(3)) - {group, contracted}
     orders = [_first_and_second(term, group, contracted, kept) for term in kernel.terms]
+    if kernel.gain is not None and {*kernel.gain.dims} != {group, kept, RANK}:
+        raise Opaque("a ragged product with magnitudes that are not one for each output")
     base = kernel.multiply_base(
         lambda w, x, group_sizes: _compat.bind(eqn, [x, w, group_sizes])[0], x, group_sizes
     )
-    if kernel.gain is not None and {*kernel.gain.dims} != {group, kept, RANK}:
-        raise Opaque("a ragged product with magnitudes that are not one for each output")
     rows = lax.transpose(x, (1 - x_contracted[0], x_contracted[0]))
     rows = kernel.filtered(rows, (None, contracted))
     flops = 0

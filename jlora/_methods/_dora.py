@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jlora._lowrank import RANK, Factor, Factored
+from jlora._lowrank import RANK, Factor, Factored, wide
 from jlora._methods._lora import LoraWeight
-from jlora._methods._node import Dims, wide
+from jlora._methods._node import Dims
 
 
 @jax.tree_util.register_dataclass

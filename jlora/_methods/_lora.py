@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jlora._filter import Dropout
-from jlora._lowrank import RANK, Axes, Factor, Factored, combine, multiply
-from jlora._methods._node import Dims, Node, wide
+from jlora._lowrank import RANK, Axes, Factor, Factored, combine, multiply, wide
+from jlora._methods._node import Dims, Node
 
 
 @jax.tree_util.register_dataclass
@@ -81,6 +81,10 @@ class LoraWeight(Node):
         return Dropout(key, self.dropout) if key is not None and self.dropout else None
 
     def unmerged(self, weight: jax.Array) -> jax.Array:
+        return self.taken_from(weight)
+
+    def taken_from(self, weight: jax.Array) -> jax.Array:
+        """``W - scaling * A B``, in the weight's dtype: what stays frozen after a start with it."""
         return combine(weight, [-self.delta()], None)
 
     def delta(self) -> jax.Array:

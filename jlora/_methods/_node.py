@@ -75,8 +75,3 @@ class Node(abc.ABC):
         if self.shape != shape:
             return f"the adapter is for shape {self.shape}, the leaf has {shape}"
         return None
-
-
-def wide(dtype: Any) -> Any:
-    """float32, or wider if the dtype is: what ``scaling`` is multiplied in."""
-    return jnp.promote_types(dtype, jnp.float32)

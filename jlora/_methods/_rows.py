@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jlora._lowrank import RANK, Factor, Factored, combine, multiply
-from jlora._methods._node import Dims, Node, wide
+from jlora._lowrank import RANK, Factor, Factored, combine, multiply, wide
+from jlora._methods._node import Dims, Node
 
 
 @jax.tree_util.register_dataclass

@@ -8,7 +8,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jlora._methods._node import Dims, Node, wide
+from jlora._lowrank import wide
+from jlora._methods._node import Dims, Node
 
 
 @jax.tree_util.register_dataclass
