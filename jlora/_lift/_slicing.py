@@ -117,8 +117,11 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
     index = lax.slice_in_dim(indices, column, column + 1, axis=indices.ndim - 1)
     mode = eqn.params["mode"]
     fills = mode == lax.GatherScatterMode.FILL_OR_DROP
-    if fills:
-        refuse_gain(value)  # what fills W would be multiplied
+    fill = eqn.params["fill_value"]
+    if fills and not (fill is None or fill == 0 or fill != fill):
+        # Any other filling than zero and NaN would be multiplied. (NaN, as flax.linen.Embed fills
+        # rows that are not there, makes the gradient of the magnitudes NaN too: it says so.)
+        refuse_gain(value)
     if fills and any(term.covers(at) == (False, False) for term in value.terms):
         raise Opaque("a gather that fills, along a dimension over which the weight repeats")
 

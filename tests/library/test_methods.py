@@ -173,6 +173,32 @@ class TestEveryUse:
             assert_close(got[at], x[at] @ jlora.merge(frozen, lora)["w"])
 
 
+@pytest.mark.parametrize(("fill", "merged"), [(0, 0), (2.5, 1)])
+def test_rows_that_are_not_there_are_filled_as_the_merged_table_would(check_law_1, fill, merged):
+    frozen, lora = adapted({"table": normal(13, 7)}, method="dora")
+    tokens = np.array([1, 12, 40])
+
+    def fn(p):
+        return jnp.take(p["table"], tokens, 0, mode="fill", fill_value=fill)
+
+    check_law_1(fn, frozen, lora, merged=merged)
+
+
+def test_a_lookup_that_fills_with_nan_stays_factored(check_law_1):
+    """As ``flax.linen.Embed`` looks up."""
+    frozen, lora = adapted({"table": normal(13, 7)}, method="dora")
+
+    def fn(p, tokens):
+        return jnp.take(p["table"], tokens, 0)
+
+    check_law_1(fn, frozen, lora, np.array([1, 12, 5]), factored=1)
+    tokens = np.array([1, 12, 40])
+    got = jlora.lift(fn, strict=True)(frozen, lora, tokens)
+    np.testing.assert_allclose(got, fn(jlora.merge(frozen, lora), tokens), rtol=1e-5)
+    assert np.isnan(got[2]).all()
+    assert not np.isnan(got[:2]).any()
+
+
 def test_what_the_magnitudes_cannot_pass_is_merged(check_law_1):
     params = {"v": normal(7, 5), "w": normal(7, 5, seed=1)}
     frozen, lora = adapted(params, method="dora")
