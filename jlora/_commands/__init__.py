@@ -1,0 +1,13 @@
+"""The commands of ``python -m jlora``: each file one command, ``add_flags(parser)`` and ``run(args)``.
+
+The first line of a file's docstring is what --help says of its command. Heavy imports stand in
+``run``, so that --help and a mistyped flag answer at once.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from jlora._commands import _generate
+
+COMMANDS: dict[str, ModuleType] = {"generate": _generate}
