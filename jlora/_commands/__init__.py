@@ -1,4 +1,4 @@
-"""The commands of ``python -m jlora``: each file one command, ``add_flags(parser)`` and ``run(args)``.
+"""The commands of ``python -m jlora``: one file each, with ``add_flags(parser)`` and ``run(args)``.
 
 The first line of a file's docstring is what --help says of its command. Heavy imports stand in
 ``run``, so that --help and a mistyped flag answer at once.
