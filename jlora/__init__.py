@@ -17,6 +17,7 @@ from jlora._lift._axes import trace_axes as trace_axes
 from jlora._lowrank import Axes as Axes
 from jlora._merge import merge as merge
 from jlora._merge import unmerge as unmerge
+from jlora._methods import BiasDelta as BiasDelta
 from jlora._methods import DoraWeight as DoraWeight
 from jlora._methods import LoraWeight as LoraWeight
 from jlora._methods import Node as Node

@@ -14,7 +14,7 @@ from jlora import _starts
 from jlora._methods import METHODS
 
 ALL_LINEAR = "all-linear"
-BIASES = ("none", "adapted", "all")
+BIASES = ("none", "adapted", "all", "lora")
 
 Pattern = str | tuple[str, ...]
 Ranks = int | tuple[int, ...]
@@ -43,7 +43,8 @@ class LoraConfig:
             ``"pissa_niter_N"`` or ``"olora"``; the last three move weight into the adapter.
         dropout: the share of A's inputs to leave out in calls with a ``dropout_key``.
         bias: which biases train whole: ``"none"``, ``"adapted"`` (those beside adapted weights) or
-            ``"all"``.
+            ``"all"``; or ``"lora"``: those beside adapted weights get a delta with the same
+            scaling, as if B had a bias (PEFT's ``lora_bias``).
         train: further leaves that train whole, such as a head or norms.
         tokens: rows of tables that train, by pattern: ``{"embed": (5, 17)}``.
         dtype: of A and B, by name. float32 also over bfloat16 weights: small updates would

@@ -14,7 +14,7 @@ from jlora import _paths, _starts, _targets
 from jlora._config import LoraConfig, Ranks
 from jlora._lowrank import Axes, matrix_shape, wide
 from jlora._merge import Lora
-from jlora._methods import METHODS, LoraWeight, Node, TokenRows, WholeWeight
+from jlora._methods import METHODS, BiasDelta, LoraWeight, Node, TokenRows, WholeWeight
 
 
 def split(
@@ -68,6 +68,9 @@ def split(
                 dtype=config.dtype,
             )
             leaves[path] = leaves[path] if start.moves_weight else leaf
+        elif path in plan.biases:
+            weight, ranks = plan.biases[path]
+            lora[path] = BiasDelta.of(leaf, _layer_scaling(config, weight, ranks))
         elif path in plan.whole:
             lora[path] = WholeWeight.of(leaf)
         elif path in plan.rows:
@@ -77,13 +80,20 @@ def split(
     return frozen, lora
 
 
-def _scaling(config: LoraConfig, path: str, ranks: Ranks) -> np.ndarray:
+def _scaling(config: LoraConfig, path: str, ranks: Ranks) -> jax.Array:
     """() where all layers have one rank; else (layers, highest rank), zero beyond a layer's own."""
+    each = _layer_scaling(config, path, ranks)
     if not isinstance(ranks, tuple):
-        return np.float32(config.scaling_for(path, ranks))  # type: ignore
-    each = [[config.scaling_for(path, rank, layer)] for layer, rank in enumerate(ranks)]
-    each = np.array(each, np.float32)
-    return np.where(np.arange(max(ranks)) < np.array(ranks)[:, None], each, np.float32(0))
+        return each
+    return jnp.where(np.arange(max(ranks)) < np.array(ranks)[:, None], each[:, None], 0)
+
+
+def _layer_scaling(config: LoraConfig, path: str, ranks: Ranks) -> jax.Array:
+    """() where all layers have one rank; else (layers,)."""
+    if not isinstance(ranks, tuple):
+        return jnp.asarray(config.scaling_for(path, ranks), jnp.float32)
+    each = [config.scaling_for(path, rank, layer) for layer, rank in enumerate(ranks)]
+    return jnp.asarray(each, jnp.float32)
 
 
 @functools.partial(

@@ -8,12 +8,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jlora import _paths
 from jlora._config import ALL_LINEAR, LoraConfig, Ranks
 from jlora._lowrank import Axes, matrix_shape
+
+BIAS_NAMES = ("bias", "b")  # as Flax, Equinox and Haiku call them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Plan:
 
     adapted: dict[str, tuple[Axes, Ranks]]
     whole: list[str]
+    biases: dict[str, tuple[str, Ranks]]  # the adapted weight beside it, and that one's ranks
     rows: dict[str, tuple[int, tuple[int, ...]]]  # the vocabulary's dimension, the tokens
 
 
@@ -43,16 +47,32 @@ def plan(leaves: Mapping[str, Any], config: LoraConfig, axes: Mapping[str, Axes]
             f"are: {', '.join(_weights(leaves, axes)[:5])}"
         )
     whole = _whole(leaves, config, adapted, problems)
+    biases = _biases(leaves, adapted, problems) if config.bias == "lora" else {}
     rows = _rows(leaves, config, axes, problems)
-    named = collections.Counter([*adapted, *whole, *rows])
+    named = collections.Counter([*adapted, *whole, *biases, *rows])
     problems += [
         f"{path} is asked to be adapted in two ways: expected one of targets, train and tokens"
         for path in leaves
         if named[path] > 1
     ]
+    problems += _untied(leaves, named)
     if problems:
         raise ValueError("split can't adapt:\n  " + "\n  ".join(problems))
-    return Plan(adapted, whole, rows)
+    return Plan(adapted, whole, biases, rows)
+
+
+def _untied(leaves, chosen) -> list[str]:
+    """What is wrong where one array is two leaves: training one of them would tear them apart."""
+    places: dict[int, list[str]] = {}
+    for path, leaf in leaves.items():
+        if isinstance(leaf, (jax.Array, np.ndarray)):
+            places.setdefault(id(leaf), []).append(path)
+    return [
+        f"{' and '.join(paths)} are one array: if they are tied, give the model one leaf that it "
+        "uses in both places; if not, copy one of them"
+        for paths in places.values()
+        if len(paths) > 1 and any(path in chosen for path in paths)
+    ]
 
 
 def _targeted(leaves, config: LoraConfig, axes) -> list[str]:
@@ -155,9 +175,9 @@ def _ranks(path: str, shape, axes: Axes, config: LoraConfig) -> tuple[Ranks, str
 def _whole(leaves, config: LoraConfig, adapted, problems: list[str]) -> list[str]:
     """The leaves that train as they are: those that ``train`` and ``bias`` mean."""
     paths = set(_paths.find(config.train, leaves, what="train")) if config.train else set()
-    if config.bias != "none":
+    if config.bias in ("adapted", "all"):
         beside = {path.rpartition("/")[0] for path in adapted}
-        biases = [path for path in leaves if path.rpartition("/")[2] in ("bias", "b")]
+        biases = [path for path in leaves if path.rpartition("/")[2] in BIAS_NAMES]
         if config.bias == "adapted":
             biases = [path for path in biases if path.rpartition("/")[0] in beside]
         if not biases:
@@ -168,6 +188,24 @@ def _whole(leaves, config: LoraConfig, adapted, problems: list[str]) -> list[str
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             problems.append(f"{path} is of dtype {dtype}: expected a floating type to train")
     return [path for path in leaves if path in paths]
+
+
+def _biases(leaves, adapted, problems: list[str]) -> dict[str, tuple[str, Ranks]]:
+    """For each bias beside an adapted weight, that weight and its ranks."""
+    biases: dict[str, tuple[str, Ranks]] = {}
+    for path, (_, ranks) in adapted.items():
+        folder = path.rpartition("/")[0]
+        names = [f"{folder}/{name}" if folder else name for name in BIAS_NAMES]
+        bias = next((name for name in names if name in leaves), None)
+        if bias is None:
+            problems.append(f"{path} has no bias beside it, which bias='lora' needs: exclude it")
+        elif bias in biases:
+            problems.append(
+                f"{bias} stands beside {biases[bias][0]} and {path}: bias='lora' needs one for each"
+            )
+        else:
+            biases[bias] = path, ranks
+    return biases
 
 
 def _rows(leaves, config: LoraConfig, axes, problems: list[str]):

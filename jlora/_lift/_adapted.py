@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jlora import _layout
 from jlora._filter import Filter
 from jlora._lowrank import RANK as RANK
 from jlora._lowrank import Factor, Factored, combine, multiply, spread
@@ -156,7 +157,7 @@ class Adapted:
         if self.gain is None:
             return x
         at = [-2 if dim is None else dim for dim in dims]
-        array = spread(self.gain, at)
+        array = _layout.like(spread(self.gain, at), x)
         return (x.astype(jnp.promote_types(x.dtype, array.dtype)) * array).astype(x.dtype)
 
     def expand(self) -> jax.Array:

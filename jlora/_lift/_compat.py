@@ -91,38 +91,6 @@ def is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def out_sharding(
-    x: Any, x_labels: tuple[int, ...], y: Any, y_labels: tuple[int, ...], out: tuple[int, ...]
-) -> Any:
-    """How a product lies on a mesh of explicit axes: each dimension as in the operand that has it.
-
-    None where no operand says anything (automatic axes, one device).
-    """
-    named: dict[int, Any] = {}
-    mesh = None
-    for array, labels in ((x, x_labels), (y, y_labels)):
-        sharding = jax.typeof(array).sharding
-        if any(entry is not None for entry in sharding.spec):
-            mesh = sharding.mesh
-        for label, entry in zip(labels, sharding.spec, strict=True):
-            named[label] = named.get(label) if entry is None else entry
-    if mesh is None:
-        return None
-    entries, taken = [], set()
-    for label in out:
-        entry = named.get(label)
-        axes = set(entry if isinstance(entry, tuple) else (entry,)) - {None}
-        entries.append(None if axes & taken else entry)
-        taken |= axes
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*entries))
-
-
-def like(array: Any, other: Any) -> Any:
-    """The array, laid out as another on a mesh of explicit axes."""
-    have, want = jax.typeof(array).sharding, jax.typeof(other).sharding
-    return array if have == want else jax.sharding.reshard(array, want)
-
-
 def is_sharding(value: Any) -> bool:
     """Whether a jit's sharding entry says something (an unspecified one is a private type)."""
     return isinstance(value, jax.sharding.Sharding)

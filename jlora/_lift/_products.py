@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from jlora import _layout
 from jlora._lift import _compat
 from jlora._lift._adapted import RANK, Adapted, Opaque, Term, pad
 from jlora._lift._walk import Walk, rule
@@ -53,7 +54,7 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
     flops = 0
     for term in value.terms:
         thin, cost = _thin(x, x_labels, term, w_labels, out_labels, sizes, value.dtype, eqn.params)
-        base = base + _compat.like(thin.astype(base.dtype), base)
+        base = base + _layout.like(thin.astype(base.dtype), base)
         flops += cost
     if gain_last:
         base = value.gained(base, out_dims)
@@ -198,7 +199,7 @@ def _contract(
             (dims(x_labels, batch), dims(y_labels, batch)),
         ),
         precision=params["precision"],
-        out_sharding=_compat.out_sharding(x, x_labels, y, y_labels, order),
+        out_sharding=_layout.out_sharding(x, x_labels, y, y_labels, order),
     )
     if order != out:
         result = lax.transpose(result, tuple(order.index(label) for label in out))

@@ -3,6 +3,7 @@
 A new method is a file with a `Node`, and its name here; nothing else knows of it.
 """
 
+from jlora._methods._bias import BiasDelta as BiasDelta
 from jlora._methods._dora import DoraWeight as DoraWeight
 from jlora._methods._lora import LoraWeight as LoraWeight
 from jlora._methods._node import Node as Node
@@ -13,5 +14,5 @@ from jlora._methods._whole import WholeWeight as WholeWeight
 METHODS: dict[str, type[LoraWeight]] = {"lora": LoraWeight, "dora": DoraWeight}
 
 NODES: dict[str, type[Node]] = {
-    cls.__name__: cls for cls in (LoraWeight, DoraWeight, WholeWeight, TokenRows)
+    cls.__name__: cls for cls in (LoraWeight, DoraWeight, WholeWeight, BiasDelta, TokenRows)
 }

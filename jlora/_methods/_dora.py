@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jlora import _layout
 from jlora._lowrank import RANK, Factor, Factored, wide
 from jlora._methods._lora import LoraWeight
 from jlora._methods._node import Dims
@@ -69,8 +70,10 @@ def _norms(weight: jax.Array, a: Factor, b: Factor) -> jax.Array:
     outputs = [dim for dim in b_dims if dim != rank]
     stack = [dim for dim in a_dims if dim in outputs]
 
-    def einsum(*operands):
-        return jnp.einsum(*operands, precision="highest").astype(dtype)
+    def einsum(x, x_dims, y, y_dims, out):
+        where = _layout.out_sharding(x, x_dims, y, y_dims, out)
+        product = jnp.einsum(x, x_dims, y, y_dims, out, precision="highest", out_sharding=where)
+        return product.astype(dtype)
 
     squares = _squares(weight, outputs)
     # a bfloat16 weight meets A as it does in the forward pass; no wider copy of it is made

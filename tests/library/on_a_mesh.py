@@ -100,10 +100,12 @@ def main():
     assert len(jax.devices()) == 8
     loss = loss_on(AxisType.Auto)
     axes = jlora.trace_axes(loss, PARAMS, X)
-    frozen, lora = adapted(PARAMS, axes, rank=4)
-    expected = jax.jit(jax.value_and_grad(lambda lora: loss(jlora.merge(frozen, lora), X)))(lora)
-    for mode in (AxisType.Auto, AxisType.Explicit):
-        check_mode(mode, frozen, lora, expected)
+    for method in ("lora", "dora"):
+        frozen, lora = adapted(PARAMS, axes, rank=4, method=method)
+        merged = jax.value_and_grad(lambda lora, frozen: loss(jlora.merge(frozen, lora), X))
+        expected = jax.jit(merged)(lora, frozen)
+        for mode in (AxisType.Auto, AxisType.Explicit):
+            check_mode(mode, frozen, lora, expected)
     check_shard_map()
     print("all hold")
 

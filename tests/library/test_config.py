@@ -30,7 +30,7 @@ import jlora
         ({"rank_pattern": {"q": (0, 0)}}, "rank of 'q' is 0 in every layer: exclude it instead"),
         ({"alpha_pattern": {"q": -1}}, "alpha of 'q' is -1: expected a number above 0"),
         ({"method": "dara"}, "method is 'dara': expected lora or dora"),
-        ({"bias": True}, "bias is True: expected none or adapted or all"),
+        ({"bias": True}, "bias is True: expected none or adapted or all or lora"),
         ({"init": "pisa"}, "init is 'pisa': expected kaiming, gaussian, orthogonal, pissa, olora"),
         ({"dropout": -0.1}, "dropout is -0.1: expected a number from 0 to below 1"),
         ({"tokens": {"embed": (3, 3)}}, "tokens of 'embed' are (3, 3): expected different"),

@@ -256,6 +256,42 @@ def test_biases_train_beside_the_adapted_weights_or_everywhere(bias, paths):
     assert set(lora) == {"up/kernel"} | paths
 
 
+def test_a_bias_on_b_is_scaled_as_the_product_beside_it(check_law_1):
+    frozen, lora = split(targets="(up|down)/kernel", bias="lora", alpha_pattern={"down": 5})
+    assert jax.tree.map(jnp.array_equal, jlora.merge(frozen, lora), tree())
+    assert jlora.mask(lora)["up/bias"] == jlora.BiasDelta(True, False)
+    assert jlora.decay_mask(lora)["up/bias"].delta is False
+    lora = trained(lora)
+    check_law_1(fn, frozen, lora, TOKENS)
+    merged = jlora.merge(frozen, lora)
+    for name in ("up", "down"):
+        scaling, delta = lora[f"{name}/kernel"].scaling, lora[f"{name}/bias"].delta
+        np.testing.assert_allclose(
+            merged[name]["bias"], frozen[name]["bias"] + scaling * delta, rtol=1e-6
+        )
+    assert_close(jlora.unmerge(merged, lora), tree(), 1e-6)
+
+
+def test_layers_that_are_not_chosen_get_no_bias_on_b():
+    params = {"w": normal(4, 7, 5), "b": normal(4, 5)}
+    axes = {"w": jlora.Axes((1,), (2,), (0,))}
+    config = jlora.LoraConfig(targets="w", rank=2, alpha=6, layers=(1, 3), bias="lora")
+    frozen, lora = jlora.split(params, config, KEY, axes=axes)
+    assert list(lora["b"].scaling) == [0, 3, 0, 3]
+    moved = np.asarray(jlora.merge(frozen, trained(lora))["b"] - params["b"]).any(1)
+    assert list(moved) == [False, True, False, True]
+
+
+def test_a_bias_on_b_needs_one_bias_for_each_adapted_weight():
+    params = {
+        "i": {"w": normal(7, 5)},
+        "h": {"w": normal(7, 5), "w2": normal(7, 5), "b": normal(5)},
+    }
+    with pytest.raises(ValueError, match="i/w has no bias beside it") as error:
+        jlora.split(params, jlora.LoraConfig(targets="w", rank=2, bias="lora"), KEY)
+    assert "h/b stands beside h/w and h/w2: bias='lora' needs one for each" in str(error.value)
+
+
 # Rows of tokens
 
 

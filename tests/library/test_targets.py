@@ -250,3 +250,13 @@ def test_what_cannot_be_is_one_clear_error(config, said):
 def test_a_bias_that_is_nowhere_is_an_error():
     said = refused(targets="head/kernel", bias="adapted")
     assert "bias is 'adapted', but no leaf is called bias or b there" in said
+
+
+def test_one_array_in_two_leaves_is_not_torn_apart():
+    table = jnp.ones((7, 11))
+    params = {"embed": table, "head": table, "other": {"w": jnp.ones((7, 11))}}
+    config = jlora.LoraConfig(targets="w", rank=2, train="head")
+    with pytest.raises(ValueError, match="embed and head are one array: if they are tied, give"):
+        jlora.split(params, config, jax.random.key(0))
+    jlora.split(params, jlora.LoraConfig(targets="w", rank=2), jax.random.key(0))
+    jlora.split({**params, "head": table.copy()}, config, jax.random.key(0))

@@ -58,6 +58,7 @@ def both(targets=("up", "down"), *, trained=True, **options):
         "method": lambda value: ("use_dora", value == "dora"),
         "rslora": lambda value: ("use_rslora", value),
         "init": lambda value: ("init_lora_weights", value),
+        "bias": lambda value: ("lora_bias", value == "lora"),
     }
     theirs = dict(
         in_peft[name](value) if name in in_peft else (name, value)
@@ -81,6 +82,8 @@ def both(targets=("up", "down"), *, trained=True, **options):
 
 def with_factors_of(net, path, node):
     layer = getattr(net, path.split("/")[0])
+    if isinstance(node, jlora.BiasDelta):
+        return dataclasses.replace(node, delta=jnp.asarray(layer.lora_B["default"].bias.detach()))
     embeds = "default" in layer.lora_embedding_A
     a = layer.lora_embedding_A["default"] if embeds else layer.lora_A["default"].weight
     b = layer.lora_embedding_B["default"] if embeds else layer.lora_B["default"].weight
@@ -109,6 +112,8 @@ def assert_near(got, want):
         (("up", "down"), {"method": "dora", "rslora": True}),
         (("embed", "up"), {}),
         (("embed",), {"method": "dora"}),
+        (("up", "down"), {"bias": "lora"}),
+        (("up", "down"), {"bias": "lora", "rslora": True, "rank_pattern": {"up": 2}}),
     ],
 )
 def test_outputs_gradients_and_merged_weights(targets, options):
@@ -121,6 +126,9 @@ def test_outputs_gradients_and_merged_weights(targets, options):
     [grads] = pull(jnp.asarray(weights))
     for path, node in grads.items():
         layer = getattr(net, path.split("/")[0])
+        if isinstance(node, jlora.BiasDelta):
+            assert_near(node.delta, layer.lora_B["default"].bias.grad.numpy())
+            continue
         embeds = "default" in layer.lora_embedding_A
         a = layer.lora_embedding_A["default"] if embeds else layer.lora_A["default"].weight
         b = layer.lora_embedding_B["default"] if embeds else layer.lora_B["default"].weight
@@ -134,6 +142,8 @@ def test_outputs_gradients_and_merged_weights(targets, options):
         layer = getattr(net, name)
         layer.merge()
         want = layer.base_layer.weight.detach().numpy()
+        if name != "embed":
+            assert_near(merged[name]["bias"], layer.base_layer.bias.detach().numpy())
         assert_near(merged[name]["kernel"], want if name == "embed" else want.T)
 
 

@@ -1,0 +1,54 @@
+"""A bias on B: ``bias + scaling * delta``, and so ``x W + scaling * (x A B + delta)``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jlora._lowrank import combine, wide
+from jlora._methods._node import Dims, Node
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BiasDelta(Node):
+    """What is added to the bias beside an adapted weight, scaled as that weight's A B.
+
+    The bias of the paper's B, which the layer's own bias takes in: PEFT's ``lora_bias``.
+    """
+
+    delta: jax.Array  # in the bias's shape, float32 or wider; zero at the start
+    scaling: jax.Array  # float32, never trained: the weight's, () or (layers,)
+
+    trainable: ClassVar[tuple[str, ...]] = ("delta",)
+    decayed: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def of(cls, bias: Any, scaling: jax.Array) -> BiasDelta:
+        """The node of this bias, which changes nothing yet."""
+        return cls(jnp.zeros(bias.shape, wide(bias.dtype)), scaling)
+
+    @property
+    def rank(self) -> int:
+        """None: 0."""
+        return 0
+
+    def layout(self) -> dict[str, Dims]:
+        return {
+            "delta": tuple(range(jnp.ndim(self.delta))),
+            "scaling": tuple(range(jnp.ndim(self.scaling))),
+        }
+
+    def instead_of(self, weight: jax.Array) -> jax.Array:
+        return combine(weight, [self._scaled()], None)
+
+    def unmerged(self, weight: jax.Array) -> jax.Array:
+        return combine(weight, [-self._scaled()], None)
+
+    def _scaled(self) -> jax.Array:
+        scaling = jax.lax.stop_gradient(self.scaling).astype(self.delta.dtype)
+        over = jnp.ndim(self.delta) - jnp.ndim(scaling)
+        return jnp.expand_dims(scaling, tuple(range(-over, 0))) * self.delta
