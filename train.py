@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import jlora
 from jlora import checkpoint, data, models, monitor
-from jlora.settings import check, parse, setting
+from jlora.settings import by_pattern, check, parse, setting, whole_numbers
 
 # ------------------------------------------------------------------------------------------------
 # Settings. Each field is a flag; those in FREE may change when a run is resumed.
@@ -71,12 +71,29 @@ class Settings:
     dropout: float = setting(0.0, "share of A's inputs left out in training")
     lora_plus: float = setting(1.0, "B's learning rate, in multiples of A's: LoRA+")
     freeze_a: bool = setting(False, "train B alone: LoRA-FA")
-    bias: str = setting("none", "biases that train whole: none, adapted or all")
+    bias: str = setting(
+        "none", "biases that train whole: none, adapted or all; or lora: a bias on each B"
+    )
     train: str = setting("", "regular expression: further weights that train whole")
     # Every linear layer, the MLPs above all: more is learned than from attention alone.
     targets: str = setting(
         "(q|k|v|o|gate|up|down)_proj",
         "regular expression: which weights get an adapter; or all-linear",
+    )
+    exclude: str = setting("", "regular expression: which of these get none")
+    layers: list[int] | None = setting(
+        None, "only these layers get an adapter, as 0-5,8", read=whole_numbers
+    )
+    rank_pattern: dict[str, Any] | None = setting(
+        None,
+        'other ranks by pattern, as {"down_proj": 16}; a list has one for each layer',
+        read=by_pattern,
+    )
+    alpha_pattern: dict[str, Any] | None = setting(
+        None, "other alphas in the same form", read=by_pattern
+    )
+    tokens: dict[str, Any] | None = setting(
+        None, 'rows of the embedding that train, as {"embed": [5, 17]}', read=by_pattern
     )
     max_length: int = setting(512, "longest row, in tokens; what is longer is cut", least=2)
     train_rows: int = setting(1920, "sentences to sample for the home-assistant task", least=1)
@@ -226,7 +243,9 @@ def configuration(settings: Settings) -> jlora.LoraConfig:
     fields = {name: getattr(settings, name) for name in OF_THE_ADAPTER}
     if settings.init in STARTS_FROM_DATA:
         del fields["init"]
-    return jlora.LoraConfig(**{name: value for name, value in fields.items() if value != ""})
+    return jlora.LoraConfig(
+        **{name: value for name, value in fields.items() if value not in ("", None)}
+    )
 
 
 def start(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -19,9 +20,14 @@ def setting(
     least: float | None = None,
     most: float | None = None,
     choices: Sequence[str] | None = None,
+    read: Callable[[str], Any] | None = None,
 ) -> Any:
-    """A field with what --help says of it and the values that it may have."""
-    metadata = {"text": text, "least": least, "most": most, "choices": choices}
+    """A field with what --help says of it and the values that it may have.
+
+    ``read`` makes the value of the flag's text, and raises a ValueError that says what it expected;
+    without it the value is of the default's type.
+    """
+    metadata = {"text": text, "least": least, "most": most, "choices": choices, "read": read}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -54,14 +60,50 @@ def parse(
         else:
             parser.add_argument(
                 flag(field.name),
-                type=type(field.default),
+                type=_argument(meta["read"]) if meta["read"] else type(field.default),
                 choices=meta["choices"],
                 metavar=None if meta["choices"] else "",
-                help=f"{meta['text']} ({field.default})".replace("%", "%%"),
+                help=(meta["text"] + _shown(field.default)).replace("%", "%%"),
             )
     for name, text in switches.items():
         parser.add_argument(flag(name), action="store_true", help=text)
     return vars(parser.parse_args(argv))
+
+
+def whole_numbers(text: str) -> list[int]:
+    """``0-2,5`` as ``[0, 1, 2, 5]``, for `setting`."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"{text!r}: expected whole numbers such as 0-2,5")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def by_pattern(text: str) -> dict[str, Any]:
+    """A JSON object as a dict, for `setting`."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f'{text!r}: expected a JSON object such as {{"q_proj": 4}}')
+    return value
+
+
+def _argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    def argument(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return argument
+
+
+def _shown(default: Any) -> str:
+    return "" if default in (None, "") else f" ({default})"
 
 
 def check(settings: type, given: Mapping[str, Any]) -> None:

@@ -40,6 +40,8 @@ def refused(arguments, capsys):
         (["--max-length=300"], "are more than the 256 positions of"),
         (["--warmup=2"], "--warmup is 2.0: expected at most 1"),
         (["--learning-rate=nan"], "--learning-rate is nan: expected at least 0"),
+        (["--layers=0,7"], "has the layers 0 to 1, but layers names 7"),
+        (["--tokens", '{"embed": [999]}'], "tokens names row 999"),
         (["--resume"], "holds no run to go on with: run.json is missing"),
         (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
     ],
@@ -118,3 +120,16 @@ def test_resuming_on_rows_that_changed_is_refused(finished, rows, tmp_path, caps
     run["settings"]["data"] = str(data)
     (out / "run.json").write_text(json.dumps(run))
     assert f"the rows of {data} changed since" in refused([f"--out={out}", "--resume"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers=first"], "'first': expected whole numbers such as 0-2,5"),
+        (["--rank-pattern=q_proj"], """'q_proj': expected a JSON object such as {"q_proj": 4}"""),
+    ],
+)
+def test_a_flag_that_can_not_be_read_is_named(good, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        train.main([*good, *arguments])
+    assert message in capsys.readouterr().err
