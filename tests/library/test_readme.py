@@ -20,6 +20,12 @@ def test_the_python_blocks_run_and_print_what_readme_says(capsys):
     assert namespace["difference"] < 1e-4
     assert "2 factored, 0 materialised" in printed
     assert "(2, 1, 10)" in printed
+    for recipe in ("linen", "nnx", "equinox", "haiku", "your own"):
+        [(first, second)] = re.findall(rf"^{recipe}: loss ([\d.]+) -> ([\d.]+)$", printed, re.M)
+        assert float(second) < float(first)
+    axes = "Axes(inputs=(2,), outputs=(1,), stack=(0,))"
+    assert f"# {axes}" in README
+    assert axes in printed
     nodes = "params/layers_0/bias: WholeWeight, params/layers_0/kernel: DoraWeight"
     assert f"# {nodes}" in README
     assert nodes in printed
