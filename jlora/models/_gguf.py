@@ -11,6 +11,7 @@ import numpy as np
 from jlora.models import _tokenizer
 from jlora.models._assemble import assemble
 from jlora.models._config import DecoderConfig
+from jlora.models._families import FAMILIES
 from jlora.models._requires import requires
 from jlora.models._stored import Stored, linear, plain
 
@@ -28,9 +29,20 @@ _LLAMA = {
     "norm/scale": plain("output_norm.weight"),
     "head/kernel": linear("output.weight"),
 }
-_LEAVES: dict[str, dict[str, Stored]] = {"llama": _LLAMA}
-# q and k lie in the file with the two halves of each head interleaved
-_INTERLEAVED = ("layers/attn/q_proj/kernel", "layers/attn/k_proj/kernel")
+_QKV_BIASES = {
+    f"layers/attn/{name}_proj/bias": plain(f"blk.{{}}.attn_{name}.bias") for name in ("q", "k", "v")
+}
+_HEAD_NORMS = {
+    f"layers/attn/{name}_norm/scale": plain(f"blk.{{}}.attn_{name}_norm.weight")
+    for name in ("q", "k")
+}
+_LEAVES: dict[str, dict[str, Stored]] = {
+    "llama": _LLAMA,
+    "qwen2": {**_LLAMA, **_QKV_BIASES},
+    "qwen3": {**_LLAMA, **_HEAD_NORMS},
+}
+# Where q and k lie in the file with the two halves of each head interleaved
+_INTERLEAVED = {"llama": ("layers/attn/q_proj/kernel", "layers/attn/k_proj/kernel")}
 
 
 def load(path: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _tokenizer.Tokenizer]:
@@ -53,7 +65,9 @@ def load(path: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _tokeni
     tokenizer = _tokenizer.from_gguf(fields, where)
 
     interleaved = {
-        leaves[path].name.format(layer) for path in _INTERLEAVED for layer in range(config.layers)
+        leaves[path].name.format(layer)
+        for path in _INTERLEAVED.get(config.family, ())
+        for layer in range(config.layers)
     }
 
     def read(name: str) -> np.ndarray:
@@ -115,4 +129,5 @@ def _header(fields: Mapping[str, Any], tied: bool, where: str) -> DecoderConfig:
         rope_theta=field("rope.freq_base", 10000.0),
         tied=tied,
         family=str(architecture),
+        **FAMILIES[str(architecture)].features,
     )
