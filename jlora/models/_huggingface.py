@@ -47,23 +47,25 @@ def load(directory: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _t
     tokenizer = _tokenizer.from_huggingface(directory, settings)
     safetensors = requires("safetensors")
     family = _families.family_of(config.family, where)
-    prefix = family.leaves["embed/embedding"].name.split(".")[0] + "."
-    files: dict[str, tuple[Any, str]] = {}  # the file, and the tensor's name in it
+    files: dict[str, Any] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _files(directory):
         try:
             opened = safetensors.safe_open(str(path), framework="flax")
             for name in opened.keys():  # noqa: SIM118 - not a dict
-                # Files of a model without its head leave the prefix out
-                full = name if name.startswith((prefix, "lm_head.")) else prefix + name
-                files[full] = opened, name
-                shapes[full] = tuple(opened.get_slice(name).get_shape())
+                files[name] = opened
+                shapes[name] = tuple(opened.get_slice(name).get_shape())
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{path}: no whole safetensors file ({error}). Get it again") from None
 
+    # A file of a model without its head leaves the first part of all names out.
+    prefix = family.leaves["embed/embedding"].name.split(".")[0] + "."
+    bare = "" if any(name.startswith(prefix) for name in shapes) else prefix
+    shapes = {f"{bare}{name}": shape for name, shape in shapes.items()}
+
     def read(name: str) -> np.ndarray:
-        opened, own = files[name]
-        return np.asarray(opened.get_tensor(own))
+        own = name.removeprefix(bare)
+        return np.asarray(files[own].get_tensor(own))
 
     ignored = [name for name in shapes if _BUFFERS.search(name)]
     ignored += [family.leaves["head/kernel"].name] if config.tied else []

@@ -188,23 +188,6 @@ def test_parameters_of_half_precision_give_hidden_states_of_theirs_and_float32_s
     assert run("__call__").dtype == jnp.float32
 
 
-def test_each_example_may_have_its_own_adapter_of_the_experts():
-    config = config_of("qwen3_moe")
-    params, tokens = random_params(config), jnp.arange(18).reshape(2, 9)
-    apply = lambda params, tokens: Decoder(config).apply({"params": params}, tokens)  # noqa: E731
-    axes = jlora.trace_axes(apply, params, tokens)
-    lora_config = jlora.LoraConfig(targets="experts", rank=2)
-    frozen, lora = jlora.split(params, lora_config, jax.random.key(0), axes=axes)
-    lora = jax.tree.map(lambda leaf: leaf + 0.1 if leaf.ndim else leaf, lora)
-    two = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), lora)
-    lifted = jlora.lift(apply, strict=True)
-    got = jax.jit(jax.vmap(lifted, in_axes=(None, 0, 0)))(frozen, two, tokens[:, None])
-    for at, sign in enumerate((1, -1)):
-        one = jax.tree.map(lambda leaf, sign=sign: sign * leaf, lora)
-        want = jax.jit(apply)(jlora.merge(frozen, one), tokens[at : at + 1])
-        np.testing.assert_allclose(got[at], want, rtol=1e-3, atol=1e-4)
-
-
 def test_each_expert_computes_its_own_tokens_and_no_others():
     config = config_of("qwen3_moe")
     tokens = jax.ShapeDtypeStruct((2, 9), jnp.int32)
