@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from jlora.models._assemble import assemble
 from jlora.models._config import DecoderConfig
 from jlora.models._requires import requires
 from jlora.models._tokenizer import read_json
+
+# What older files hold beside the parameters: rotary frequencies, causal masks.
+_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 
 
 def download(hub_id: str) -> Path:
@@ -42,6 +46,7 @@ def load(directory: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _t
     config = _families.from_huggingface(settings, f"{directory / 'config.json'}")
     tokenizer = _tokenizer.from_huggingface(directory, settings)
     safetensors = requires("safetensors")
+    family = _families.family_of(config.family, where)
     files: dict[str, Any] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _files(directory):
@@ -53,13 +58,20 @@ def load(directory: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _t
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{path}: no whole safetensors file ({error}). Get it again") from None
 
-    def read(ours: str, name: str) -> np.ndarray:
-        return np.asarray(files[name].get_tensor(name))
+    # A file of a model without its head leaves the first part of all names out.
+    prefix = family.leaves["embed/embedding"].name.split(".")[0] + "."
+    bare = "" if any(name.startswith(prefix) for name in shapes) else prefix
+    shapes = {f"{bare}{name}": shape for name, shape in shapes.items()}
 
-    names = _families.family_of(config.family, where).huggingface
-    buffers = [name for name in shapes if name.endswith("rotary_emb.inv_freq")]
-    ignored = [*buffers, "lm_head.weight"] if config.tied else buffers
-    params = assemble(config, names, shapes, read, dtype=dtype, ignored=ignored, where=where)
+    def read(name: str) -> np.ndarray:
+        own = name.removeprefix(bare)
+        return np.asarray(files[own].get_tensor(own))
+
+    ignored = [name for name in shapes if _BUFFERS.search(name)]
+    ignored += [family.leaves["head/kernel"].name] if config.tied else []
+    params = assemble(
+        config, family.leaves, shapes, read, dtype=dtype, ignored=ignored, where=where
+    )
     return params, config, tokenizer
 
 

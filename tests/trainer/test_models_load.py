@@ -191,8 +191,9 @@ def test_missing_extra_and_misshaped_tensors_are_named_all_at_once(copy):
     [
         ({"model_type": "mamba"}, "the architecture is 'mamba', but jlora.models knows llama"),
         ({"hidden_size": None}, "hidden_size is missing"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', but only 'silu' is supported"),
-        ({"attention_bias": True}, "attention_bias is True, but only False is supported"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish', but only 'silu', 'swish', 'gelu', "),
+        ({"attention_bias": True}, "model.layers.0.self_attn.k_proj.bias is missing"),
+        ({"quantization_config": {}}, "quantization_config is {}, but only None is supported"),
         ({"rope_scaling": {"type": "yarn"}}, "RoPE scaling of type 'yarn'"),
         ({"num_key_value_heads": 2}, "3 heads can't share 2 key-value heads"),
         ({"num_hidden_layers": 0}, "layers is 0: expected at least 1"),

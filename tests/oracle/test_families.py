@@ -1,0 +1,424 @@
+"""Small random models of every family against transformers on torch.
+
+Logits, gradients of adapters, greedy answers, and the files and settings in both directions.
+"""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+import jlora
+from jlora import models
+from jlora.models._families import FAMILIES
+from jlora.models._stored import oriented
+
+SMALL = {
+    "vocab_size": 83,
+    "hidden_size": 42,
+    "intermediate_size": 52,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 300.0, "factor": 3.0}
+MOE = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+GEMMA = {"sliding_window": 7, "query_pre_attn_scalar": 13}
+PHI = {"hidden_size": 60, "head_dim": None}
+GPT2 = {
+    "vocab_size": 83,
+    "n_embd": 42,
+    "n_layer": 3,
+    "n_head": 6,
+    "n_positions": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
+VARIANTS = {
+    "llama": ("llama", {}),
+    "llama, one key-value head each": ("llama", {"num_key_value_heads": 6}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "llama, another base": (
+        "llama",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 7000.0}},
+    ),
+    "llama, llama3 rope": ("llama", {"rope_parameters": LLAMA3}),
+    "llama, linear rope": ("llama", {"rope_parameters": LINEAR}),
+    "llama, biases": (
+        "llama",
+        {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
+    ),
+    "mistral": ("mistral", {"sliding_window": 7}),
+    "mistral, no window": ("mistral", {"sliding_window": None, "head_dim": 8}),
+    "qwen2": ("qwen2", {"hidden_size": 36, "head_dim": None, "tie_word_embeddings": True}),
+    "qwen2, windows": ("qwen2", {"hidden_size": 36, "head_dim": None, **WINDOWS}),
+    "qwen3": ("qwen3", {}),
+    "qwen3, windows and biases": ("qwen3", {"attention_bias": True, **WINDOWS}),
+    "qwen3_moe": ("qwen3_moe", {**MOE, "norm_topk_prob": True}),
+    "qwen3_moe, window": ("qwen3_moe", {**MOE, **WINDOWS, "attention_bias": True}),
+    "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}),
+    "gemma2, no caps": (
+        "gemma2",
+        {
+            **GEMMA,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "tie_word_embeddings": False,
+            "hidden_activation": "gelu",
+        },
+    ),
+    "gemma3_text": (
+        "gemma3_text",
+        {
+            **GEMMA,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 40.0},
+            },
+        },
+    ),
+    "gemma3_text, all local": ("gemma3_text", {**GEMMA, "final_logit_softcapping": 4.0}),
+    "phi3": ("phi3", {**PHI, "sliding_window": 7}),
+    "phi3, a share rotated": ("phi3", {**PHI, "partial_rotary_factor": 0.6}),
+    "phi3, an odd share rotated": ("phi3", {**PHI, "partial_rotary_factor": 0.55}),
+    "gpt2": ("gpt2", {}),
+    "gpt2, untied": (
+        "gpt2",
+        {
+            "tie_word_embeddings": False,
+            "n_inner": 52,
+            "scale_attn_weights": False,
+            "activation_function": "relu",
+        },
+    ),
+}
+TOKENS = np.random.default_rng(0).integers(3, 83, (2, 61))
+PROMPTS = [list(range(5, 22)), [44, 9, 71], [17, 60, 61, 5, 5, 80, 12, 33, 8, 20, 31]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    """The programs are tiny: XLA's optimisations take longer than all the rest."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def settings_of(variant):
+    """(model type, what a user would write into config.json)."""
+    family, changes = VARIANTS[variant]
+    settings = {**(GPT2 if family == "gpt2" else SMALL), **changes}
+    if settings.get("head_dim", 1) is None:
+        del settings["head_dim"]
+    return family, settings
+
+
+def randomised(config):
+    """A random model in torch."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, **EAGER)
+    for parameter in model.parameters():  # norms and biases too: a one or zero would hide itself
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+@functools.cache
+def both(variant):
+    """(a random model in torch, the same in jlora, its folder)."""
+    family, settings = settings_of(variant)
+    oracle = randomised(transformers.AutoConfig.for_model(family, **settings))
+    folder = Path(tempfile.mkdtemp())
+    oracle.save_pretrained(folder)
+    save_tokenizer(folder)
+    return oracle, models.load(folder), folder
+
+
+def save_tokenizer(folder):
+    vocabulary = {f"t{k}": k for k in range(83)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t0"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def logits_of(oracle):
+    with torch.no_grad():
+        return oracle(torch.tensor(TOKENS)).logits.numpy()
+
+
+def assert_near(ours, theirs, share):
+    assert np.abs(np.asarray(ours) - theirs).max() < share * theirs.std()
+
+
+def flat(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def per_layer(path, leaf):
+    """(layer, that layer's value) of a stacked leaf; (0, the leaf) of another."""
+    return enumerate(leaf) if path.startswith("layers/") else [(0, leaf)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_those_of_transformers(variant):
+    oracle, model, _ = both(variant)
+    assert_near(jax.jit(model.apply)(model.params, TOKENS), logits_of(oracle), 1e-4)
+
+
+def adapted(model):
+    """(frozen, lora) with random adapters on every linear weight but the head, the router's too."""
+    axes = jlora.trace_axes(model.apply, model.params, jnp.asarray(TOKENS))
+    config = jlora.LoraConfig(targets="layers/.*/kernel", rank=3, alpha=5)
+    frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
+    return frozen, jax.tree.map(
+        lambda leaf: (
+            0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape) if leaf.ndim else leaf
+        ),
+        lora,
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_adapters_are_those_of_torch_through_the_merged_weights(family):
+    _, model, folder = both(family)
+    tokens = jnp.asarray(TOKENS)
+    frozen, lora = adapted(model)
+    linear = {path for path, leaf in model.stored.items() if leaf.kind != "plain"}
+    assert set(lora) == linear - {"head/kernel"}
+
+    def loss(params):
+        logits = model.apply(params, tokens, remat=True)[:, :-1]
+        scores = jax.nn.log_softmax(logits)
+        return -jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1).mean()
+
+    assert jlora.explain(loss, frozen, lora).materialised == 0
+    lifted = jlora.lift(loss, strict=True)
+    ours, grads = jax.jit(jax.value_and_grad(lifted, argnums=1))(frozen, lora)
+
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, **EAGER)
+    parameters = dict(oracle.named_parameters())
+    merged = flat(jlora.merge(frozen, lora))
+    for path in lora:
+        for layer, value in per_layer(path, np.asarray(merged[path])):
+            held = np.ascontiguousarray(oriented(model.stored[path], value))
+            parameters[model.names[path].format(layer)].data = torch.tensor(held)
+    theirs = oracle(torch.tensor(TOKENS), labels=torch.tensor(TOKENS)).loss
+    theirs.backward()
+    assert abs(float(ours) - theirs.item()) < 1e-5 * abs(theirs.item())
+    for path, node in lora.items():
+        a, b, s = (np.asarray(part) for part in (node.a, node.b, node.scaling))
+        for layer in range(3):
+            held = parameters[model.names[path].format(layer)].grad.numpy()
+            of_weight = oriented(model.stored[path], held)  # (*experts, in, out)
+            for got, want in (
+                (grads[path].a[layer], s * of_weight @ b[layer].swapaxes(-1, -2)),
+                (grads[path].b[layer], s * a[layer].swapaxes(-1, -2) @ of_weight),
+            ):
+                assert np.abs(want).max() > 0
+                assert np.abs(np.asarray(got) - want).max() < 1e-4 * np.abs(want).max(), path
+
+
+@pytest.mark.parametrize("variant", [*FAMILIES, "qwen2, windows", "qwen3_moe, window"])
+def test_greedy_answers_to_prompts_of_different_length_are_those_of_transformers(variant):
+    oracle, model, _ = both(variant)
+    width, count = max(map(len, PROMPTS)), 14
+    tokens = np.zeros((len(PROMPTS), width), np.int32)
+    seen = np.zeros_like(tokens)
+    for line, prompt in enumerate(PROMPTS):
+        tokens[line, width - len(prompt) :] = prompt
+        seen[line, width - len(prompt) :] = 1
+    starts = width - seen.sum(axis=1)
+    generate = jax.jit(model.generate, static_argnames="max_new_tokens")
+    ours = np.asarray(generate(model.params, tokens, starts, max_new_tokens=count))
+    theirs = oracle.generate(
+        torch.tensor(tokens.astype(np.int64)),
+        attention_mask=torch.tensor(seen.astype(np.int64)),
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=2,
+        eos_token_id=2,
+    )[:, width:].numpy()
+    assert (ours[:, : theirs.shape[1]] == theirs).all()
+    texts = np.zeros((len(PROMPTS), width + count), np.int32)
+    for line, prompt in enumerate(PROMPTS):
+        texts[line, : len(prompt) + count] = [*prompt, *ours[line]]
+    uncached = np.asarray(jax.jit(model.apply)(model.params, texts)).argmax(axis=-1)
+    for line, prompt in enumerate(PROMPTS):
+        written = ours[line].tolist()
+        kept = written.index(2) if 2 in written else count
+        at = slice(len(prompt) - 1, len(prompt) - 1 + kept)
+        assert uncached[line, at].tolist() == written[:kept]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_we_write_is_what_transformers_writes_and_reads(variant, tmp_path):
+    oracle, model, folder = both(variant)
+    tensors = {}
+    for path, leaf in flat(model.params).items():
+        for layer, value in per_layer(path, np.asarray(leaf)):
+            tensors |= models.to_stored(model.stored[path], layer, value)
+    theirs = load_file(folder / "model.safetensors")
+    assert tensors.keys() == theirs.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, theirs[name])
+    ours = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    save_file(ours, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    token_ids = {f"{name}_token_id": SMALL[f"{name}_token_id"] for name in ("bos", "eos", "pad")}
+    settings = {**models.to_huggingface(model.config), **token_ids}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **EAGER)
+    np.testing.assert_array_equal(logits_of(read), logits_of(oracle))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_are_those_of_the_parameters_in_memory(family):
+    oracle, model, _ = both(family)
+    named = {
+        model.names[path].format(layer): oriented(model.stored[path], value).shape
+        for path, leaf in flat(model.params).items()
+        for layer, value in per_layer(path, np.asarray(leaf))
+    }
+    assert named == {name: tuple(value.shape) for name, value in oracle.named_parameters()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_settings_that_are_left_out_are_those_of_transformers(variant):
+    family, settings = settings_of(variant)
+    whole = transformers.AutoConfig.for_model(family, **settings).to_dict()
+    sparse = models.from_huggingface({**settings, "model_type": family}, "config.json")
+    assert sparse == models.from_huggingface(whole, "config.json")
+    assert models.from_huggingface(models.to_huggingface(sparse), "config.json") == sparse
+
+
+OLDER = {
+    "gemma3_text": {
+        **SMALL,
+        "num_hidden_layers": 7,
+        "rope_theta": 500.0,
+        "rope_local_base_freq": 30.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window_pattern": 3,
+    },
+    "llama": {**SMALL, "rope_theta": 700.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    "phi3": {**SMALL, "head_dim": 7, "rope_theta": 90.0, "partial_rotary_factor": 0.5},
+    "qwen2": {**SMALL, "rope_theta": 1e6, "use_sliding_window": True, "max_window_layers": 2},
+    "gemma2": {**SMALL, "rope_theta": 90.0, "hidden_act": "silu"},
+    "qwen3_moe": {**SMALL, "num_experts": 9, "sliding_window": None, "rope_theta": 1e6},
+}
+
+
+@pytest.mark.parametrize("family", OLDER)
+def test_settings_as_earlier_releases_wrote_them_mean_what_transformers_reads(family):
+    ours = models.from_huggingface({**OLDER[family], "model_type": family}, "config.json")
+    theirs = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(OLDER[family])))
+    assert ours == models.from_huggingface(theirs.to_dict(), "config.json")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_transformers(family):
+    cls = transformers.CONFIG_MAPPING[family]
+    assert FAMILIES[family].defaults == {
+        name: getattr(cls, name) for name in FAMILIES[family].defaults
+    }
+
+
+def test_experts_in_one_tensor_are_read_as_experts_apart(tmp_path):
+    oracle, model, folder = both("qwen3_moe")
+    held = {name: value.numpy() for name, value in oracle.state_dict().items()}
+    assert "model.layers.0.mlp.experts.gate_up_proj" in held
+    save_file(held, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    read = flat(models.load(tmp_path).params)
+    for path, leaf in flat(model.params).items():
+        np.testing.assert_array_equal(read[path], leaf)
+
+
+def test_a_gpt2_file_without_prefix_and_with_masks_is_read(tmp_path):
+    _, model, folder = both("gpt2")
+    tensors = {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    tensors["h.0.attn.bias"] = np.ones((1, 1, 128, 128), np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    read = flat(models.load(tmp_path).params)
+    for path, leaf in flat(model.params).items():
+        np.testing.assert_array_equal(read[path], leaf)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_gguf_file_is_read_as_transformers_reads_it(family, tmp_path):
+    _, settings = settings_of(family)
+    # transformers reads no head_dim from GGUF: it is the family's own
+    head_dim = {"qwen2": 16, "qwen3": 128}[family]
+    settings = {**settings, "hidden_size": 64, "num_attention_heads": 4, "head_dim": head_dim}
+    settings["tie_word_embeddings"] = False
+    oracle = randomised(transformers.AutoConfig.for_model(family, **settings))
+    path = tmp_path / "model.gguf"
+    write_gguf(path, family, settings, oracle)
+    model = models.load(path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name)
+    assert_near(jax.jit(model.apply)(model.params, TOKENS), logits_of(oracle), 1e-4)
+    np.testing.assert_allclose(logits_of(theirs), logits_of(oracle), atol=1e-5)
+
+
+def write_gguf(path, family, settings, oracle):
+    """The model as llama.cpp's converter names its tensors."""
+    names = gguf.get_tensor_name_map(
+        {"qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}[family], 3
+    )
+    writer = gguf.GGUFWriter(path, family)
+    writer.add_context_length(settings["max_position_embeddings"])
+    writer.add_embedding_length(settings["hidden_size"])
+    writer.add_block_count(settings["num_hidden_layers"])
+    writer.add_feed_forward_length(settings["intermediate_size"])
+    writer.add_head_count(settings["num_attention_heads"])
+    writer.add_head_count_kv(settings["num_key_value_heads"])
+    writer.add_key_length(settings["head_dim"])
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(["t", "1", *(f"t{k}" for k in range(1, 82))])
+    writer.add_token_merges(["t 1"])
+    writer.add_token_types([1] * 83)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    for name, parameter in oracle.named_parameters():
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(theirs, parameter.detach().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
