@@ -160,22 +160,8 @@ def load_rows(settings: Settings) -> tuple[list[data.Messages], list[data.Messag
 
 
 # ------------------------------------------------------------------------------------------------
-# Model, loss and adapter
+# Model and adapter
 # ------------------------------------------------------------------------------------------------
-
-
-def loss_of(model: models.Model, remat: bool) -> Callable[[Any, data.Batch], Any]:
-    """The function (params, batch) -> (summed loss of the answer's tokens, how many)."""
-
-    def loss(params, batch):
-        hidden = model.hidden(params, batch["tokens"], remat=remat)  # (batch, length, width)
-        # Only answers are predicted: the vocabulary's logits exist for them alone.
-        hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
-        logits = model.logits(params, hidden).astype(jnp.float32)  # (batch, answers, vocabulary)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-        return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
-
-    return loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,9 +198,12 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
     measured, _ = data.encode(held_out, model.tokenizer, max_length=settings.max_length)
     batches = data.Batches(examples, batch_size=settings.batch_size, seed=settings.seed)
 
-    base_loss = loss_of(model, settings.remat)
-    axes = jlora.trace_axes(base_loss, model.params, batches(0))
-    config, frozen, lora = start(settings, config, axes, model.params, base_loss, batches)
+    # (params, batch) -> (summed loss of the answers' tokens, how many)
+    loss = functools.partial(models.answer_loss, model, remat=settings.remat, head_trains=True)
+    axes = jlora.trace_axes(loss, model.params, batches(0))
+    config, frozen, lora = start(settings, config, axes, model.params, loss, batches)
+    if not any(path.split("/")[0] in model.head_names for path in lora):
+        loss = functools.partial(loss, head_trains=False)
     print(f"train     {report}")
     print(f"held out  {len(held_out)} rows" + (f" of {asked}" if len(held_out) < asked else ""))
     print(f"shapes    (length, answers): {', '.join(map(str, batches.shapes))}")
@@ -227,7 +216,7 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
         frozen=frozen,
         lora=lora,
         tx=tx,
-        loss=jlora.lift(base_loss),
+        loss=jlora.lift(loss),
         batches=batches,
         held_out=held_out,
         held_out_batches=data.Batches(measured, batch_size=16, shapes=1, shuffle=False),

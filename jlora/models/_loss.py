@@ -1,0 +1,122 @@
+"""The loss of answers, chunk by chunk: scores over the vocabulary are never all in memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+_SCORES = 2**23  # at a time: 32 MiB in float32
+
+
+def answer_loss(
+    model: Any,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    *,
+    remat: bool = False,
+    head_trains: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """The pair (summed cross-entropy of the answers' tokens, their number), float32 scalars.
+
+    Scores exist only where a token of an answer is predicted, and for a few positions at a time.
+
+    Args:
+        model: from `jlora.models.load`.
+        params: its parameters; `jlora.lift` makes them (frozen, lora).
+        batch: ``tokens`` (batch, length) int32; ``positions`` and ``labels`` (batch, answers)
+            int32, which places predict which token; ``weights`` (batch, answers), 0 for padding.
+        remat: recompute the layers' activations in the gradient: less memory, slower.
+        head_trains: whether what makes the scores (the head, or the embedding that it is tied to)
+            is adapted. `jlora.lift` keeps it factored then, and scores are computed again in the
+            gradient.
+    """
+    hidden = model.hidden(params, batch["tokens"], remat=remat)  # (batch, length, width)
+    hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
+
+    def loss(head, rows, labels, weights):
+        scores = model.logits(head, rows).astype(jnp.float32)  # (rows, vocabulary)
+        return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(scores, labels))
+
+    in_chunks = recomputed_in_chunks if head_trains else sum_in_chunks
+    total = in_chunks(loss, chunk=max(1, _SCORES // model.config.vocabulary))
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    labels, weights = batch["labels"].reshape(-1), batch["weights"].reshape(-1)
+    head = {name: params[name] for name in model.head_names}
+    return total(head, rows, labels, weights), jnp.sum(weights)
+
+
+def sum_in_chunks(loss: Callable[..., jax.Array], *, chunk: int) -> Callable[..., jax.Array]:
+    """``loss(params, rows, labels, weights)``, a sum over rows, of so many rows at a time.
+
+    A chunk's gradient is computed with its value, so that nothing of it is kept but the gradient of
+    its rows, and no product with ``params`` is computed twice. ``params`` gets a gradient where one
+    is asked for; labels and weights are constants. (As "Cut Your Losses", Wijmans et al. 2024,
+    arXiv 2411.09009, has it, by chunks of rows and not of the vocabulary.)
+    """
+
+    @jax.custom_vjp
+    def total(params, rows, labels, weights):
+        value, _ = _each(lambda *part: (loss(params, *part), ()), chunk, rows, labels, weights)
+        return value
+
+    def forward(*primals):
+        trains = any(leaf.perturbed for leaf in jax.tree.leaves(primals[0]))
+        params, *rest = jax.tree.map(lambda primal: primal.value, primals)
+        wanted = (0, 1) if trains else (1,)
+
+        def part(*part):
+            value, grads = jax.value_and_grad(loss, argnums=wanted)(params, *part)
+            return (value, grads[:-1]), grads[-1]
+
+        (value, of_params), of_rows = _each(part, chunk, *rest)
+        return value, (of_params, of_rows)
+
+    def backward(gradients, cotangent):
+        if isinstance(cotangent, SymbolicZero):
+            return None, None, None, None
+        scaled = jax.tree.map(lambda g: (cotangent * g).astype(g.dtype), gradients)
+        of_params, of_rows = scaled
+        return of_params[0] if of_params else None, of_rows, None, None
+
+    total.defvjp(forward, backward, symbolic_zeros=True)
+    return total
+
+
+def recomputed_in_chunks(loss: Callable[..., jax.Array], *, chunk: int) -> Callable[..., jax.Array]:
+    """As `sum_in_chunks`; each chunk is computed again for its gradient, by any transformation."""
+
+    @jax.checkpoint
+    def part(params, *part):
+        return loss(params, *part), ()
+
+    return lambda params, *arrays: _each(functools.partial(part, params), chunk, *arrays)[0]
+
+
+def _each(part: Callable[..., tuple[Any, Any]], chunk: int, *arrays: jax.Array) -> tuple[Any, Any]:
+    """(the sum of the first results, the second results joined) of ``part`` on chunks of rows."""
+    count = len(arrays[0])
+    chunks = -(-count // chunk)
+    if chunks <= 1:
+        return part(*arrays)
+    size = -(-count // chunks)
+
+    def cut(array):
+        padding = [(0, chunks * size - count)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding).reshape(chunks, size, *array.shape[1:])
+
+    def step(total, cuts):
+        value, joined = part(*cuts)
+        return jax.tree.map(jnp.add, total, value), joined
+
+    cuts = tuple(map(cut, arrays))
+    first = jax.eval_shape(part, *(array[0] for array in cuts))[0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+    total, joined = lax.scan(step, zeros, cuts)
+    return total, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], joined)

@@ -1,0 +1,102 @@
+"""The loss in chunks is the loss: values, gradients, what is in memory and what is computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jlora
+from jlora.models import _loss, answer_loss, load
+
+ROWS, WIDTH, VOCABULARY = 29, 7, 53
+KEYS = jax.random.split(jax.random.key(0), 4)
+HEAD = {"w": jax.random.normal(KEYS[0], (WIDTH, VOCABULARY))}
+HIDDEN = jax.random.normal(KEYS[1], (ROWS, WIDTH))
+LABELS = jax.random.randint(KEYS[2], (ROWS,), 0, VOCABULARY)
+WEIGHTS = jax.random.uniform(KEYS[3], (ROWS,))
+
+
+def loss(head, rows, labels, weights):
+    scores = rows @ head["w"]
+    return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(scores, labels))
+
+
+def assert_near(got, want):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
+
+
+@pytest.mark.parametrize("chunk", [1, 10, 29])
+@pytest.mark.parametrize("kind", [_loss.sum_in_chunks, _loss.recomputed_in_chunks])
+def test_values_and_gradients_are_those_of_the_whole(chunk, kind):
+    in_chunks = kind(loss, chunk=chunk)
+    rest = (LABELS, WEIGHTS)
+    assert_near(in_chunks(HEAD, HIDDEN, *rest), loss(HEAD, HIDDEN, *rest))
+    for argnums in (0, 1, (0, 1)):
+        got = jax.jit(jax.grad(lambda *a: in_chunks(*a) ** 2, argnums))(HEAD, HIDDEN, *rest)
+        assert_near(got, jax.grad(lambda *a: loss(*a) ** 2, argnums)(HEAD, HIDDEN, *rest))
+
+
+def test_it_composes_with_vmap_over_rows_and_with_remat():
+    in_chunks = _loss.sum_in_chunks(loss, chunk=10)
+    two = jnp.stack([HIDDEN, 2 * HIDDEN])
+
+    def summed(fn):
+        return lambda two: jax.vmap(fn, (None, 0, None, None))(HEAD, two, LABELS, WEIGHTS).sum()
+
+    assert_near(jax.grad(jax.checkpoint(summed(in_chunks)))(two), jax.grad(summed(loss))(two))
+
+
+def test_a_frozen_head_costs_two_products_and_one_chunk_of_scores():
+    """One product for the scores, one for the rows' gradient; none for the head's."""
+    rows, width, vocabulary = 64, 32, 4096
+    shapes = [(width, vocabulary), (rows, width), (rows,), (rows,)]
+    kinds = ["float32", "float32", "int32", "float32"]
+    head, *rest = map(jax.ShapeDtypeStruct, shapes, kinds)
+
+    def compiled(fn, argnums=1):
+        return jax.jit(jax.grad(fn, argnums)).lower({"w": head}, *rest).compile()
+
+    whole, chunked = (compiled(_loss.sum_in_chunks(loss, chunk=chunk)) for chunk in (64, 8))
+    product = 2 * rows * width * vocabulary
+    assert 2 * product < whole.cost_analysis()["flops"] < 2.5 * product
+    with_head = compiled(_loss.sum_in_chunks(loss, chunk=64), (0, 1))
+    assert with_head.cost_analysis()["flops"] > 3 * product
+    scores = 4 * rows * vocabulary
+    assert whole.memory_analysis().temp_size_in_bytes > scores
+    assert chunked.memory_analysis().temp_size_in_bytes < 0.5 * scores
+
+
+@pytest.mark.parametrize("adapts", ["proj", "embed"])
+def test_the_loss_of_answers_is_that_of_all_scores(tiny, monkeypatch, adapts):
+    """Through `lift`, which keeps a head that trains factored where it is told of it."""
+    monkeypatch.setattr(_loss, "_SCORES", 5 * 259)
+    model = load(tiny)
+    batch = {
+        "tokens": jax.random.randint(KEYS[0], (2, 11), 0, 250),
+        "positions": jnp.array([[3, 4, 5, 0], [6, 7, 8, 9]]),
+        "labels": jnp.array([[9, 8, 7, 0], [5, 4, 3, 2]]),
+        "weights": jnp.array([[1.0, 1, 1, 0], [1, 1, 1, 1]]),
+    }
+
+    def in_chunks(params, batch, head_trains=adapts == "embed"):
+        return answer_loss(model, params, batch, head_trains=head_trains)[0]
+
+    def whole(params, batch):
+        scores = model.apply(params, batch["tokens"])
+        scores = jnp.take_along_axis(scores, batch["positions"][..., None], axis=1)
+        losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["labels"])
+        return jnp.sum(losses * batch["weights"])
+
+    axes = jlora.trace_axes(whole, model.params, batch)
+    config = jlora.LoraConfig(targets=adapts, rank=2, init="orthogonal")
+    frozen, lora = jlora.split(model.params, config, KEYS[3], axes=axes)
+    want = jax.value_and_grad(lambda f, lora, b: whole(jlora.merge(f, lora), b), 1)
+    want = want(frozen, lora, batch)
+    lifted = jlora.lift(in_chunks, strict=True)
+    assert_near(jax.value_and_grad(lifted, 1)(frozen, lora, batch), want)
+    if adapts == "embed":
+        with pytest.warns(jlora.MaterialisedWarning, match="custom_vjp"):
+            untold = jax.value_and_grad(jlora.lift(in_chunks), 1)(frozen, lora, batch, False)
+        assert_near(untold, want)
+    assert int(answer_loss(model, model.params, batch)[1]) == 7
