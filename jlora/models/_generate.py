@@ -169,7 +169,7 @@ def check(max_new_tokens: int, seed: int) -> None:
     """Raises ValueError for a number that no answer can have."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
-    if seed not in range(2**32):
+    if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
         raise ValueError(f"seed is {seed}: expected a whole number from 0 to 2**32 - 1")
 
 

@@ -42,7 +42,7 @@ class Sampling:
         ranges = {
             "temperature": (0 <= self.temperature < math.inf, "at least 0 (0 is greedy)"),
             "top_k": (
-                self.top_k in range(2**31),  # a float of a whole number is as good
+                isinstance(self.top_k, int | np.integer) and 0 <= self.top_k < 2**31,
                 "a whole number of at least 0 (0 is all tokens)",
             ),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (1 is all tokens)"),
