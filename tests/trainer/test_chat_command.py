@@ -21,8 +21,8 @@ class Stdout(io.StringIO):
 
     def write(self, text):
         written = super().write(text)
-        self.left -= 1
-        if self.left == 0:
+        self.left -= bool(text)
+        if text and self.left == 0:
             os.kill(os.getpid(), signal.SIGINT)
         return written
 

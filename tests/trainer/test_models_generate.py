@@ -239,8 +239,9 @@ def test_a_bucket_of_lengths_compiles_two_functions_and_no_number_compiles_anew(
             models.stream(model, row, max_new_tokens=length, sampling=sampling, seed=seed)
         )
 
-    assert compiled_by(pieces(3, 0)) == 2
-    assert compiled_by(pieces(7, 1)) == 0
+    assert compiled_by(pieces(3, 0)) == 0  # its 64 slots are those of the answer above
+    assert compiled_by(pieces(40, 1)) == 2
+    assert compiled_by(pieces(44, 2)) == 0
 
 
 def test_buckets_are_few_and_never_a_quarter_too_long():
@@ -319,7 +320,7 @@ def test_a_conversation_with_memory_goes_as_one_without(model):
     memory = models.Memory()
     options = {"max_new_tokens": 12, "sampling": WARM}
     messages, shared, slots = [], [], []
-    for question in ("first", "and then?", "x" * 70, "so?"):
+    for question in ("first", "and?", "x" * 70):
         messages.append({"role": "user", "content": question})
         prompt = model.tokenizer.encode(
             model.tokenizer.render(messages, add_generation_prompt=True)
@@ -327,13 +328,13 @@ def test_a_conversation_with_memory_goes_as_one_without(model):
         shared.append(memory.shared(prompt))
         answer = "".join(models.stream(model, messages, memory=memory, **options))
         slots.append(memory.state.tokens.shape[1])
-        assert answer == models.answer(model, [messages], **options)[0]
+        assert answer == "".join(models.stream(model, messages, **options))
         messages.append({"role": "assistant", "content": answer})
-    assert shared[0] == 0 < shared[1] < shared[2] < shared[3]
-    assert slots == [64, 128, 256, 256]
+    assert shared[0] == 0 < shared[1] < shared[2]
+    assert slots == [64, 128, 256]
     # Other messages, of which only the beginning is the same, and an interrupted step.
     other = [{"role": "user", "content": "finally"}]
-    alone = models.answer(model, [other], **options)[0]
+    alone = "".join(models.stream(model, other, **options))
     assert "".join(models.stream(model, other, memory=memory, **options)) == alone
     for leaf in memory.state.cache:
         leaf.delete()
