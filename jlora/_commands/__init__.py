@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from jlora._commands import _generate
+from jlora._commands import _chat, _generate
 
-COMMANDS: dict[str, ModuleType] = {"generate": _generate}
+COMMANDS: dict[str, ModuleType] = {"generate": _generate, "chat": _chat}

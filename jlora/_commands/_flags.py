@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any, NamedTuple
 
 
@@ -28,13 +29,65 @@ def add_model(command: argparse.ArgumentParser) -> None:
 
 
 def add_answer(command: argparse.ArgumentParser) -> None:
-    """--system and --max-new-tokens."""
+    """--system, --max-new-tokens, --stop and how tokens are chosen."""
     command.add_argument(
         "--system", metavar="", help="system message (the one of the adapter's training)"
     )
     command.add_argument(
         "--max-new-tokens", type=positive, default=256, metavar="", help="longest answer (256)"
     )
+    command.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="",
+        help="text before which an answer ends, or a special token; may be given again",
+    )
+    command.add_argument(
+        "--temperature", type=float, default=0.0, metavar="", help="of sampling; 0 is greedy (0)"
+    )
+    command.add_argument(
+        "--top-k", type=int, default=0, metavar="", help="draw from so many tokens (0: all)"
+    )
+    command.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="",
+        help="draw from the likeliest tokens of this probability in all (1: all)",
+    )
+    command.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="",
+        help="draw from tokens at least this share as likely as the likeliest (0: all)",
+    )
+    command.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="",
+        help="above 1 makes what was said before less likely (1)",
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="", help="of sampling (0)")
+
+
+def answer_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `add_answer` say, as `jlora.models.answer` and `stream` take it.
+
+    Raises:
+        ValueError: when a number is out of its range.
+    """
+    from jlora.models import Sampling
+
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    return {
+        "max_new_tokens": args.max_new_tokens,
+        "stop": args.stop,
+        "seed": args.seed,
+        "sampling": Sampling(**{name: getattr(args, name) for name in names}),
+    }
 
 
 def load_model(args: argparse.Namespace) -> Adapted:

@@ -16,6 +16,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jlora.models import _families, _generate, _gguf, _huggingface
 from jlora.models._config import DecoderConfig as DecoderConfig
@@ -27,9 +28,13 @@ from jlora.models._families import from_huggingface as from_huggingface
 from jlora.models._families import to_huggingface as to_huggingface
 from jlora.models._generate import answer as answer
 from jlora.models._loss import answer_loss as answer_loss
+from jlora.models._sampling import GREEDY
+from jlora.models._sampling import Sampling as Sampling
 from jlora.models._stored import Stored as Stored
 from jlora.models._stored import from_stored as from_stored
 from jlora.models._stored import to_stored as to_stored
+from jlora.models._stream import Memory as Memory
+from jlora.models._stream import stream as stream
 from jlora.models._tokenizer import Tokenizer as Tokenizer
 
 DEFAULT = "smollm2"
@@ -80,18 +85,38 @@ class Model:
         return ("embed",) if self.config.tied else ("head",)
 
     def generate(
-        self, params: Any, tokens: jax.Array, starts: jax.Array, *, max_new_tokens: int
+        self,
+        params: Any,
+        tokens: jax.Array,
+        starts: jax.Array,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """The most likely next tokens: (batch, max_new_tokens) int32; stop tokens fill the rest.
+        """The next tokens: (batch, max_new_tokens) int32; stop tokens fill the rest.
 
         Args:
             params: the parameters.
             tokens: (batch, length) int32, prompts padded on the left.
             starts: (batch,) int32, where each prompt begins.
             max_new_tokens: the longest answer; static.
+            sampling: how tokens are chosen; static.
+            key: random key, from which each row's is folded by its place; needed with a
+                temperature.
+
+        Raises:
+            ValueError: when there is a temperature and no key.
         """
-        decoder, stops = Decoder(self.config), self.tokenizer.stop_ids
-        return _generate.generate(decoder, stops, params, tokens, starts, max_new_tokens)
+        numbers = sampling.numbers()
+        if key is None:
+            if "temperature" in numbers:
+                raise ValueError("generate: a temperature needs a random key: pass key=")
+            key = jax.random.key(0)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(tokens)))
+        rules = _generate.Rules(np.array(self.tokenizer.stop_ids, np.int32), numbers)
+        decoder = Decoder(self.config)
+        return _generate.generate(decoder, params, tokens, starts, keys, rules, max_new_tokens)
 
 
 def load(source: str | Path = DEFAULT, *, dtype: Any = jnp.float32) -> Model:

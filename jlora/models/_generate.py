@@ -1,10 +1,10 @@
-"""Text out of a model: one pure function over tokens, and the loop over prompts around it."""
+"""Text out of a model: pure functions over tokens, and the loop over prompts around them."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,72 +12,168 @@ import numpy as np
 
 from jlora._lift import lift
 from jlora.models._config import DecoderConfig
-from jlora.models._decoder import Decoder, empty_cache
+from jlora.models._decoder import Cache, Decoder, empty_cache
+from jlora.models._sampling import GREEDY, Sampling, draw
+from jlora.models._stops import Stops, stops_of
 
 
-def generate(
-    decoder: Decoder,
-    stop_ids: tuple[int, ...],
-    params: Any,
-    tokens: jax.Array,
-    starts: jax.Array,
-    max_new_tokens: int,
-) -> jax.Array:
-    """The most likely next tokens, one after the other: (batch, max_new_tokens) int32.
+class State(NamedTuple):
+    """What is written so far. Prompts are padded on the left, so that all rows end together."""
 
-    Prompts are padded on the left, so that all rows share the cache's next slot. After a stop token
-    a row holds that token on; when all rows have stopped, so does the loop.
+    tokens: jax.Array  # (batch, slots) int32, what stands in each slot before ``end``
+    starts: jax.Array  # (batch,) int32, the slot in which each row begins
+    end: jax.Array  # () int32, the next free slot
+    done: jax.Array  # (batch,) bool, rows that have stopped
+    keys: jax.Array  # (batch,) random keys
+    cache: Cache | None  # keys and values of what stands before ``end - 1``
 
-    Args:
-        decoder: the model.
-        stop_ids: tokens that end an answer.
-        params: the model's parameters.
-        tokens: (batch, length) int32, prompts padded on the left.
-        starts: (batch,) int32, where each prompt begins.
-        max_new_tokens: the longest answer, in tokens; static.
+
+class Rules(NamedTuple):
+    """How an answer goes on."""
+
+    stops: Any  # (count,) int32, tokens that end it
+    numbers: dict[str, Any]  # from `Sampling.numbers`
+
+
+def follow(decoder: Decoder, params: Any, state: State, rules: Rules, width: int) -> State:
+    """The state with one token more in each row, after a pass over the last ``width`` slots.
+
+    A row that has stopped gets the first of the stop tokens.
     """
-    batch, length = tokens.shape
-    slots = jnp.arange(length + max_new_tokens)
+    tokens, starts, end, done, keys, cache = state
+    batch, slots = tokens.shape
 
     def apply(*arguments: Any, method: str) -> Any:
         return decoder.apply({"params": params}, *arguments, method=method)
 
-    stops = jnp.array(stop_ids, jnp.int32)
-    cache_dtype = jax.eval_shape(functools.partial(apply, tokens, method="hidden")).dtype
+    first = end - width
+    read = jax.lax.dynamic_slice_in_dim(tokens, first, width, axis=1)
+    if cache is None:
+        dtype = jax.eval_shape(functools.partial(apply, read, method="hidden")).dtype
+        cache = empty_cache(decoder.config, batch, slots, dtype)
+    every, at = jnp.arange(slots), first + jnp.arange(width)
+    positions = jnp.maximum(at[None] - starts[:, None], 0)
+    seen = (every <= at[:, None])[None] & (every >= starts[:, None, None])  # (batch, width, slots)
+    hidden, cache = apply(read, positions, seen, cache, first, method="extend")
+    logits = apply(hidden[:, -1], method="logits")
+    said = None
+    if "repetition_penalty" in rules.numbers:
+        said = jnp.zeros(logits.shape, bool).at[jnp.arange(batch)[:, None], tokens].max(seen[:, -1])
+    # By its place in its own row, so that neither the padding nor the batch matters.
+    keys_here = jax.vmap(jax.random.fold_in)(keys, end - starts)
+    following = draw(logits, rules.numbers, keys_here, said)
+    following = jnp.where(done, rules.stops[0], following)
+    tokens = jax.lax.dynamic_update_slice(tokens, following[:, None], (0, end))
+    return State(tokens, starts, end + 1, done | jnp.isin(following, rules.stops), keys, cache)
 
-    def extend(tokens, cache, slot):
-        at = slot + jnp.arange(tokens.shape[1])
-        positions = jnp.maximum(at[None] - starts[:, None], 0)
-        seen = (slots <= at[:, None])[None] & (slots >= starts[:, None, None])
-        hidden, cache = apply(tokens, positions, seen, cache, slot, method="extend")
-        logits = apply(hidden[:, -1], method="logits")
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
 
-    cache = empty_cache(decoder.config, batch, len(slots), cache_dtype)
-    following, cache = extend(tokens, cache, 0)
-    written = jnp.full((batch, max_new_tokens), stop_ids[0], jnp.int32)
+def advance(decoder: Decoder, params: Any, state: State, rules: Rules, until: Any) -> State:
+    """The state when slot ``until`` is the next free one, or all rows have stopped."""
 
-    def going(state):
-        step, _, done, _, _ = state
-        return (step < max_new_tokens) & ~jnp.all(done)
+    def going(state: State) -> jax.Array:
+        return (state.end < until) & ~jnp.all(state.done)
 
-    def step(state):
-        step, following, done, written, cache = state
-        following = jnp.where(done, stops[0], following)
-        written = jax.lax.dynamic_update_slice(written, following[:, None], (0, step))
-        done = done | jnp.isin(following, stops)
-        following, cache = extend(following[:, None], cache, length + step)
-        return step + 1, following, done, written, cache
+    def step(state: State) -> State:
+        return follow(decoder, params, state, rules, 1)
 
-    state = (0, following, jnp.zeros(batch, bool), written, cache)
-    return jax.lax.while_loop(going, step, state)[3]
+    return jax.lax.while_loop(going, step, state)
+
+
+def generate(
+    decoder: Decoder,
+    params: Any,
+    tokens: jax.Array,
+    starts: jax.Array,
+    keys: jax.Array,
+    rules: Rules,
+    max_new_tokens: int,
+) -> jax.Array:
+    """The next tokens, one after the other: (batch, max_new_tokens) int32.
+
+    After a stop token a row holds the first of the stop tokens on; when all rows have stopped, so
+    does the loop.
+
+    Args:
+        decoder: the model.
+        params: the model's parameters.
+        tokens: (batch, length) int32, prompts padded on the left.
+        starts: (batch,) int32, where each prompt begins.
+        keys: (batch,) random keys, one a row.
+        rules: which tokens stop, and how to draw.
+        max_new_tokens: the longest answer, in tokens; static.
+    """
+    batch, length = tokens.shape
+    free = jnp.full((batch, max_new_tokens), rules.stops[0], jnp.int32)
+    written = jnp.concatenate([jnp.asarray(tokens, jnp.int32), free], axis=1)
+    state = State(written, starts, jnp.int32(length), jnp.zeros(batch, bool), keys, None)
+    state = follow(decoder, params, state, rules, length)
+    return advance(decoder, params, state, rules, length + max_new_tokens).tokens[:, length:]
+
+
+class Compiled(NamedTuple):
+    """The jitted functions of a model: each compiles once for each shape and set of rules."""
+
+    begin: Callable[..., State]
+    advance: Callable[..., State]
 
 
 @functools.cache
-def _compiled(config: DecoderConfig, stop_ids: tuple[int, ...], adapted: bool) -> Callable:
-    """One jitted function for a model, with the weights as arguments."""
-    pure = functools.partial(generate, Decoder(config), stop_ids)
-    return jax.jit(lift(pure) if adapted else pure, static_argnames="max_new_tokens")
+def compiled(config: DecoderConfig) -> Compiled:
+    """The jitted functions, with the weights, (params,) or (frozen, lora), as first argument."""
+    decoder = Decoder(config)
+
+    def with_weights(fn: Callable, weights: tuple[Any, ...]) -> Callable:
+        pure = functools.partial(fn, decoder)
+        return functools.partial(lift(pure) if len(weights) == 2 else pure, *weights)
+
+    def begin(weights, cache, tokens, starts, end, seed, rows, rules, *, width):
+        """The state after a prompt. ``rows`` choose the random streams; those below 0 are empty."""
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+        state = State(tokens, starts, end, rows < 0, keys, cache)
+        return with_weights(follow, weights)(state, rules, width)
+
+    def go_on(weights, state, rules, until):
+        return with_weights(advance, weights)(state, rules, until)
+
+    return Compiled(
+        jax.jit(begin, static_argnames="width", donate_argnames="cache"),
+        jax.jit(go_on, donate_argnames="state"),
+    )
+
+
+def bucket(length: int) -> int:
+    """The length for which to compile: multiples of 32, coarser the longer, at most a quarter more.
+
+    Four lengths for each doubling, from 256 on.
+    """
+    step = max(32, (1 << (length - 1).bit_length()) // 8)
+    return -(-length // step) * step
+
+
+def prompt_of(model: Any, row: Sequence[Any], max_new_tokens: int) -> list[int]:
+    """The tokens before the answer to a conversation.
+
+    Raises:
+        ValueError: when they and the answer are longer than the model's positions.
+    """
+    prompt = model.tokenizer.encode(model.tokenizer.render(row, add_generation_prompt=True))
+    if len(prompt) + max_new_tokens > model.config.max_length:
+        raise ValueError(
+            f"a prompt of {len(prompt)} tokens and an answer of {max_new_tokens} are longer than "
+            f"the {model.config.max_length} positions of {model.name}: shorten one of them"
+        )
+    return prompt
+
+
+def check(max_new_tokens: int, seed: int) -> None:
+    """Raises ValueError for a number that no answer can have."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
+    if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
+        raise ValueError(f"seed is {seed}: expected a whole number from 0 to 2**32 - 1")
+
+
+CHECKED = 16  # tokens between two looks for the strings that stop
 
 
 def answer(
@@ -86,11 +182,15 @@ def answer(
     *weights: Any,
     max_new_tokens: int = 256,
     batch_size: int = 32,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    stop: str | Sequence[str] = (),
 ) -> list[str]:
-    """The model's answer to each conversation, greedily.
+    """The model's answer to each conversation, greedily unless ``sampling`` says otherwise.
 
-    Prompts of like length are answered together, in lengths padded to multiples of 32, so that few
-    shapes compile.
+    Prompts of like length are answered together, in lengths padded to a few, so that few shapes
+    compile; neither another number of ``sampling`` nor another seed compiles anew. Each row draws
+    from a random stream of its own, which its place in ``rows`` and the seed alone decide.
 
     Args:
         model: from `jlora.models.load`.
@@ -98,40 +198,57 @@ def answer(
         weights: the parameters, or ``frozen`` and ``lora``; the model's own if none are given.
         max_new_tokens: the longest answer, in tokens.
         batch_size: conversations at a time.
+        sampling: how tokens are chosen.
+        seed: of the random streams, from 0 to 2**32 - 1.
+        stop: strings before which an answer ends, or special tokens by name, beside the model's.
 
     Raises:
         ValueError: when a prompt and its answer are longer than the model's positions.
     """
-    prompts = [
-        model.tokenizer.encode(model.tokenizer.render(row, add_generation_prompt=True))
-        for row in rows
-    ]
-    longest = max(map(len, prompts), default=0)
-    if longest + max_new_tokens > model.config.max_length:
-        raise ValueError(
-            f"a prompt of {longest} tokens and an answer of {max_new_tokens} are longer than the "
-            f"{model.config.max_length} positions of {model.name}: shorten one of them"
-        )
-    run = _compiled(model.config, model.tokenizer.stop_ids, len(weights) == 2)
+    check(max_new_tokens, seed)
+    stops = stops_of(model.tokenizer, stop)
+    prompts = [prompt_of(model, row, max_new_tokens) for row in rows]
+    rules = Rules(np.array(stops.tokens, np.int32), sampling.numbers())
+    begin, _ = compiled(model.config)
     weights = weights or (model.params,)
     answers: list[str] = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
+    batch = min(batch_size, len(order))
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        width = -(-max(len(prompts[at]) for at in chosen) // 32) * 32
-        tokens = np.zeros((min(batch_size, len(order)), width), np.int32)
-        starts = np.full(len(tokens), width - 1, np.int32)
+        width = bucket(max(len(prompts[at]) for at in chosen))
+        tokens = np.zeros((batch, width + bucket(max_new_tokens)), np.int32)
+        starts = np.full(batch, width - 1, np.int32)
+        at_rows = np.full(batch, -1, np.int32)
         for line, at in enumerate(chosen):
             starts[line] = width - len(prompts[at])
-            tokens[line, starts[line] :] = prompts[at]
-        written = np.asarray(run(*weights, tokens, starts, max_new_tokens=max_new_tokens))
-        for line, at in enumerate(chosen):
-            answers[at] = model.tokenizer.decode(
-                _until_stop(written[line], model.tokenizer.stop_ids)
-            )
+            tokens[line, starts[line] : width] = prompts[at]
+            at_rows[line] = at
+        end, seeded = np.int32(width), np.uint32(seed)
+        state = begin(weights, None, tokens, starts, end, seeded, at_rows, rules, width=width)
+        texts = _written(model, weights, state, rules, stops, width, width + max_new_tokens)
+        for at, text in zip(chosen, texts, strict=False):  # the last batch may have empty lines
+            answers[at] = text
     return answers
 
 
-def _until_stop(tokens: np.ndarray, stop_ids: Sequence[int]) -> list[int]:
-    stops = np.flatnonzero(np.isin(tokens, stop_ids))
-    return tokens[: stops[0]].tolist() if len(stops) else tokens.tolist()
+def _written(
+    model: Any, weights: Any, state: State, rules: Rules, stops: Stops, width: int, limit: int
+) -> list[str]:
+    """The text of each line from slot ``width`` on, at most to ``limit``.
+
+    Tokens stop on the device. Strings are looked for here, now and then: what is written beyond one
+    is cut off.
+    """
+    looks = [*range(width + CHECKED, limit, CHECKED), limit] if stops.strings else [limit]
+    texts = []
+    for until in looks:
+        state = compiled(model.config).advance(weights, state, rules, np.int32(until))
+        lines = np.asarray(state.tokens)[:, width:until]
+        whole = [model.tokenizer.decode(stops.tokens_before(line)) for line in lines]
+        texts = [stops.text_before(text) for text in whole]
+        stopped = [text != its for text, its in zip(texts, whole, strict=True)]
+        state = state._replace(done=np.asarray(state.done) | stopped)
+        if np.all(state.done):
+            break
+    return texts
