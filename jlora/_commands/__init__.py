@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from jlora._commands import _generate, _info
+from jlora._commands import _generate, _info, _merge
 
-COMMANDS: dict[str, ModuleType] = {"generate": _generate, "info": _info}
+COMMANDS: dict[str, ModuleType] = {"generate": _generate, "merge": _merge, "info": _info}

@@ -7,7 +7,8 @@ import json
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
-    """The flags of ``info``."""
+    """The folder, and the flags of ``info``."""
+    command.usage = "%(prog)s DIR [--json]"
     command.add_argument(
         "directory",
         metavar="DIR",

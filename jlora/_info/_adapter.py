@@ -64,7 +64,10 @@ def lines(known: Mapping[str, Any]) -> list[str]:
     settings = {
         name: value
         for name, value in metadata.get("settings", {}).items()
-        if name not in config and name not in ("model", "out") and value != "" and value is not False
+        if name not in config
+        and name not in ("model", "out")
+        and value != ""
+        and value is not False
     }
     base = known["base"]
     own = {n: v for n, v in metadata.items() if n not in ("model", "dtype", "system", "settings")}

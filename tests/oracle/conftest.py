@@ -12,4 +12,4 @@ def smollm2():
 
 @pytest.fixture(scope="session")
 def smollm2_path():
-    return models._default()
+    return models._source.located("smollm2")
