@@ -61,8 +61,8 @@ class Node(abc.ABC):
         Raises:
             ValueError: where the merged slice depends on the others.
         """
-        sliced = {
-            name: jax.lax.slice_in_dim(getattr(self, name), at, at + 1, axis=dims.index(dim))
+        sliced = {  # dynamic, so that all layers of a stack share one program
+            name: jax.lax.dynamic_slice_in_dim(getattr(self, name), at, 1, axis=dims.index(dim))
             for name, dims in self.layout().items()
             if dim in dims
         }
