@@ -6,6 +6,7 @@ next, so that a model larger than the memory can be merged.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import numpy as np
 
 from jlora._merge import check
 from jlora._methods import Node
-from jlora.models import _companions, _folder, _shards, _source, _stored
+from jlora.models import _companions, _folder, _shards, _source
 from jlora.models._assemble import expected, stacked
-from jlora.models._stored import Stored
+from jlora.models._pieces import Piece, in_file, pieces, shapes_in_file
 
 
 def export(
@@ -69,29 +70,29 @@ def export(
     }
     _check_adapter(shapes, lora)
     trained_on = _Base(base or {}, shapes)
-    tensors = {tensor.name: tensor for tensor in _stored.stored(opened.config)}
     given = None if dtype is None else jnp.dtype(dtype)
     if given is not None and given not in _shards.DTYPES.values():
         known = ", ".join(each.name for each in _shards.DTYPES.values())
         raise ValueError(f"dtype is {given.name}: expected one of {known}")
+    piece_of: dict[str, Piece] = {}
+    tensors: list[_shards.Tensor] = []
+    for piece in pieces(opened.config):
+        its_dtype = given or opened.dtype(names[piece.path][piece.layer or 0])
+        for name, shape in shapes_in_file(opened.config, piece).items():
+            piece_of[name] = piece
+            tensors.append(_shards.Tensor(name, shape, its_dtype))
+    dtypes = {tensor.name: tensor.dtype for tensor in tensors}
+    shards = _shards.plan(tensors, max_shard_bytes)
 
-    def source_of(tensor: Stored) -> str:
-        return names[tensor.path][tensor.layer or 0]
-
-    shards = _shards.plan(
-        [
-            _shards.Tensor(name, tensor.shape, given or opened.dtype(source_of(tensor)))
-            for name, tensor in tensors.items()
-        ],
-        max_shard_bytes,
-    )
-    dtypes = {tensor.name: tensor.dtype for shard in shards for tensor in shard.tensors}
+    @functools.lru_cache(maxsize=1)  # one piece may make many tensors
+    def made_of(piece: Piece, dtype: np.dtype) -> Mapping[str, np.ndarray]:
+        weight = opened.layer(piece.path, names[piece.path][piece.layer or 0])
+        trained_on.see(piece, weight)
+        merged = _merged(weight, lora.get(piece.path), piece, dtype)
+        return in_file(opened.config, piece, merged)
 
     def value(name: str) -> np.ndarray:
-        tensor = tensors[name]
-        weight = opened.layer(tensor.path, source_of(tensor))
-        trained_on.see(tensor, weight)
-        return tensor.written(_merged(weight, lora.get(tensor.path), tensor, dtypes[name]))
+        return made_of(piece_of[name], dtypes[name])[name]
 
     companions = _companions.of(where, opened, given)
     companions[_folder.MARK] = _companions.provenance(source, lora, metadata or {})
@@ -103,7 +104,7 @@ def export(
     return out
 
 
-def _merged(weight: np.ndarray, node: Node | None, tensor: Stored, dtype: np.dtype) -> np.ndarray:
+def _merged(weight: np.ndarray, node: Node | None, piece: Piece, dtype: np.dtype) -> np.ndarray:
     """The weight with its layer of the adapter, in ``dtype``."""
     if node is None:
         with np.errstate(over="ignore"):  # said below
@@ -111,16 +112,13 @@ def _merged(weight: np.ndarray, node: Node | None, tensor: Stored, dtype: np.dty
     else:
         # as wide as the wider of the two, so that nothing is rounded before the sum
         wide = jnp.asarray(weight, jnp.promote_types(weight.dtype, dtype))
-        if tensor.layer is None:
+        if piece.layer is None:
             result = np.asarray(node.merged(wide).astype(dtype))
         else:
-            part = node.part(0, tensor.layer)
+            part = node.part(0, piece.layer)
             result = np.asarray(part.merged(wide[None])[0].astype(dtype))
     if not np.isfinite(result).all() and np.isfinite(weight).all():
-        at = "" if tensor.layer is None else f" of layer {tensor.layer}"
-        raise ValueError(
-            f"{tensor.path}{at}: the merged weight has values that {dtype.name} can't hold"
-        )
+        raise ValueError(f"{piece}: the merged weight has values that {dtype.name} can't hold")
     return result
 
 
@@ -161,14 +159,14 @@ class _Base:
             if leaf["values"] is not None
         }
 
-    def see(self, tensor: Stored, weight: np.ndarray) -> None:
+    def see(self, piece: Piece, weight: np.ndarray) -> None:
         """Raises a ValueError once all of a leaf was seen and it is another."""
-        sample = self._samples.get(tensor.path)
+        sample = self._samples.get(piece.path)
         if sample is None:
             return
-        sample.see(weight, () if tensor.layer is None else (tensor.layer,))
-        if sample.digest not in (None, self._leaves[tensor.path]["values"]):
-            raise ValueError(f"{_ANOTHER} {tensor.path}: the shape agrees, the values are others")
+        sample.see(weight, () if piece.layer is None else (piece.layer,))
+        if sample.digest not in (None, self._leaves[piece.path]["values"]):
+            raise ValueError(f"{_ANOTHER} {piece.path}: the shape agrees, the values are others")
 
 
 _ANOTHER = "the adapter was trained on another base than the one given:"

@@ -1,6 +1,5 @@
 import contextlib
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -18,7 +17,6 @@ from jlora import checkpoint, models
 from jlora.__main__ import main
 
 EVERY_KIND = {
-    "targets": "q_proj|down_proj",
     "method": "dora",
     "rank_pattern": {"mlp": (3, 1)},
     "train": "norm",
@@ -28,7 +26,7 @@ EVERY_KIND = {
 
 def save_adapter(model, directory, **options):
     """A strong random adapter of the model in a folder."""
-    config = jlora.LoraConfig(**{"targets": "_proj", "rank": 3, "alpha": 5, **options})
+    config = jlora.LoraConfig(**{"targets": "(q|down)_proj", "rank": 3, "alpha": 5, **options})
     axes = jlora.trace_axes(model.apply, model.params, jnp.zeros((1, 4), int))
     frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
     lora = jax.tree.map(
@@ -42,6 +40,10 @@ def save_adapter(model, directory, **options):
     metadata = {"model": model.name, "dtype": dtype, "system": "Count."}
     checkpoint.save(directory, lora, config, base=frozen, metadata=metadata)
     return lora
+
+
+def noise(shape):
+    return 0.3 * np.sin(np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
 
 
 def assert_same_bits(one, other):
@@ -137,7 +139,7 @@ def test_files_in_bfloat16_stay_in_bfloat16(model, merge, tmp_path):
 def test_a_gguf_file_becomes_a_folder(tiny, model, tmp_path):
     file = to_gguf(tiny, tmp_path / "tiny.gguf")
     loaded = models.load(file)
-    lora = save_adapter(loaded, tmp_path / "adapter", targets="[qv]_proj")
+    lora = save_adapter(loaded, tmp_path / "adapter")
     again = models.load(
         models.export(file, tmp_path / "out", lora=lora, base=checkpoint.fingerprint(loaded.params))
     )
@@ -228,13 +230,12 @@ def test_another_base_is_refused_before_anything_appears(make_llama, merge, tmp_
     shapes = make_llama(tmp_path / "shapes", width=32)
     for other, told in (
         (values, "embed/embedding: the shape agrees, the values are others"),
-        (shapes, "expected (2, 24, 8), the leaf has (2, 32, 8)"),
+        (shapes, "the adapter is for shape (2, 24, 24), the leaf has (2, 32, 24)"),
     ):
         out = merge("--model", str(other), status=2)
         assert not out.exists()
         err = capsys.readouterr().err
-        assert "another base than the one given" in err or "does not fit" in err
-        assert told in err or other is shapes
+        assert told in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shapes", "values"]
 
 
@@ -283,40 +284,32 @@ def test_mistyped_flags_are_one_message(capsys):
 
 STREAMED = """
 import resource, sys
-import jax
-from jlora import checkpoint, models
-source, adapter, out = sys.argv[1:]
-lora, _ = checkpoint.restore(adapter)
-models.export(sys.argv[1] + "/small", out + "-small")  # imports
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before = peak()
-models.export(source + "/large", out, lora=lora, max_shard_bytes=20 * 10**6)
-print(peak() - before)
+import numpy as np
+import jlora
+from jlora import models
+
+def adapter(layers):
+    axes = jlora.Axes(stack=(0,), inputs=(1,), outputs=(2,))
+    a, b = np.ones((layers, 40, 3), "float32"), np.ones((layers, 3, 6000), "float32")
+    return {"layers/mlp/down_proj/kernel": jlora.LoraWeight(a, b, np.float32(1), axes)}
+
+def peak_after(name, layers):
+    models.export(name, name + "-out", lora=adapter(layers), max_shard_bytes=7 * 10**6)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+print(peak_after("short", 1), peak_after("deep", 20))
 """
 
 
-def test_a_model_larger_than_the_memory_streams_through(make_llama, tmp_path):
-    make_llama(tmp_path / "small")
-    large = make_llama(tmp_path / "large", layers=40, width=6000)
-    size = (large / "model.safetensors").stat().st_size
-    assert size > 150 * 10**6
-    config = jlora.LoraConfig(targets="(q|gate|down)_proj", rank=2)
-    shapes = {
-        "layers/attn/q_proj/kernel": (40, 6000, 24),
-        "layers/mlp/down_proj/kernel": (40, 40, 6000),
-        "layers/mlp/gate_proj/kernel": (40, 6000, 40),
-    }
-    axes = dict.fromkeys(shapes, jlora.Axes(stack=(0,), inputs=(1,), outputs=(2,)))
-    tree = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
-    _, lora = jlora.split(tree, config, jax.random.key(0), axes=axes)
-    checkpoint.save(tmp_path / "adapter", lora, config)
-    arguments = [str(tmp_path), str(tmp_path / "adapter"), str(tmp_path / "out")]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", STREAMED, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    grown = 1024 * int(done.stdout)
-    assert grown < 0.25 * size
-    written = list((tmp_path / "out").glob("*.safetensors"))
-    assert len(written) >= 8
+def test_memory_does_not_grow_with_the_model(make_llama, tmp_path):
+    make_llama(tmp_path / "short", layers=1, width=6000)
+    deep = make_llama(tmp_path / "deep", layers=20, width=6000)
+    size = (deep / "model.safetensors").stat().st_size
+    assert size > 95 * 10**6
+    command = [sys.executable, "-c", STREAMED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    short, grown_to = map(int, done.stdout.split())
+    assert grown_to - short < 0.1 * size
+    written = list((tmp_path / "deep-out").glob("*.safetensors"))
+    assert len(written) > 10
     assert sum(path.stat().st_size for path in written) > 0.99 * size
