@@ -169,4 +169,4 @@ def _shown(value: Any) -> str:
 
 
 def _shape(shape: list[int]) -> str:
-    return f"({', '.join(map(str, shape))})"
+    return str(tuple(shape))

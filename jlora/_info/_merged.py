@@ -52,7 +52,9 @@ def lines(known: Mapping[str, Any]) -> list[str]:
             + dtypes,
             "kind": known["architecture"],
             "made of": known["model"],
-            "merged": f"{len(merged)} adapted leaves" if merged else "nothing",
+            "merged": f"{len(merged)} adapted {'leaf' if len(merged) == 1 else 'leaves'}"
+            if merged
+            else "nothing",
             "notes": _text.listed(known["metadata"]),
             "by": f"jlora {known['jlora']}",
         }
