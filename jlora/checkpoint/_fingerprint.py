@@ -68,21 +68,21 @@ class Sample:
         self._shape = shape
         self._at = _sampled(math.prod(shape))
         self._values = np.zeros(len(self._at), np.dtype(dtype))
-        self._missing = len(self._at)
+        self._seen = np.zeros(len(self._at), bool)
 
     def see(self, part: np.ndarray, index: tuple[int, ...] = ()) -> None:
-        """Takes from ``part``, which is ``leaf[index]``, what is needed of it; each part once."""
+        """Takes from ``part``, which is ``leaf[index]``, what is needed of it."""
         first = int(np.ravel_multi_index(index, self._shape[: len(index)])) if index else 0
         inside = self._at - first * part.size
         here = (inside >= 0) & (inside < part.size)
         values = part[np.unravel_index(inside[here], part.shape)] if part.shape else part
         self._values[here] = values
-        self._missing -= int(here.sum())
+        self._seen |= here
 
     @property
     def digest(self) -> str | None:
         """The fingerprint's ``values``, once every part was seen; None before."""
-        return None if self._missing else _digest(self._values)
+        return _digest(self._values) if self._seen.all() else None
 
 
 def _say(leaf: Mapping[str, Any]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -13,6 +14,7 @@ import numpy as np
 
 from jlora.models._config import DecoderConfig
 from jlora.models._decoder import Decoder
+from jlora.models._stored import Stored, from_stored, stored_shapes
 from jlora.models._tokenizer import Tokenizer
 
 
@@ -22,42 +24,56 @@ class Opened:
 
     config: DecoderConfig
     tokenizer: Tokenizer
-    names: Mapping[str, str]  # for each of our paths the tensor's name, with {} for the layer
+    leaves: Mapping[str, Stored]  # for each of our paths, how it lies in the file
     shapes: Mapping[str, tuple[int, ...]]  # the tensors that are there
-    read: Callable[[str, str], np.ndarray]  # (our path, tensor's name) -> as the file has it
-    dtype: Callable[[str], np.dtype]  # tensor's name -> what `read` gives
+    read: Callable[[str], np.ndarray]  # a tensor by its name, in the file's orientation
+    dtype: Callable[[str], np.dtype]  # of a tensor, without reading it
     ignored: Collection[str]  # tensors that may be there and are not needed
     where: str  # for messages
 
-    def tensors(self) -> dict[str, list[str]]:
-        """The names of the tensors that make each leaf, by our path: one a layer, or one.
+    def check(self) -> None:
+        """Nothing, if the file holds the tensors that its configuration asks for.
 
         Raises:
             ValueError: naming all tensors that are missing, of another shape, or not expected.
         """
-        plan: dict[str, list[str]] = {}
+        paths = expected_shapes(self.config)
+        if unknown := [path for path in paths if path not in self.leaves]:
+            raise ValueError(
+                f"{self.where}: a {self.config.family} model has no {', '.join(unknown)}"
+            )
         problems: list[str] = []
-        for path, shape in expected(self.config).items():
-            layers = shape[0] if stacked(path) else 1
-            plan[path] = [self.names[path].format(layer) for layer in range(layers)]
-            want = in_file(path, shape[1:] if stacked(path) else shape)
-            for name in plan[path]:
-                if name not in self.shapes:
-                    problems.append(f"{name} is missing")
-                elif tuple(self.shapes[name]) != want:
-                    problems.append(f"{name} has shape {tuple(self.shapes[name])}, expected {want}")
-        known = {name for tensors in plan.values() for name in tensors} | set(self.ignored)
+        used: set[str] = set()
+        for path, shape in paths.items():
+            for layer in range(self.config.layers if stacked(path) else 1):
+                wanted = self._tensors(path, layer, per_layer(path, shape))
+                used |= wanted.keys()
+                for name, want in wanted.items():
+                    if name not in self.shapes:
+                        problems.append(f"{name} is missing")
+                    elif tuple(self.shapes[name]) != want:
+                        have = tuple(self.shapes[name])
+                        problems.append(f"{name} has shape {have}, expected {want}")
+        known = used | set(self.ignored)
         problems += [f"{name} is not expected" for name in self.shapes if name not in known]
         if problems:
             more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
             listed = "\n  ".join(problems[:8])
             raise ValueError(f"{self.where} does not fit its own configuration:\n  {listed}{more}")
-        return plan
 
-    def layer(self, path: str, name: str) -> np.ndarray:
-        """One tensor of a leaf, as the decoder has it."""
-        tensor = self.read(path, name)
-        return tensor.T if path.endswith("/kernel") else tensor
+    def layer(self, path: str, layer: int, shape: tuple[int, ...]) -> np.ndarray:
+        """One layer of a leaf, of this shape, as the decoder has it; read from the file."""
+        return from_stored(self.leaves[path], layer, shape, _Read(self.shapes, self.read))
+
+    def dtype_of(self, path: str, layer: int, shape: tuple[int, ...]) -> np.dtype:
+        """The widest dtype of the tensors that hold this layer of a leaf."""
+        return functools.reduce(
+            jnp.promote_types, map(self.dtype, self._tensors(path, layer, shape))
+        )
+
+    def _tensors(self, path: str, layer: int, shape: tuple[int, ...]) -> dict[str, Any]:
+        fused = self.leaves[path].name.format(layer) in self.shapes
+        return stored_shapes(self.leaves[path], layer, shape, fused=fused)
 
 
 def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
@@ -66,16 +82,36 @@ def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
     Each stack is filled in place, one layer at a time: the file's tensors are never all in memory.
 
     Raises:
-        ValueError: when the tensors are not those of the configuration.
+        ValueError: when the file does not hold the tensors that its configuration asks for.
     """
-    shapes = expected(opened.config)
+    opened.check()
     params: dict[str, jax.Array] = {}
-    for path, tensors in opened.tensors().items():
-        leaf = np.empty(shapes[path], jnp.dtype(dtype))
-        for layer, name in enumerate(tensors):
-            leaf[layer if stacked(path) else ...] = opened.layer(path, name)
+    for path, shape in expected_shapes(opened.config).items():
+        leaf = np.empty(shape, jnp.dtype(dtype))
+        for layer in range(shape[0] if stacked(path) else 1):
+            one = opened.layer(path, layer, per_layer(path, shape))
+            leaf[layer if stacked(path) else ...] = one
         params[path] = jnp.asarray(leaf)
     return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+class _Read(Mapping[str, np.ndarray]):
+    """A file's tensors, each read when it is asked for."""
+
+    def __init__(self, names: Collection[str], read: Callable[[str], np.ndarray]):
+        self._names, self._read = names, read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def stacked(path: str) -> bool:
@@ -83,12 +119,12 @@ def stacked(path: str) -> bool:
     return path.startswith("layers/")
 
 
-def in_file(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in a file of one layer of a leaf: kernels act from the left there."""
-    return shape[::-1] if path.endswith("/kernel") else shape
+def per_layer(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without the stack's dimension."""
+    return shape[1:] if stacked(path) else shape
 
 
-def expected(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of all parameters, by path."""
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     tree = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)["params"]

@@ -18,7 +18,7 @@ import numpy as np
 from jlora._merge import check
 from jlora._methods import Node
 from jlora.models import _companions, _folder, _shards, _source
-from jlora.models._assemble import expected, stacked
+from jlora.models._assemble import expected_shapes, stacked
 from jlora.models._pieces import Piece, in_file, pieces, shapes_in_file
 
 
@@ -62,11 +62,11 @@ def export(
     lora = lora or {}
     where = _source.located(source)
     out = _folder.claim(Path(out), overwrite=overwrite, sources=(where, *keep))
-    opened = _source.opened(source)
-    names = opened.tensors()
+    opened = _source.opened(where)
+    opened.check()
     shapes = {
         path: jax.ShapeDtypeStruct(shape, jnp.float32)
-        for path, shape in expected(opened.config).items()
+        for path, shape in expected_shapes(opened.config).items()
     }
     _check_adapter(shapes, lora)
     trained_on = _Base(base or {}, shapes)
@@ -77,7 +77,7 @@ def export(
     piece_of: dict[str, Piece] = {}
     tensors: list[_shards.Tensor] = []
     for piece in pieces(opened.config):
-        its_dtype = given or opened.dtype(names[piece.path][piece.layer or 0])
+        its_dtype = given or opened.dtype_of(piece.path, piece.layer or 0, piece.shape)
         for name, shape in shapes_in_file(opened.config, piece).items():
             piece_of[name] = piece
             tensors.append(_shards.Tensor(name, shape, its_dtype))
@@ -86,7 +86,7 @@ def export(
 
     @functools.lru_cache(maxsize=1)  # one piece may make many tensors
     def made_of(piece: Piece, dtype: np.dtype) -> Mapping[str, np.ndarray]:
-        weight = opened.layer(piece.path, names[piece.path][piece.layer or 0])
+        weight = opened.layer(piece.path, piece.layer or 0, piece.shape)
         trained_on.see(piece, weight)
         merged = _merged(weight, lora.get(piece.path), piece, dtype)
         return in_file(opened.config, piece, merged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from jlora.models._assemble import Opened
 from jlora.models._requires import requires
 from jlora.models._shards import DTYPES
 from jlora.models._tokenizer import read_json
+
+# What older files hold beside the parameters: rotary frequencies, causal masks.
+_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 
 
 def download(hub_id: str) -> Path:
@@ -41,41 +45,46 @@ def opened(directory: Path) -> Opened:
     config = _families.from_huggingface(settings, f"{directory / 'config.json'}")
     tokenizer = _tokenizer.from_huggingface(directory, settings)
     safetensors = requires("safetensors")
-    files: dict[str, Path] = {}
+    family = _families.family_of(config.family, where)
+    prefix = family.leaves["embed/embedding"].name.split(".")[0] + "."
+    files: dict[str, tuple[Path, str]] = {}  # the file, and the tensor's name in it
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, str] = {}
     for path in _files(directory):
         try:
             with safetensors.safe_open(str(path), framework="flax") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
+                    # Files of a model without its head leave the prefix out
+                    full = name if name.startswith((prefix, "lm_head.")) else prefix + name
                     part = file.get_slice(name)
-                    files[name], dtypes[name] = path, part.get_dtype()
-                    shapes[name] = tuple(part.get_shape())
+                    files[full], dtypes[full] = (path, name), part.get_dtype()
+                    shapes[full] = tuple(part.get_shape())
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{path}: no whole safetensors file ({error}). Get it again") from None
 
-    def read(ours: str, name: str) -> np.ndarray:
+    def read(name: str) -> np.ndarray:
+        path, own = files[name]
         # opened each time: a mapped file counts as memory, as much of it as was read
-        with safetensors.safe_open(str(files[name]), framework="flax") as file:
-            return np.asarray(file.get_tensor(name))
+        with safetensors.safe_open(str(path), framework="flax") as file:
+            return np.asarray(file.get_tensor(own))
 
     def dtype(name: str) -> np.dtype:
         if dtypes[name] not in DTYPES:
             raise ValueError(
-                f"{files[name]}: {name} is of dtype {dtypes[name]}, expected one of "
+                f"{files[name][0]}: {name} is of dtype {dtypes[name]}, expected one of "
                 f"{', '.join(DTYPES)}"
             )
         return DTYPES[dtypes[name]]
 
-    buffers = [name for name in shapes if name.endswith("rotary_emb.inv_freq")]
+    ignored = [name for name in shapes if _BUFFERS.search(name)]
     return Opened(
         config=config,
         tokenizer=tokenizer,
-        names=_families.family_of(config.family, where).huggingface,
+        leaves=family.leaves,
         shapes=shapes,
         read=read,
         dtype=dtype,
-        ignored=[*buffers, "lm_head.weight"] if config.tied else buffers,
+        ignored=[*ignored, family.leaves["head/kernel"].name] if config.tied else ignored,
         where=where,
     )
 

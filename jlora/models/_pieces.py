@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 
 from jlora.models import _families
-from jlora.models._assemble import expected, stacked
+from jlora.models._assemble import expected_shapes, per_layer, stacked
 from jlora.models._config import DecoderConfig
+from jlora.models._stored import Stored, stored_shapes, to_stored
+
+_BEFORE = ("embed/embedding", "positions/embedding")  # the layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +28,14 @@ class Piece:
 
 def pieces(config: DecoderConfig) -> list[Piece]:
     """All pieces of such a model, from the embedding through the layers to the head."""
-    shapes = expected(config)
-    before = [path for path in shapes if not stacked(path) and path.startswith("embed")]
+    shapes = expected_shapes(config)
+    before = [path for path in shapes if not stacked(path) and path in _BEFORE]
     within = [path for path in shapes if stacked(path)]
     after = [path for path in shapes if path not in {*before, *within}]
     return [
         *(Piece(path, None, shapes[path]) for path in before),
         *(
-            Piece(path, layer, shapes[path][1:])
+            Piece(path, layer, per_layer(path, shapes[path]))
             for layer in range(config.layers)
             for path in within
         ),
@@ -43,12 +45,13 @@ def pieces(config: DecoderConfig) -> list[Piece]:
 
 def shapes_in_file(config: DecoderConfig, piece: Piece) -> dict[str, tuple[int, ...]]:
     """The names and shapes of the tensors that the piece makes in a Hugging Face folder."""
-    nothing = np.broadcast_to(np.int8(0), piece.shape)
-    return {name: tensor.shape for name, tensor in in_file(config, piece, nothing).items()}
+    return stored_shapes(_leaf(config, piece), piece.layer or 0, piece.shape)
 
 
-def in_file(config: DecoderConfig, piece: Piece, value: np.ndarray) -> Mapping[str, np.ndarray]:
+def in_file(config: DecoderConfig, piece: Piece, value: np.ndarray) -> dict[str, np.ndarray]:
     """The tensors themselves, by name."""
-    names = _families.family_of(config.family, "").huggingface
-    tensor = value.T if piece.path.endswith("/kernel") else value
-    return {names[piece.path].format(piece.layer): tensor}
+    return to_stored(_leaf(config, piece), piece.layer or 0, value)
+
+
+def _leaf(config: DecoderConfig, piece: Piece) -> Stored:
+    return _families.family_of(config.family, "the model").leaves[piece.path]

@@ -33,13 +33,12 @@ def located(source: str | Path) -> Path:
     )
 
 
-def opened(source: str | Path) -> Opened:
-    """The model, its weights not read yet.
+def opened(path: Path) -> Opened:
+    """What `located` found, its weights not read yet.
 
     Raises:
-        ValueError: when there is no such model, or it can't be read.
+        ValueError: when it can't be read.
     """
-    path = located(source)
     return _gguf.opened(path) if path.is_file() else _huggingface.opened(path)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_llama import TOKENS, saved
+from test_families import TOKENS, both
 
 import jlora
-from jlora import models
+from jlora import checkpoint, models
 
 TEXTS = [
     "In 1984 there were 1,024 reasons; 3.14159 of them irrational.\n\n\tdef f(x):\n  return x**2\n",
@@ -51,35 +51,40 @@ def assert_same_logits(model, lora, folder, tokens):
     with torch.no_grad():
         want = theirs.eval()(torch.tensor(tokens)).logits.numpy()
     merged = jlora.merge(model.params, lora)
-    got = np.asarray(jax.jit(model.apply)(merged, jnp.asarray(tokens)))
-    base = np.asarray(jax.jit(model.apply)(model.params, jnp.asarray(tokens)))
+    apply = jax.jit(model.apply)
+    got, base = (np.asarray(apply(p, jnp.asarray(tokens))) for p in (merged, model.params))
     assert np.abs(got - base).max() > 0.1 * base.std()  # the adapter does something
     assert np.abs(got - want).max() < 1e-3 * want.std()
 
 
-EVERY_KIND = {"method": "dora", "tokens": {"embed": (5, 17)}, "train": "norm|head"}
+FAMILIES = {
+    "llama": {"method": "dora", "tokens": {"embed": (5, 17)}, "train": "norm|head"},
+    "llama, tied": {"targets": "embed|_proj"},
+    "mistral": {},
+    "qwen2": {"train": "bias"},
+    "qwen3": {},
+    "qwen3_moe": {},
+    "gemma2": {},
+    "gemma3_text": {},
+    "phi3": {"method": "dora"},
+    "gpt2": {"bias": "all"},
+}
 
 
-@pytest.mark.parametrize(
-    ("variant", "options"),
-    [
-        ("grouped heads", EVERY_KIND),
-        ("tied", {"targets": "embed|_proj"}),
-        ("llama3 rope", {"targets": "q_proj"}),
-    ],
-)
-def test_transformers_computes_the_merged_logits(variant, options, tmp_path):
-    saved(tmp_path / "model", variant)
-    model = models.load(tmp_path / "model")
-    lora = trained(model, **options)
-    out = models.export(tmp_path / "model", tmp_path / "out", lora=lora, max_shard_bytes=20_000)
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_transformers_computes_the_merged_logits(variant, tmp_path):
+    _, model, folder = both(variant)
+    lora = trained(model, **FAMILIES[variant])
+    base = checkpoint.fingerprint(model.params)
+    out = models.export(folder, tmp_path / "out", lora=lora, base=base, max_shard_bytes=20_000)
+    assert len(list(out.glob("*.safetensors"))) > 2
     assert_same_logits(model, lora, out, TOKENS)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_transformers_opens_the_dtype_of_the_files(dtype, tmp_path):
-    saved(tmp_path / "model", "tied")
-    out = models.export(tmp_path / "model", tmp_path / "out", dtype=dtype)
+    _, _, folder = both("llama, tied")
+    out = models.export(folder, tmp_path / "out", dtype=dtype)
     model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
     assert model.config.dtype == getattr(torch, dtype)
