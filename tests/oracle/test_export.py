@@ -45,7 +45,11 @@ def moved(array):
 def assert_same_logits(model, lora, folder, tokens):
     """Of transformers on the folder, of jlora on the merged parameters; nothing is left over."""
     theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",  # torch's own takes multiples of 16 bytes alone
+        output_loading_info=True,
     )
     assert not any(loading.values())
     with torch.no_grad():
@@ -66,7 +70,7 @@ FAMILIES = {
     "qwen3_moe": {},
     "gemma2": {},
     "gemma3_text": {},
-    "phi3": {"method": "dora"},
+    "phi3": {},
     "gpt2": {"bias": "all"},
 }
 
