@@ -93,7 +93,7 @@ _ACTIVATIONS = {
     "gelu": "gelu",
     "relu": "relu",
     "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",  # the last of a name is written
+    "gelu_pytorch_tanh": "gelu_tanh",
 }
 
 
@@ -102,6 +102,7 @@ class Activation:
     """The MLP's activation, under the family's name for the setting."""
 
     setting: str = "hidden_act"
+    tanh: str = "gelu_pytorch_tanh"  # the family's name for gelu by tanh
 
     def read(self, settings: Settings) -> dict[str, Any]:
         """activation."""
@@ -116,8 +117,8 @@ class Activation:
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """The setting."""
-        names = {ours: theirs for theirs, ours in _ACTIVATIONS.items() if theirs != "swish"}
-        return {self.setting: names[config.activation]}
+        written = {"gelu_tanh": self.tanh}
+        return {self.setting: written.get(config.activation, config.activation)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,6 +58,7 @@ GPT2 = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 VARIANTS = {
     "llama": ("llama", {}),
     "llama, one key-value head each": ("llama", {"num_key_value_heads": 6}),
@@ -121,6 +122,14 @@ TOKENS = np.random.default_rng(0).integers(3, 83, (2, 61))
 PROMPTS = [list(range(5, 22)), [44, 9, 71], [17, 60, 61, 5, 5, 80, 12, 33, 8, 20, 31]]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    """The programs are tiny: XLA's optimisations take longer than all the rest."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def settings_of(variant):
     """(model type, what a user would write into config.json)."""
     family, changes = VARIANTS[variant]
@@ -133,7 +142,7 @@ def settings_of(variant):
 def randomised(config):
     """A random model in torch."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(config, **EAGER)
     for parameter in model.parameters():  # norms and biases too: a one or zero would hide itself
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
@@ -180,4 +189,188 @@ def per_layer(path, leaf):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_are_those_of_transformers(variant):
     oracle, model, _ = both(variant)
-    assert_near(model.apply(model.params, jnp.asarray(TOKENS)), logits_of(oracle), 1e-4)
+    assert_near(jax.jit(model.apply)(model.params, TOKENS), logits_of(oracle), 1e-4)
+
+
+def adapted(model):
+    """(frozen, lora) with random adapters on every linear weight but the head, the router's too."""
+    axes = jlora.trace_axes(model.apply, model.params, jnp.asarray(TOKENS))
+    config = jlora.LoraConfig(targets="layers/.*/kernel", rank=3, alpha=5)
+    frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
+    return frozen, jax.tree.map(
+        lambda leaf: (
+            0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape) if leaf.ndim else leaf
+        ),
+        lora,
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_adapters_are_those_of_torch_through_the_merged_weights(family):
+    _, model, folder = both(family)
+    tokens = jnp.asarray(TOKENS)
+    frozen, lora = adapted(model)
+    linear = {path for path, leaf in model.stored.items() if leaf.kind != "plain"}
+    assert set(lora) == linear - {"head/kernel"}
+
+    def loss(params):
+        logits = model.apply(params, tokens, remat=True)[:, :-1]
+        scores = jax.nn.log_softmax(logits)
+        return -jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1).mean()
+
+    assert jlora.explain(loss, frozen, lora).materialised == 0
+    lifted = jlora.lift(loss, strict=True)
+    ours, grads = jax.jit(jax.value_and_grad(lifted, argnums=1))(frozen, lora)
+
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, **EAGER)
+    parameters = dict(oracle.named_parameters())
+    merged = flat(jlora.merge(frozen, lora))
+    for path in lora:
+        for layer, value in per_layer(path, np.asarray(merged[path])):
+            held = np.ascontiguousarray(oriented(model.stored[path], value))
+            parameters[model.names[path].format(layer)].data = torch.tensor(held)
+    theirs = oracle(torch.tensor(TOKENS), labels=torch.tensor(TOKENS)).loss
+    theirs.backward()
+    assert abs(float(ours) - theirs.item()) < 1e-5 * abs(theirs.item())
+    for path, node in lora.items():
+        a, b, s = (np.asarray(part) for part in (node.a, node.b, node.scaling))
+        for layer in range(3):
+            held = parameters[model.names[path].format(layer)].grad.numpy()
+            of_weight = oriented(model.stored[path], held)  # (*experts, in, out)
+            for got, want in (
+                (grads[path].a[layer], s * of_weight @ b[layer].swapaxes(-1, -2)),
+                (grads[path].b[layer], s * a[layer].swapaxes(-1, -2) @ of_weight),
+            ):
+                assert np.abs(want).max() > 0
+                assert np.abs(np.asarray(got) - want).max() < 1e-4 * np.abs(want).max(), path
+
+
+@pytest.mark.parametrize("variant", [*FAMILIES, "qwen2, windows", "qwen3_moe, window"])
+def test_greedy_answers_to_prompts_of_different_length_are_those_of_transformers(variant):
+    oracle, model, _ = both(variant)
+    width, count = max(map(len, PROMPTS)), 14
+    tokens = np.zeros((len(PROMPTS), width), np.int32)
+    seen = np.zeros_like(tokens)
+    for line, prompt in enumerate(PROMPTS):
+        tokens[line, width - len(prompt) :] = prompt
+        seen[line, width - len(prompt) :] = 1
+    starts = width - seen.sum(axis=1)
+    generate = jax.jit(model.generate, static_argnames="max_new_tokens")
+    ours = np.asarray(generate(model.params, tokens, starts, max_new_tokens=count))
+    theirs = oracle.generate(
+        torch.tensor(tokens.astype(np.int64)),
+        attention_mask=torch.tensor(seen.astype(np.int64)),
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=2,
+        eos_token_id=2,
+    )[:, width:].numpy()
+    assert (ours[:, : theirs.shape[1]] == theirs).all()
+    texts = np.zeros((len(PROMPTS), width + count), np.int32)
+    for line, prompt in enumerate(PROMPTS):
+        texts[line, : len(prompt) + count] = [*prompt, *ours[line]]
+    uncached = np.asarray(jax.jit(model.apply)(model.params, texts)).argmax(axis=-1)
+    for line, prompt in enumerate(PROMPTS):
+        written = ours[line].tolist()
+        kept = written.index(2) if 2 in written else count
+        at = slice(len(prompt) - 1, len(prompt) - 1 + kept)
+        assert uncached[line, at].tolist() == written[:kept]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_we_write_is_what_transformers_writes_and_reads(variant, tmp_path):
+    oracle, model, folder = both(variant)
+    tensors = {}
+    for path, leaf in flat(model.params).items():
+        for layer, value in per_layer(path, np.asarray(leaf)):
+            tensors |= models.to_stored(model.stored[path], layer, value)
+    theirs = load_file(folder / "model.safetensors")
+    assert tensors.keys() == theirs.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, theirs[name])
+    ours = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    save_file(ours, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    token_ids = {f"{name}_token_id": SMALL[f"{name}_token_id"] for name in ("bos", "eos", "pad")}
+    settings = {**models.to_huggingface(model.config), **token_ids}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **EAGER)
+    np.testing.assert_array_equal(logits_of(read), logits_of(oracle))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_are_those_of_the_parameters_in_memory(family):
+    oracle, model, _ = both(family)
+    named = {
+        model.names[path].format(layer): oriented(model.stored[path], value).shape
+        for path, leaf in flat(model.params).items()
+        for layer, value in per_layer(path, np.asarray(leaf))
+    }
+    assert named == {name: tuple(value.shape) for name, value in oracle.named_parameters()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_settings_that_are_left_out_are_those_of_transformers(variant):
+    family, settings = settings_of(variant)
+    whole = transformers.AutoConfig.for_model(family, **settings).to_dict()
+    sparse = models.from_huggingface({**settings, "model_type": family}, "config.json")
+    assert sparse == models.from_huggingface(whole, "config.json")
+    assert models.from_huggingface(models.to_huggingface(sparse), "config.json") == sparse
+
+
+OLDER = {
+    "gemma3_text": {
+        **SMALL,
+        "num_hidden_layers": 7,
+        "rope_theta": 500.0,
+        "rope_local_base_freq": 30.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window_pattern": 3,
+    },
+    "llama": {**SMALL, "rope_theta": 700.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    "phi3": {**SMALL, "head_dim": 7, "rope_theta": 90.0, "partial_rotary_factor": 0.5},
+    "qwen2": {**SMALL, "rope_theta": 1e6, "use_sliding_window": True, "max_window_layers": 2},
+    "gemma2": {**SMALL, "rope_theta": 90.0, "hidden_act": "silu"},
+    "qwen3_moe": {**SMALL, "num_experts": 9, "sliding_window": None, "rope_theta": 1e6},
+}
+
+
+@pytest.mark.parametrize("family", OLDER)
+def test_settings_as_earlier_releases_wrote_them_mean_what_transformers_reads(family):
+    ours = models.from_huggingface({**OLDER[family], "model_type": family}, "config.json")
+    theirs = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(OLDER[family])))
+    assert ours == models.from_huggingface(theirs.to_dict(), "config.json")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_transformers(family):
+    cls = transformers.CONFIG_MAPPING[family]
+    assert FAMILIES[family].defaults == {
+        name: getattr(cls, name) for name in FAMILIES[family].defaults
+    }
+
+
+def test_experts_in_one_tensor_are_read_as_experts_apart(tmp_path):
+    oracle, model, folder = both("qwen3_moe")
+    held = {name: value.numpy() for name, value in oracle.state_dict().items()}
+    assert "model.layers.0.mlp.experts.gate_up_proj" in held
+    save_file(held, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    read = flat(models.load(tmp_path).params)
+    for path, leaf in flat(model.params).items():
+        np.testing.assert_array_equal(read[path], leaf)
+
+
+def test_a_gpt2_file_without_prefix_and_with_masks_is_read(tmp_path):
+    _, model, folder = both("gpt2")
+    tensors = {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    tensors["h.0.attn.bias"] = np.ones((1, 1, 128, 128), np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    read = flat(models.load(tmp_path).params)
+    for path, leaf in flat(model.params).items():
+        np.testing.assert_array_equal(read[path], leaf)

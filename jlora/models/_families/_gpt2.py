@@ -81,7 +81,7 @@ GPT2 = Family(
                 "tied": "tie_word_embeddings",
             }
         ),
-        Activation("activation_function"),
+        Activation("activation_function", tanh="gelu_new"),
         _ScoreScale(),
     ),
     features={
