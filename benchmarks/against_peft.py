@@ -78,7 +78,7 @@ def peft_step(rows: int, length: int, compiled: bool) -> Callable[[], float]:
 
     from jlora import models
 
-    path = models.default_path()
+    path = models.located("smollm2")
     base = transformers.AutoModelForCausalLM.from_pretrained(
         str(path.parent), gguf_file=path.name, dtype=torch.float32
     )

@@ -28,6 +28,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, module in COMMANDS.items():
         text = (module.__doc__ or "").partition("\n")[0]
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.usage = "%(prog)s [flags]"  # argparse fails at a long one with empty metavars
         module.add_flags(command)
         command.set_defaults(run=module.run)
     return parser.parse_args(argv)

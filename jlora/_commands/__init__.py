@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from jlora._commands import _chat, _generate
+from jlora._commands import _chat, _generate, _info, _merge
 
-COMMANDS: dict[str, ModuleType] = {"generate": _generate, "chat": _chat}
+COMMANDS: dict[str, ModuleType] = {
+    "generate": _generate,
+    "chat": _chat,
+    "merge": _merge,
+    "info": _info,
+}

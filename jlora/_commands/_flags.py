@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -15,17 +16,34 @@ class Adapted(NamedTuple):
     system: list[dict[str, str]]  # the system message to begin with, if there is one
 
 
-def add_model(command: argparse.ArgumentParser) -> None:
+class Adapter(NamedTuple):
+    """A saved adapter, and what was saved beside it."""
+
+    lora: Any
+    base: Any  # the fingerprint of the base, if it was saved
+    metadata: dict[str, Any]
+
+
+def add_model(
+    command: argparse.ArgumentParser,
+    *,
+    adapter_required: bool = False,
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    dtype_of: str = "the adapter's own",
+) -> None:
     """--model, --adapter and --dtype."""
     command.add_argument(
         "--model",
         metavar="",
         help="smollm2, a .gguf file, a Hugging Face folder or hub id (the adapter's own)",
     )
-    command.add_argument("--adapter", metavar="", help="folder that jlora.checkpoint.save wrote")
     command.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of the weights (the adapter's own)"
+        "--adapter",
+        metavar="",
+        required=adapter_required,
+        help="folder that jlora.checkpoint.save wrote",
     )
+    command.add_argument("--dtype", choices=dtypes, help=f"of the weights ({dtype_of})")
 
 
 def add_answer(command: argparse.ArgumentParser) -> None:
@@ -99,9 +117,7 @@ def load_model(args: argparse.Namespace) -> Adapted:
     from jlora import checkpoint
 
     known = checkpoint.describe(args.adapter)["metadata"] if args.adapter else {}
-    source = args.model or known.get("model")
-    if source is None:
-        raise ValueError("--model is missing, and no adapter says which it was trained on")
+    source = source_of(args, known)
     import jlora
     from jlora import models
 
@@ -112,6 +128,31 @@ def load_model(args: argparse.Namespace) -> Adapted:
         params = jlora.merge(params, lora)
     system = args.system if args.system is not None else known.get("system")
     return Adapted(model, params, [{"role": "system", "content": system}] if system else [])
+
+
+def load_adapter(directory: str) -> Adapter:
+    """The adapter in a folder.
+
+    Raises:
+        ValueError: when there is none, or it is damaged.
+    """
+    from jlora import checkpoint
+
+    description = checkpoint.describe(directory)
+    lora, _ = checkpoint.restore(directory)
+    return Adapter(lora, description["base"], description["metadata"])
+
+
+def source_of(args: argparse.Namespace, known: Mapping[str, Any]) -> str:
+    """--model, or the one that the adapter's metadata names.
+
+    Raises:
+        ValueError: when neither says.
+    """
+    source = args.model or known.get("model")
+    if source is None:
+        raise ValueError("--model is missing, and no adapter says which it was trained on")
+    return source
 
 
 def positive(text: str) -> int:

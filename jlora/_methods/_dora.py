@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jlora import _layout
 from jlora._lowrank import RANK, Factor, Factored, wide
 from jlora._methods._lora import LoraWeight
-from jlora._methods._node import Dims
+from jlora._methods._node import Dims, Node
 
 
 @jax.tree_util.register_dataclass
@@ -39,6 +39,14 @@ class DoraWeight(LoraWeight):
 
     def layout(self) -> dict[str, Dims]:
         return {**super().layout(), "magnitude": (*self.axes.stack, *self.axes.outputs)}
+
+    def part(self, dim: int, at: int) -> Node:
+        if dim in self.axes.inputs:
+            raise ValueError(
+                f"dimension {dim} can't be taken apart: DoRA's norms are over the inputs "
+                f"{self.axes.inputs}, all of them"
+            )
+        return super().part(dim, at)
 
     def instead_of(self, weight: jax.Array) -> Factored:
         pair = self.factors()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -53,6 +54,19 @@ class Node(abc.ABC):
         """The plain weight for inference, in its own dtype."""
         result = self.instead_of(weight)
         return result.merged(weight) if isinstance(result, Factored) else result
+
+    def part(self, dim: int, at: int) -> Node:
+        """The node of the weight's slice ``at:at + 1`` along ``dim``, such as a layer of a stack.
+
+        Raises:
+            ValueError: where the merged slice depends on the others.
+        """
+        sliced = {  # dynamic, so that all layers of a stack share one program
+            name: jax.lax.dynamic_slice_in_dim(getattr(self, name), at, 1, axis=dims.index(dim))
+            for name, dims in self.layout().items()
+            if dim in dims
+        }
+        return dataclasses.replace(self, **sliced)  # type: ignore
 
     @property
     def shape(self) -> tuple[int, ...]:

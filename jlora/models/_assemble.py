@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -13,65 +15,83 @@ import numpy as np
 from jlora.models._config import DecoderConfig
 from jlora.models._decoder import Decoder
 from jlora.models._stored import Stored, from_stored, stored_shapes
+from jlora.models._tokenizer import Tokenizer
 
 
-def assemble(
-    config: DecoderConfig,
-    leaves: Mapping[str, Stored],
-    shapes: Mapping[str, tuple[int, ...]],
-    read: Callable[[str], np.ndarray],
-    *,
-    dtype: Any,
-    ignored: Collection[str] = (),
-    where: str,
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model's file or folder: all but the weights, which are read one by one when asked for."""
+
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    leaves: Mapping[str, Stored]  # for each of our paths, how it lies in the file
+    shapes: Mapping[str, tuple[int, ...]]  # the tensors that are there
+    read: Callable[[str], np.ndarray]  # a tensor by its name, in the file's orientation
+    dtype: Callable[[str], np.dtype]  # of a tensor, without reading it
+    ignored: Collection[str]  # tensors that may be there and are not needed
+    where: str  # for messages
+
+    def check(self) -> None:
+        """Nothing, if the file holds the tensors that its configuration asks for.
+
+        Raises:
+            ValueError: naming all tensors that are missing, of another shape, or not expected.
+        """
+        paths = expected_shapes(self.config)
+        if unknown := [path for path in paths if path not in self.leaves]:
+            raise ValueError(
+                f"{self.where}: a {self.config.family} model has no {', '.join(unknown)}"
+            )
+        problems: list[str] = []
+        used: set[str] = set()
+        for path, shape in paths.items():
+            for layer in range(self.config.layers if stacked(path) else 1):
+                wanted = self._tensors(path, layer, per_layer(path, shape))
+                used |= wanted.keys()
+                for name, want in wanted.items():
+                    if name not in self.shapes:
+                        problems.append(f"{name} is missing")
+                    elif tuple(self.shapes[name]) != want:
+                        have = tuple(self.shapes[name])
+                        problems.append(f"{name} has shape {have}, expected {want}")
+        known = used | set(self.ignored)
+        problems += [f"{name} is not expected" for name in self.shapes if name not in known]
+        if problems:
+            more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
+            listed = "\n  ".join(problems[:8])
+            raise ValueError(f"{self.where} does not fit its own configuration:\n  {listed}{more}")
+
+    def layer(self, path: str, layer: int, shape: tuple[int, ...]) -> np.ndarray:
+        """One layer of a leaf, of this shape, as the decoder has it; read from the file."""
+        return from_stored(self.leaves[path], layer, shape, _Read(self.shapes, self.read))
+
+    def dtype_of(self, path: str, layer: int, shape: tuple[int, ...]) -> np.dtype:
+        """The widest dtype of the tensors that hold this layer of a leaf."""
+        return functools.reduce(
+            jnp.promote_types, map(self.dtype, self._tensors(path, layer, shape))
+        )
+
+    def _tensors(self, path: str, layer: int, shape: tuple[int, ...]) -> dict[str, Any]:
+        fused = self.leaves[path].name.format(layer) in self.shapes
+        return stored_shapes(self.leaves[path], layer, shape, fused=fused)
+
+
+def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
     """The parameters as a plain nested dict of arrays.
 
     Each stack is filled in place, one layer at a time: the file's tensors are never all in memory.
 
-    Args:
-        config: the decoder's shape.
-        leaves: for each of our paths, how it lies in the file.
-        shapes: the tensors that the file has.
-        read: a tensor by its name, in the file's orientation.
-        dtype: of the result.
-        ignored: tensors that may be there and are not needed.
-        where: the file, for messages.
-
     Raises:
-        ValueError: naming all tensors that are missing, of another shape, or not expected.
+        ValueError: when the file does not hold the tensors that its configuration asks for.
     """
-    expected = expected_shapes(config)
-    if unknown := [path for path in expected if path not in leaves]:
-        raise ValueError(f"{where}: a {config.family} model has no {', '.join(unknown)}")
-    problems: list[str] = []
-    used: set[str] = set()
-    for path, shape in expected.items():
-        for layer in range(config.layers if path.startswith("layers/") else 1):
-            one = _per_layer(path, shape)
-            fused = leaves[path].name.format(layer) in shapes
-            wanted = stored_shapes(leaves[path], layer, one, fused=fused)
-            used |= wanted.keys()
-            for name, want in wanted.items():
-                if name not in shapes:
-                    problems.append(f"{name} is missing")
-                elif tuple(shapes[name]) != want:
-                    problems.append(f"{name} has shape {tuple(shapes[name])}, expected {want}")
-    problems += [f"{name} is not expected" for name in shapes if name not in used | set(ignored)]
-    if problems:
-        more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
-        listed = "\n  ".join(problems[:8])
-        raise ValueError(f"{where} does not fit its own configuration:\n  {listed}{more}")
-
-    tensors = _Read(shapes, read)
+    opened.check()
     params: dict[str, jax.Array] = {}
-    for path, shape in expected.items():
-        one = _per_layer(path, shape)
-        stacked = path.startswith("layers/")
-        stack = np.empty((config.layers if stacked else 1, *one), jnp.dtype(dtype))
-        for layer in range(len(stack)):
-            stack[layer] = from_stored(leaves[path], layer, one, tensors)
-        params[path] = jnp.asarray(stack if stacked else stack[0])
+    for path, shape in expected_shapes(opened.config).items():
+        leaf = np.empty(shape, jnp.dtype(dtype))
+        for layer in range(shape[0] if stacked(path) else 1):
+            one = opened.layer(path, layer, per_layer(path, shape))
+            leaf[layer if stacked(path) else ...] = one
+        params[path] = jnp.asarray(leaf)
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -94,8 +114,14 @@ class _Read(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
-def _per_layer(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[1:] if path.startswith("layers/") else shape
+def stacked(path: str) -> bool:
+    """Whether the leaf holds all layers."""
+    return path.startswith("layers/")
+
+
+def per_layer(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without the stack's dimension."""
+    return shape[1:] if stacked(path) else shape
 
 
 def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

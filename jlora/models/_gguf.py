@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jlora.models import _tokenizer
-from jlora.models._assemble import assemble
+from jlora.models._assemble import Opened
 from jlora.models._config import DecoderConfig
 from jlora.models._families import FAMILIES
 from jlora.models._requires import requires
@@ -45,8 +45,8 @@ _LEAVES: dict[str, dict[str, Stored]] = {
 _INTERLEAVED = {"llama": ("layers/attn/q_proj/kernel", "layers/attn/k_proj/kernel")}
 
 
-def load(path: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _tokenizer.Tokenizer]:
-    """The parameters, configuration and tokenizer of a GGUF file.
+def opened(path: Path) -> Opened:
+    """A GGUF file.
 
     Raises:
         ValueError: when the file is no whole GGUF file, or of a model that jlora does not know.
@@ -75,17 +75,16 @@ def load(path: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _tokeni
         array = gguf.dequantize(tensor.data, tensor.tensor_type)
         return _halves(array, config.head_dim) if name in interleaved else array
 
-    shapes = {name: tuple(map(int, tensor.shape))[::-1] for name, tensor in tensors.items()}
-    params = assemble(
-        config,
-        leaves,
-        shapes,
-        read,
-        dtype=dtype,
+    return Opened(
+        config=config,
+        tokenizer=tokenizer,
+        leaves=leaves,
+        shapes={name: tuple(map(int, tensor.shape))[::-1] for name, tensor in tensors.items()},
+        read=read,
+        dtype=lambda name: np.dtype(np.float32),
         ignored=("rope_freqs.weight",),
         where=where,
     )
-    return params, config, tokenizer
 
 
 def _halves(rows: np.ndarray, head_dim: int) -> np.ndarray:

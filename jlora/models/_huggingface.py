@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jlora.models import _families, _tokenizer
-from jlora.models._assemble import assemble
-from jlora.models._config import DecoderConfig
+from jlora.models._assemble import Opened
 from jlora.models._requires import requires
+from jlora.models._shards import DTYPES
 from jlora.models._tokenizer import read_json
 
 # What older files hold beside the parameters: rotary frequencies, causal masks.
@@ -35,8 +34,8 @@ def download(hub_id: str) -> Path:
         ) from None
 
 
-def load(directory: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _tokenizer.Tokenizer]:
-    """The parameters, configuration and tokenizer of a folder with config.json and safetensors.
+def opened(directory: Path) -> Opened:
+    """A folder with config.json, a tokenizer and safetensors.
 
     Raises:
         ValueError: when a file is missing, broken, or of a model that jlora does not know.
@@ -47,14 +46,15 @@ def load(directory: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _t
     tokenizer = _tokenizer.from_huggingface(directory, settings)
     safetensors = requires("safetensors")
     family = _families.family_of(config.family, where)
-    files: dict[str, Any] = {}
+    files: dict[str, tuple[Path, str]] = {}  # the file, and the tensor's dtype in it
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _files(directory):
         try:
-            opened = safetensors.safe_open(str(path), framework="flax")
-            for name in opened.keys():  # noqa: SIM118 - not a dict
-                files[name] = opened
-                shapes[name] = tuple(opened.get_slice(name).get_shape())
+            with safetensors.safe_open(str(path), framework="flax") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    part = file.get_slice(name)
+                    files[name] = path, part.get_dtype()
+                    shapes[name] = tuple(part.get_shape())
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{path}: no whole safetensors file ({error}). Get it again") from None
 
@@ -64,15 +64,30 @@ def load(directory: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _t
     shapes = {f"{bare}{name}": shape for name, shape in shapes.items()}
 
     def read(name: str) -> np.ndarray:
-        own = name.removeprefix(bare)
-        return np.asarray(files[own].get_tensor(own))
+        path, _ = files[name.removeprefix(bare)]
+        # opened each time: a mapped file counts as memory, as much of it as was read
+        with safetensors.safe_open(str(path), framework="flax") as file:
+            return np.asarray(file.get_tensor(name.removeprefix(bare)))
+
+    def dtype(name: str) -> np.dtype:
+        path, kind = files[name.removeprefix(bare)]
+        if kind not in DTYPES:
+            raise ValueError(
+                f"{path}: {name} is of dtype {kind}, expected one of {', '.join(DTYPES)}"
+            )
+        return DTYPES[kind]
 
     ignored = [name for name in shapes if _BUFFERS.search(name)]
-    ignored += [family.leaves["head/kernel"].name] if config.tied else []
-    params = assemble(
-        config, family.leaves, shapes, read, dtype=dtype, ignored=ignored, where=where
+    return Opened(
+        config=config,
+        tokenizer=tokenizer,
+        leaves=family.leaves,
+        shapes=shapes,
+        read=read,
+        dtype=dtype,
+        ignored=[*ignored, family.leaves["head/kernel"].name] if config.tied else ignored,
+        where=where,
     )
-    return params, config, tokenizer
 
 
 def _files(directory: Path) -> list[Path]:

@@ -12,4 +12,4 @@ def smollm2():
 
 @pytest.fixture(scope="session")
 def smollm2_path():
-    return models.default_path()
+    return models.located("smollm2")

@@ -1,0 +1,29 @@
+"""Say what a folder holds: an adapter, a run, a merged model; no weight is read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """The folder, and the flags of ``info``."""
+    command.usage = "%(prog)s DIR [--json]"
+    command.add_argument(
+        "directory",
+        metavar="DIR",
+        help="an adapter of jlora or of PEFT, a run of train.py, or a model that merge wrote",
+    )
+    command.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints what ``args.directory`` holds.
+
+    Raises:
+        ValueError: when it is nothing that jlora knows, or damaged.
+    """
+    from jlora import _info
+
+    known = _info.facts(args.directory)
+    print(json.dumps(known, indent=2, ensure_ascii=False) if args.json else _info.text(known))

@@ -1,0 +1,108 @@
+"""What stands beside the weights in a Hugging Face folder: configuration, tokenizer, origin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jlora._methods import Node
+from jlora.models import _families
+from jlora.models._assemble import Opened
+from jlora.models._tokenizer import read_json
+
+# Of a folder that is read, what goes along unchanged.
+_COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "LICENSE*",
+    "NOTICE*",
+)
+
+
+def of(where: Path, opened: Opened, dtype: np.dtype | None) -> dict[str, bytes]:
+    """The files' contents by name; ``dtype`` is the one that the weights get, if it changes.
+
+    Raises:
+        ValueError: when one can't be read.
+    """
+    if where.is_file():
+        return _made(opened, np.dtype(np.float32) if dtype is None else dtype)
+    settings = read_json(where / "config.json")
+    if dtype is not None:  # transformers 5 calls it dtype, earlier releases torch_dtype
+        known = [name for name in ("dtype", "torch_dtype") if name in settings]
+        settings |= dict.fromkeys(known or ["torch_dtype"], dtype.name)
+    files = sorted({path for pattern in _COPIED for path in where.glob(pattern)})
+    try:
+        copied = {path.name: path.read_bytes() for path in files if path.is_file()}
+    except OSError as error:
+        raise ValueError(f"{where} can't be read: {error}") from None
+    return {"config.json": _json(settings), **copied}
+
+
+def provenance(source: str | Path, lora: Mapping[str, Node], metadata: Mapping[str, Any]) -> bytes:
+    """What the folder was made of; transformers does not look at it.
+
+    Raises:
+        ValueError: when the metadata can't be written as JSON.
+    """
+    from jlora import __version__
+
+    merged = {path: {"kind": type(n).__name__, "rank": n.rank} for path, n in lora.items()}
+    content = {
+        "format": "jlora-model",
+        "version": 1,
+        "jlora": __version__,
+        "model": str(source),
+        "merged": merged,
+        "metadata": dict(metadata),
+    }
+    try:
+        return _json(content)
+    except TypeError as error:
+        raise ValueError(f"the metadata can't be written as JSON: {error}") from None
+
+
+def _made(opened: Opened, dtype: np.dtype) -> dict[str, bytes]:
+    """For a model of another format."""
+    tokenizer = opened.tokenizer
+    special = {_HUGGINGFACE.get(name, name): token for name, token in tokenizer.special.items()}
+    stops = list(tokenizer.stop_ids)
+    ids = {f"{name}_id": tokenizer.backend.token_to_id(token) for name, token in special.items()}
+    ids["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+    chosen = {name: ids[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+              if name in ids}  # fmt: skip
+    made = {
+        "config.json": {
+            **_families.to_huggingface(opened.config),
+            **chosen,
+            "torch_dtype": dtype.name,
+        },
+        "generation_config.json": chosen,
+        "tokenizer_config.json": {
+            # which takes tokenizer.json as it is
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": opened.config.max_length,
+            "clean_up_tokenization_spaces": False,
+            **special,
+            **({} if tokenizer.template is None else {"chat_template": tokenizer.template}),
+        },
+    }
+    files = {name: _json(content) for name, content in made.items()}
+    return {**files, "tokenizer.json": tokenizer.backend.to_str(pretty=False).encode()}
+
+
+# GGUF's names of special tokens, where they differ
+_HUGGINGFACE = {"unknown_token": "unk_token", "padding_token": "pad_token"}
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,172 @@
+"""A model, with an adapter merged into it, as a Hugging Face folder.
+
+The weights stream from file to file: one layer of one leaf is read, merged and written before the
+next, so that a model larger than the memory can be merged.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlora._merge import check
+from jlora._methods import Node
+from jlora.models import _companions, _folder, _shards, _source
+from jlora.models._assemble import expected_shapes, stacked
+from jlora.models._pieces import Piece, in_file, pieces, shapes_in_file
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    *,
+    lora: Mapping[str, Node] | None = None,
+    base: Mapping[str, Any] | None = None,
+    dtype: Any = None,
+    max_shard_bytes: int = 5 * 10**9,
+    overwrite: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+    keep: tuple[Path, ...] = (),
+) -> Path:
+    """Writes the model as a folder that transformers and `load` read; gives its path back.
+
+    The folder appears when it is complete. ``W + scaling * A B`` is formed in float32 and cast
+    once; what the adapter does not touch keeps its bits, unless ``dtype`` says otherwise.
+
+    Args:
+        source: the model, as for `load`.
+        out: a new or an empty folder.
+        lora: the adapter to merge into it, if any.
+        base: the fingerprint of the base that the adapter was trained on, to be compared.
+        dtype: of the weights in the files; those of the source (float32 from GGUF) unless given.
+        max_shard_bytes: the largest file; a single larger tensor still has one of its own.
+        overwrite: replace a folder that was written here before, once the new one is complete.
+        metadata: anything JSON can hold, to stand in ``jlora.json`` beside the model's name.
+        keep: further files and folders that ``out`` must not replace.
+
+    Raises:
+        ValueError: when the model can't be read, the adapter or the fingerprint is of another, a
+            weight has no finite value in ``dtype``, or something else stands at ``out``.
+        OSError: when the disk has no room, or the folder can't be written.
+
+    Example:
+        >>> lora, _ = jlora.checkpoint.restore("runs/home-assistant/adapter")
+        >>> jlora.models.export("smollm2", "merged", lora=lora)
+    """
+    lora = lora or {}
+    where = _source.located(source)
+    out = _folder.claim(Path(out), overwrite=overwrite, sources=(where, *keep))
+    opened = _source.opened(where)
+    opened.check()
+    shapes = {
+        path: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for path, shape in expected_shapes(opened.config).items()
+    }
+    _check_adapter(shapes, lora)
+    trained_on = _Base(base or {}, shapes)
+    given = None if dtype is None else jnp.dtype(dtype)
+    if given is not None and given not in _shards.DTYPES.values():
+        known = ", ".join(each.name for each in _shards.DTYPES.values())
+        raise ValueError(f"dtype is {given.name}: expected one of {known}")
+    piece_of: dict[str, Piece] = {}
+    tensors: list[_shards.Tensor] = []
+    for piece in pieces(opened.config):
+        its_dtype = given or opened.dtype_of(piece.path, piece.layer or 0, piece.shape)
+        for name, shape in shapes_in_file(opened.config, piece).items():
+            piece_of[name] = piece
+            tensors.append(_shards.Tensor(name, shape, its_dtype))
+    dtypes = {tensor.name: tensor.dtype for tensor in tensors}
+    shards = _shards.plan(tensors, max_shard_bytes)
+
+    @functools.lru_cache(maxsize=1)  # one piece may make many tensors
+    def made_of(piece: Piece, dtype: np.dtype) -> Mapping[str, np.ndarray]:
+        weight = opened.layer(piece.path, piece.layer or 0, piece.shape)
+        trained_on.see(piece, weight)
+        merged = _merged(weight, lora.get(piece.path), piece, dtype)
+        return in_file(opened.config, piece, merged)
+
+    def value(name: str) -> np.ndarray:
+        return made_of(piece_of[name], dtypes[name])[name]
+
+    companions = _companions.of(where, opened, given)
+    companions[_folder.MARK] = _companions.provenance(source, lora, metadata or {})
+    needed = _shards.bytes_of(shards) + sum(map(len, companions.values()))
+    with _folder.complete(out, needed) as aside:
+        _shards.write(aside, shards, value)
+        for name, content in companions.items():
+            (aside / name).write_bytes(content)
+    return out
+
+
+def _merged(weight: np.ndarray, node: Node | None, piece: Piece, dtype: np.dtype) -> np.ndarray:
+    """The weight with its layer of the adapter, in ``dtype``."""
+    if node is None:
+        with np.errstate(over="ignore"):  # said below
+            result = weight.astype(dtype, copy=False)
+    else:
+        # as wide as the wider of the two, so that nothing is rounded before the sum
+        wide = jnp.asarray(weight, jnp.promote_types(weight.dtype, dtype))
+        if piece.layer is None:
+            result = np.asarray(node.merged(wide).astype(dtype))
+        else:
+            part = node.part(0, piece.layer)
+            result = np.asarray(part.merged(wide[None])[0].astype(dtype))
+    if not np.isfinite(result).all() and np.isfinite(weight).all():
+        raise ValueError(f"{piece}: the merged weight has values that {dtype.name} can't hold")
+    return result
+
+
+def _check_adapter(shapes: Mapping[str, Any], lora: Mapping[str, Node]) -> None:
+    """Raises a ValueError unless every node fits its leaf and can be taken apart by layers."""
+    check(dict(shapes), lora)
+    problems = []
+    for path, node in lora.items():
+        try:
+            if stacked(path):
+                node.part(0, 0)
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+    if problems:
+        raise ValueError("the adapter can't be merged layer by layer:\n  " + "\n  ".join(problems))
+
+
+class _Base:
+    """Compares the weights, as they come by, with the fingerprint of those that were trained on."""
+
+    def __init__(self, fingerprint: Mapping[str, Any], shapes: Mapping[str, Any]):
+        from jlora.checkpoint import Sample, differences  # imports Orbax
+
+        found = {
+            path: {
+                "shape": list(leaf.shape),
+                "dtype": fingerprint.get(path, {}).get("dtype", "unknown"),  # any will do
+                "values": None,
+            }
+            for path, leaf in shapes.items()
+        }
+        if fingerprint and (lines := differences(fingerprint, found)):
+            raise ValueError(_ANOTHER + "\n  ".join(("", *lines[:6])))
+        self._leaves = fingerprint
+        self._samples = {
+            path: Sample(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
+            for path, leaf in fingerprint.items()
+            if leaf["values"] is not None
+        }
+
+    def see(self, piece: Piece, weight: np.ndarray) -> None:
+        """Raises a ValueError once all of a leaf was seen and it is another."""
+        sample = self._samples.get(piece.path)
+        if sample is None:
+            return
+        sample.see(weight, () if piece.layer is None else (piece.layer,))
+        if sample.digest not in (None, self._leaves[piece.path]["values"]):
+            raise ValueError(f"{_ANOTHER} {piece.path}: the shape agrees, the values are others")
+
+
+_ANOTHER = "the adapter was trained on another base than the one given:"

@@ -1,0 +1,57 @@
+"""A model taken apart: one layer of one leaf at a time, and the tensors of a file that it makes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jlora.models import _families
+from jlora.models._assemble import expected_shapes, per_layer, stacked
+from jlora.models._config import DecoderConfig
+from jlora.models._stored import Stored, stored_shapes, to_stored
+
+_BEFORE = ("embed/embedding", "positions/embedding")  # the layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One layer of a leaf, or a leaf that has no layers."""
+
+    path: str
+    layer: int | None
+    shape: tuple[int, ...]  # as the decoder has it, without the stack's dimension
+
+    def __str__(self) -> str:
+        return self.path if self.layer is None else f"{self.path} of layer {self.layer}"
+
+
+def pieces(config: DecoderConfig) -> list[Piece]:
+    """All pieces of such a model, from the embedding through the layers to the head."""
+    shapes = expected_shapes(config)
+    before = [path for path in shapes if not stacked(path) and path in _BEFORE]
+    within = [path for path in shapes if stacked(path)]
+    after = [path for path in shapes if path not in {*before, *within}]
+    return [
+        *(Piece(path, None, shapes[path]) for path in before),
+        *(
+            Piece(path, layer, per_layer(path, shapes[path]))
+            for layer in range(config.layers)
+            for path in within
+        ),
+        *(Piece(path, None, shapes[path]) for path in after),
+    ]
+
+
+def shapes_in_file(config: DecoderConfig, piece: Piece) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the tensors that the piece makes in a Hugging Face folder."""
+    return stored_shapes(_leaf(config, piece), piece.layer or 0, piece.shape)
+
+
+def in_file(config: DecoderConfig, piece: Piece, value: np.ndarray) -> dict[str, np.ndarray]:
+    """The tensors themselves, by name."""
+    return to_stored(_leaf(config, piece), piece.layer or 0, value)
+
+
+def _leaf(config: DecoderConfig, piece: Piece) -> Stored:
+    return _families.family_of(config.family, "the model").leaves[piece.path]

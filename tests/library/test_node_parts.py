@@ -1,0 +1,61 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jlora
+
+STACKED = jlora.Axes(inputs=(1,), outputs=(2,), stack=(0,))
+EXPERTS = jlora.Axes(inputs=(3,), outputs=(2,), stack=(0, 1))
+
+
+def random_like(tree):
+    return jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(x.size), x.shape) if x.ndim else x, tree
+    )
+
+
+def node_of(shape, axes=None, **options):
+    weight = jax.random.normal(jax.random.key(0), shape)
+    config = jlora.LoraConfig(**{"targets": "w", "rank": 3, **options})
+    _, lora = jlora.split(
+        {"w": weight, "other": jnp.ones((7, 5))},
+        config,
+        jax.random.key(1),
+        axes={"w": axes} if axes else None,
+    )
+    node = lora["w"]
+    fields = {name: random_like(getattr(node, name)) for name in node.trainable}
+    return weight, dataclasses.replace(node, **fields)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "dim", "options"),
+    [
+        ((5, 7, 11), STACKED, 0, {"rank_pattern": {"w": (3, 1, 0, 2, 3)}}),
+        ((5, 7, 11), STACKED, 0, {"method": "dora", "alpha_pattern": {"w": (1, 2, 3, 4, 5)}}),
+        ((5, 2, 7, 11), EXPERTS, 1, {"method": "dora"}),
+        ((5, 7), None, 0, {}),  # the dimension that is taken apart is an input
+        ((5, 7, 11), None, 0, {"targets": "other", "train": "w"}),
+        ((5, 7), None, 0, {"targets": "other", "tokens": {"w": (4, 1)}}),  # it is the vocabulary
+        ((5, 7), None, 1, {"targets": "other", "tokens": {"w": (4, 1)}}),
+    ],
+)
+def test_the_parts_merged_are_the_parts_of_the_merged(shape, axes, dim, options):
+    weight, node = node_of(shape, axes, **options)
+    whole = node.merged(weight)
+    assert np.abs(whole - weight).max() > 0.1
+    for at in range(shape[dim]):
+        slice_of = jax.lax.slice_in_dim(weight, at, at + 1, axis=dim)
+        part = node.part(dim, at)
+        assert part.misfit(slice_of.shape) is None
+        want = jax.lax.slice_in_dim(whole, at, at + 1, axis=dim)
+        np.testing.assert_allclose(part.merged(slice_of), want, rtol=1e-6, atol=1e-6)
+
+
+def test_the_inputs_of_dora_are_not_taken_apart():
+    _, node = node_of((5, 7, 11), STACKED, method="dora")
+    with pytest.raises(ValueError, match="dimension 1 can't be taken apart: DoRA's norms are over"):
+        node.part(1, 0)
