@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from jlora._requires import requires
 from jlora.models import _families, _tokenizer
 from jlora.models._assemble import assemble
 from jlora.models._config import DecoderConfig
-from jlora.models._requires import requires
 
 
 def load(path: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _tokenizer.Tokenizer]:
