@@ -4,5 +4,6 @@
 one's own needs ``names``: ``{"layers/q/kernel": "model.layers.{}.self_attn.q_proj"}``.
 """
 
+from jlora.peft._load import describe as describe
 from jlora.peft._load import load as load
 from jlora.peft._save import save as save

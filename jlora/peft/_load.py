@@ -82,6 +82,15 @@ def load(
     return lora, _config(settings, lora)
 
 
+def describe(directory: str | Path) -> dict[str, Any]:
+    """What ``adapter_config.json`` says, in PEFT's words, of all that jlora honours.
+
+    Raises:
+        ValueError: when there is none, or when it asks for what jlora does not have.
+    """
+    return _fields.read(Path(directory))
+
+
 class _Reader:
     """Takes tensors out of the file one by one; what is left at the end was not expected."""
 
@@ -290,7 +299,7 @@ class _Reader:
     def _rows_of(self, module: str, tokens: list[int], lora: Lora) -> None:
         parameter = self.layout.parameters.get(f"{module}.weight")
         rows = self._take(f"{module}{_ROWS}")
-        if parameter is None or len(parameter.parts) > 1 or not parameter.is_matrix:
+        if parameter is None or len(parameter.parts) != 1 or not parameter.is_matrix:
             self.problems.append(f"{module}: expected a table of rows for tokens")
             return
         leaf = parameter.parts[0].leaf

@@ -1,5 +1,6 @@
 """PEFT's own adapters in jlora, jlora's in PEFT: files, logits and merged weights."""
 
+import functools
 import logging
 import warnings
 
@@ -88,7 +89,20 @@ ADAPTERS = {
 }
 
 
-def made_by_peft(base, folder, *, variant=None, r=4, lora_alpha=6, **options):
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """From the name of a variant to its folder and our model, once each."""
+
+    @functools.cache
+    def made(variant):
+        folder = tmp_path_factory.mktemp("base")
+        saved(folder, variant)
+        return folder, models.load(folder)
+
+    return made
+
+
+def made_by_peft(base, folder, *, r=4, lora_alpha=6, add=False, **options):
     """An adapter with random values, and the logits that PEFT computes with it."""
     model = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
     config = peft.LoraConfig(r=r, lora_alpha=lora_alpha, task_type="CAUSAL_LM", **options)
@@ -98,11 +112,11 @@ def made_by_peft(base, folder, *, variant=None, r=4, lora_alpha=6, **options):
         adapted = peft.get_peft_model(model, config)
         for name, value in adapted.named_parameters():
             if value.requires_grad:
-                factor = "lora_" in name and "magnitude" not in name
+                factor = "lora_" in name and "magnitude" not in name and not add
                 # in place: a tied adapter's head has the memory of its embedding
                 value.data.mul_(0 if factor else 1).add_(torch.randn_like(value) * 0.3)
         adapted.eval().save_pretrained(folder)
-    return adapted, logits_of(adapted)
+    return logits_of(adapted)
 
 
 def logits_of(model):
@@ -156,11 +170,10 @@ def assert_merged_alike(params, layout, merged):
 
 
 @pytest.mark.parametrize("which", ADAPTERS)
-def test_an_adapter_of_peft_is_the_same_in_jlora_and_back(which, tmp_path, caplog):
+def test_an_adapter_of_peft_is_the_same_in_jlora_and_back(which, base, tmp_path, caplog):
     options = dict(ADAPTERS[which])
-    saved(tmp_path / "base", options.get("variant") or "grouped heads")
-    model = models.load(tmp_path / "base")
-    _, theirs = made_by_peft(tmp_path / "base", tmp_path / "theirs", **options)
+    folder, model = base(options.pop("variant", "grouped heads"))
+    theirs = made_by_peft(folder, tmp_path / "theirs", **options)
     lora, config = jlora.peft.load(tmp_path / "theirs", model)
     ours = jlora.lift(model.apply)(model.params, lora, jnp.asarray(TOKENS))
     assert_near(ours, theirs)
@@ -174,6 +187,75 @@ def test_an_adapter_of_peft_is_the_same_in_jlora_and_back(which, tmp_path, caplo
 
     jlora.peft.save(tmp_path / "ours", lora, config, model)
     assert_same_tensors(tmp_path / "ours", tmp_path / "theirs")
-    again = in_peft(tmp_path / "base", tmp_path / "ours", caplog)
+    again = in_peft(folder, tmp_path / "ours", caplog)
     np.testing.assert_allclose(logits_of(again), theirs, atol=1e-5 * np.abs(theirs).max())
+    if which != "tied, embedding":  # PEFT adds both adapters to the one weight, and says so
+        assert_merged_alike(jlora.merge(model.params, lora), model, again.merge_and_unload())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora", "use_rslora": True},
+        {"init_lora_weights": "pissa", "use_dora": True},
+        {
+            "init_lora_weights": "pissa",
+            "rank_pattern": {r"1.self_attn.q_proj": 2},
+            "alpha_pattern": {"down_proj": 9, "2.self_attn.q_proj": 5},
+        },
+    ],
+    ids=str,
+)
+def test_a_start_that_peft_repeats_is_repeated(options, base, tmp_path, caplog):
+    folder, model = base("grouped heads")
+    options = {"target_modules": ["q_proj", "down_proj", "model.embed_tokens"], **options}
+    theirs = made_by_peft(folder, tmp_path / "theirs", add=True, **options)
+    lora, config = jlora.peft.load(tmp_path / "theirs", model)
+    assert_near(jlora.lift(model.apply)(model.params, lora, jnp.asarray(TOKENS)), theirs)
+    jlora.peft.save(tmp_path / "ours", lora, config, model)
+    again = in_peft(folder, tmp_path / "ours", caplog)
+    assert_near(logits_of(again), theirs)
     assert_merged_alike(jlora.merge(model.params, lora), model, again.merge_and_unload())
+
+
+MADE_HERE = {
+    "all linear layers": {"targets": "all-linear", "dropout": 0.1},
+    "ranks by layer": {
+        "targets": "q_proj|up_proj",
+        "rank_pattern": {"q_proj": (3, 0, 5)},
+        "alpha_pattern": {"up_proj": (1.3, 7, 0.7)},
+        "rslora": True,
+    },
+    "layers, DoRA": {"targets": "o_proj|down_proj|head", "layers": None, "method": "dora"},
+    "some layers": {"targets": "attn/", "layers": (0, 2), "alpha": 0.3},
+    "norms, head and tokens": {
+        "targets": "v_proj",
+        "train": ("norm", "head"),
+        "tokens": {"embed": (7, 2)},
+    },
+    "in bfloat16": {"targets": "v_proj|embed", "dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("which", MADE_HERE)
+def test_an_adapter_of_jlora_is_the_same_in_peft(which, base, tmp_path, caplog):
+    folder, model = base("grouped heads")
+    config = jlora.LoraConfig(**{"rank": 4, **MADE_HERE[which]})
+    axes = jlora.trace_axes(model.apply, model.params, jnp.asarray(TOKENS))
+    frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
+    trains = jlora.mask(lora)
+    lora = jax.tree.map(
+        lambda leaf, train: (
+            leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape, leaf.dtype)
+            if train
+            else leaf
+        ),
+        lora,
+        trains,
+    )
+    ours = jlora.lift(model.apply)(frozen, lora, jnp.asarray(TOKENS))
+    jlora.peft.save(tmp_path / "ours", lora, config, model)
+    theirs = in_peft(folder, tmp_path / "ours", caplog)
+    assert_near(ours, logits_of(theirs))
+    assert_merged_alike(jlora.merge(frozen, lora), model, theirs.merge_and_unload())
