@@ -22,7 +22,9 @@ def add_model(command: argparse.ArgumentParser) -> None:
         metavar="",
         help="smollm2, a .gguf file, a Hugging Face folder or hub id (the adapter's own)",
     )
-    command.add_argument("--adapter", metavar="", help="folder that jlora.checkpoint.save or PEFT wrote")
+    command.add_argument(
+        "--adapter", metavar="", help="folder that jlora.checkpoint.save or PEFT wrote"
+    )
     command.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of the weights (the adapter's own)"
     )
@@ -81,9 +83,9 @@ def _adapter(directory: Path, model: Any) -> Any:
 
 def _is_peft(directory: Path) -> bool:
     """Whether a folder holds PEFT's files; jlora's own come first."""
-    return not (directory / "adapter.json").exists() and (
-        directory / "adapter_config.json"
-    ).exists()
+    return (
+        not (directory / "adapter.json").exists() and (directory / "adapter_config.json").exists()
+    )
 
 
 def positive(text: str) -> int:

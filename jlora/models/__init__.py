@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from jlora.models import _generate, _gguf, _huggingface
+from jlora.models import _families, _generate, _gguf, _huggingface
 from jlora.models._config import DecoderConfig as DecoderConfig
+from jlora.models._config import Experts as Experts
+from jlora.models._config import LinearRopeScaling as LinearRopeScaling
 from jlora.models._config import RopeScaling as RopeScaling
 from jlora.models._decoder import Decoder as Decoder
+from jlora.models._families import from_huggingface as from_huggingface
+from jlora.models._families import to_huggingface as to_huggingface
 from jlora.models._generate import answer as answer
+from jlora.models._stored import Stored as Stored
+from jlora.models._stored import from_stored as from_stored
+from jlora.models._stored import to_stored as to_stored
 from jlora.models._tokenizer import Tokenizer as Tokenizer
 
 DEFAULT = "smollm2"
@@ -33,6 +43,18 @@ class Model:
     config: DecoderConfig
     tokenizer: Tokenizer
     name: str
+
+    @property
+    def stored(self) -> Mapping[str, Stored]:
+        """How each parameter lies in a Hugging Face file, by our path."""
+        leaves = _families.family_of(self.config.family, self.name).leaves
+        paths: Any = flax.traverse_util.flatten_dict(self.params, sep="/")
+        return types.MappingProxyType({path: leaves[path] for path in paths})
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What transformers calls each parameter, by our path; ``{}`` stands for the layer."""
+        return types.MappingProxyType({path: leaf.name for path, leaf in self.stored.items()})
 
     def apply(self, params: Any, tokens: jax.Array, *, remat: bool = False) -> jax.Array:
         """Scores over the vocabulary, (batch, length, vocabulary) float32, of tokens from the left.

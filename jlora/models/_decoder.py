@@ -13,89 +13,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jlora.models._config import DecoderConfig, RopeScaling
+from jlora.models._attention import Attention, capped
+from jlora.models._config import DecoderConfig
+from jlora.models._experts import Mixture
+from jlora.models._layerwise import of_layer, prepare
+from jlora.models._mlp import MLP
+from jlora.models._norms import norm
 
 Cache = tuple[jax.Array, jax.Array]  # keys and values: (layers, batch, slots, kv_heads, head_dim)
-
-
-def rotary_frequencies(config: DecoderConfig) -> jax.Array:
-    """Radians a position for each pair of a head's dimensions: (head_dim / 2,), float32."""
-    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    frequencies = config.rope_theta**-exponents
-    if config.rope_scaling is not None:
-        frequencies = _stretched(frequencies, config.rope_scaling)
-    return frequencies
-
-
-def _stretched(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
-    """Slow frequencies divided by the factor, fast ones as they are, a ramp between."""
-    turns = scaling.original_max_position * frequencies / (2 * math.pi)
-    ramp = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = jnp.clip(ramp, 0.0, 1.0)
-    return frequencies * (kept + (1 - kept) / scaling.factor)
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864) of (batch, length, heads, head_dim)."""
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * scale, computed in float32."""
-
-    epsilon: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return (wide * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-class Attention(nn.Module):
-    """Causal attention with grouped key-value heads; keys and values are never repeated."""
-
-    config: DecoderConfig
-
-    @nn.compact
-    def __call__(self, x, rotary, mask, cache, slot):
-        config = self.config
-        batch, length, _ = x.shape
-        groups = config.heads // config.kv_heads
-
-        def project(name, heads):
-            features = heads * config.head_dim
-            out = nn.Dense(features, use_bias=False, name=name)(x)
-            return out.reshape(batch, length, heads, config.head_dim)
-
-        query = rotate(project("q_proj", config.heads), *rotary)
-        key = rotate(project("k_proj", config.kv_heads), *rotary)
-        value = project("v_proj", config.kv_heads)
-        if cache is not None:
-            key = jax.lax.dynamic_update_slice(cache[0], key, (0, slot, 0, 0))
-            value = jax.lax.dynamic_update_slice(cache[1], value, (0, slot, 0, 0))
-            cache = key, value
-        query = query.reshape(batch, length, config.kv_heads, groups, config.head_dim)
-        scores = jnp.einsum("btkgd,bskd->bkgts", query, key) * config.head_dim**-0.5
-        scores = jnp.where(mask[:, None, None], scores.astype(jnp.float32), -1e30)
-        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        mixed = jnp.einsum("bkgts,bskd->btkgd", weights, value)
-        mixed = mixed.reshape(batch, length, config.heads * config.head_dim)
-        return nn.Dense(config.width, use_bias=False, name="o_proj")(mixed), cache
-
-
-class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
-
-    config: DecoderConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        gate = nn.Dense(self.config.mlp_width, use_bias=False, name="gate_proj")(x)
-        up = nn.Dense(self.config.mlp_width, use_bias=False, name="up_proj")(x)
-        return nn.Dense(self.config.width, use_bias=False, name="down_proj")(jax.nn.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -104,16 +29,29 @@ class Block(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, rotary, mask, cache, slot):
-        normed = RMSNorm(self.config.norm_epsilon, name="attn_norm")(x)
-        mixed, cache = Attention(self.config, name="attn")(normed, rotary, mask, cache, slot)
+    def __call__(self, x, shared, own, cache, slot):
+        config = self.config
+        rotary, mask = of_layer(shared, own)
+        normed = norm(config, "attn_norm")(x)
+        mixed, cache = Attention(config, name="attn")(normed, rotary, mask, cache, slot)
+        if config.post_norms:
+            mixed = norm(config, "attn_post_norm")(mixed)
         x = x + mixed
-        normed = RMSNorm(self.config.norm_epsilon, name="mlp_norm")(x)
-        return x + GatedMLP(self.config, name="mlp")(normed), cache
+        normed = norm(config, "mlp_norm")(x)
+        if config.experts is None:
+            mixed = MLP(config, name="mlp")(normed)
+        else:
+            mixed = Mixture(config, config.experts, name="mlp")(normed)
+        if config.post_norms:
+            mixed = norm(config, "mlp_post_norm")(mixed)
+        return x + mixed, cache
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer; parameters as ``{"embed", "layers", "norm"[, "head"]}``."""
+    """A decoder-only transformer; parameters as ``{"embed", "layers", "norm", ...}``.
+
+    ``head`` beside them unless the embedding is the head, ``positions`` where they are learned.
+    """
 
     config: DecoderConfig
     remat: bool = False
@@ -123,14 +61,16 @@ class Decoder(nn.Module):
         # prevent_cse: a scan already keeps the two passes apart
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         self.embed = nn.Embed(config.vocabulary, config.width)
+        if config.learned_positions:
+            self.positions = nn.Embed(config.max_length, config.width)
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),  # pyright: ignore
+            in_axes=(nn.broadcast, 0, 0, nn.broadcast),  # pyright: ignore
             length=config.layers,
         )(config)
-        self.norm = RMSNorm(config.norm_epsilon)
+        self.norm = norm(config)
         if not config.tied:
             self.head = nn.Dense(config.vocabulary, use_bias=False)
 
@@ -138,8 +78,17 @@ class Decoder(nn.Module):
         return self.logits(self.hidden(tokens))
 
     def hidden(self, tokens: jax.Array) -> jax.Array:
-        """The last layer's normed output, (batch, length, width), for tokens from position 0 on."""
+        """The last layer's normed output, (batch, length, width), for tokens from position 0 on.
+
+        Raises:
+            ValueError: when there are more tokens than learned positions.
+        """
         length = tokens.shape[1]
+        if self.config.learned_positions and length > self.config.max_length:
+            raise ValueError(
+                f"{length} tokens are longer than the {self.config.max_length} positions that the "
+                "model has learned: shorten them"
+            )
         causal = jnp.tril(jnp.ones((length, length), bool))[None]
         return self._run(tokens, jnp.arange(length)[None], causal, None, None)[0]
 
@@ -158,14 +107,17 @@ class Decoder(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Scores over the vocabulary, float32."""
         out = self.embed.attend(hidden) if self.config.tied else self.head(hidden)
-        return out.astype(jnp.float32)
+        return capped(out.astype(jnp.float32), self.config.logit_cap)
 
     def _run(self, tokens, positions, mask, cache, slot) -> tuple[jax.Array, Any]:
+        config = self.config
         x = self.embed(tokens)
-        angles = positions[..., None].astype(jnp.float32) * rotary_frequencies(self.config)
-        cos, sin = jnp.cos(angles), jnp.sin(angles)
-        rotary = tuple(part[:, :, None].astype(x.dtype) for part in (cos, sin))
-        x, cache = self.layers(x, rotary, mask, cache, slot)
+        if config.scaled_embedding:
+            x = x * jnp.asarray(math.sqrt(config.width), x.dtype)
+        if config.learned_positions:
+            x = x + self.positions(positions)
+        shared, own = prepare(config, positions, mask, slot, x.dtype)
+        x, cache = self.layers(x, shared, own, cache, slot)
         return self.norm(x), cache
 
 

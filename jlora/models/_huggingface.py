@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from jlora.models import _families, _tokenizer
 from jlora.models._assemble import assemble
 from jlora.models._config import DecoderConfig
 from jlora.models._tokenizer import read_json
+
+# What older files hold beside the parameters: rotary frequencies, causal masks.
+_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 
 
 def download(hub_id: str) -> Path:
@@ -42,24 +46,30 @@ def load(directory: Path, dtype: Any) -> tuple[dict[str, Any], DecoderConfig, _t
     config = _families.from_huggingface(settings, f"{directory / 'config.json'}")
     tokenizer = _tokenizer.from_huggingface(directory, settings)
     safetensors = requires("safetensors")
-    files: dict[str, Any] = {}
+    family = _families.family_of(config.family, where)
+    prefix = family.leaves["embed/embedding"].name.split(".")[0] + "."
+    files: dict[str, tuple[Any, str]] = {}  # the file, and the tensor's name in it
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _files(directory):
         try:
             opened = safetensors.safe_open(str(path), framework="flax")
             for name in opened.keys():  # noqa: SIM118 - not a dict
-                files[name] = opened
-                shapes[name] = tuple(opened.get_slice(name).get_shape())
+                # Files of a model without its head leave the prefix out
+                full = name if name.startswith((prefix, "lm_head.")) else prefix + name
+                files[full] = opened, name
+                shapes[full] = tuple(opened.get_slice(name).get_shape())
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{path}: no whole safetensors file ({error}). Get it again") from None
 
-    def read(ours: str, name: str) -> np.ndarray:
-        return np.asarray(files[name].get_tensor(name))
+    def read(name: str) -> np.ndarray:
+        opened, own = files[name]
+        return np.asarray(opened.get_tensor(own))
 
-    names = _families.family_of(config.family, where).huggingface
-    buffers = [name for name in shapes if name.endswith("rotary_emb.inv_freq")]
-    ignored = [*buffers, "lm_head.weight"] if config.tied else buffers
-    params = assemble(config, names, shapes, read, dtype=dtype, ignored=ignored, where=where)
+    ignored = [name for name in shapes if _BUFFERS.search(name)]
+    ignored += [family.leaves["head/kernel"].name] if config.tied else []
+    params = assemble(
+        config, family.leaves, shapes, read, dtype=dtype, ignored=ignored, where=where
+    )
     return params, config, tokenizer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from jlora.peft import _fields, _matching, _names, _pairs, _tensors
 from jlora.peft._names import Layout, Leaf, Parameter
 from jlora.peft._pairs import Pair
 
+_OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 _ROWS = ".token_adapter.trainable_tokens_delta"
 _BASE_COPY = ".base_layer.weight"
 _BASE_BIAS = ".base_layer.bias"
@@ -68,7 +70,8 @@ def load(
         raise ValueError(f"{directory} is no folder: expected one with {_fields.FILE}")
     settings = _fields.read(directory)
     tensors = _tensors.read(directory)
-    known = _names.layout(model, names, axes)
+    apart = any(_OF_ONE_EXPERT.search(name) for name in tensors)
+    known = _names.layout(model, names, axes, apart=apart)
     reader = _Reader(settings, tensors, known, None if dtype is None else jnp.dtype(dtype))
     lora = reader.nodes()
     if not any(isinstance(node, LoraWeight) for node in lora.values()) and not reader.problems:
@@ -279,7 +282,9 @@ class _Reader:
     def _rows(self) -> Lora:
         asked = self.settings["trainable_token_indices"] or {}
         if isinstance(asked, list):
-            embedding = next((p.module for p in self.layout.parameters.values() if p.embeds), "?")
+            embedding = next(
+                (p.module for p in self.layout.parameters.values() if p.embeds), "embed_tokens"
+            )
             asked = {embedding: asked}
         lora: Lora = {}
         for name, tokens in asked.items():

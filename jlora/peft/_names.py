@@ -25,7 +25,6 @@ Names = Mapping[str, Name] | Callable[[str], Name | None]
 
 HEAD = "lm_head"
 _EMBEDDING = re.compile(r"embed|(^|[/.])(wte|wpe)($|[/.])")
-_CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)$")  # of GPT-2, stored as (in, out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,18 +177,32 @@ class Layout:
         return list(dict.fromkeys(p.module for p in self.parameters.values()))
 
 
-def layout(model: Any, names: Names | None, axes: Mapping[str, Axes] | None) -> Layout:
+def layout(
+    model: Any,
+    names: Names | None,
+    axes: Mapping[str, Axes] | None,
+    *,
+    apart: bool = False,
+) -> Layout:
     """The layout of a `jlora.models.Model`, or of a tree of parameters with ``names``.
+
+    Args:
+        model: as for `jlora.peft.load`.
+        names: as for `jlora.peft.load`.
+        axes: as for `jlora.peft.load`.
+        apart: in a model with experts every expert has modules of its own, as before
+            transformers 5.
 
     Raises:
         ValueError: when the names do not fit the tree: all that do not are named.
     """
     from jlora.models import Model
 
-    tied, conv1d = None, False
+    kinds: Mapping[str, str] = {}
     if known := isinstance(model, Model):
-        tree, names = model.params, names or _names_of(model)
-        conv1d = model.config.family == "gpt2"
+        tree, stored = model.params, _stored(model)
+        names = names or {path: _name(each, model, path, apart) for path, each in stored.items()}
+        kinds = {path: each.kind for path, each in stored.items()}
     elif names is None:
         raise ValueError(
             "names is missing: expected a jlora.models.Model, or a tree of parameters with "
@@ -201,7 +214,7 @@ def layout(model: Any, names: Names | None, axes: Mapping[str, Axes] | None) -> 
     if callable(names):
         names = {path: name for path in values if (name := names(path)) is not None}
     else:
-        names = {path: n for path, n in names.items() if path in values or not known}
+        names = dict(names)
     problems = [
         f"names has {path!r}, which is no leaf. {_paths.nearest(path, values, 3)}"
         for path in names
@@ -218,7 +231,7 @@ def layout(model: Any, names: Names | None, axes: Mapping[str, Axes] | None) -> 
         if len(braces) != 1:
             problems.append(f"{path}: its names differ in how many {{}} they have: {name!r}")
             continue
-        leaf = _leaf(path, values[path], braces.pop(), each, axes, known, unclear)
+        leaf = _leaf(path, values[path], braces.pop(), each, axes, kinds.get(path), unclear)
         leaves[path] = leaf
         sizes = [leaf.outputs] if isinstance(name, str) else list(name.values())
         if sum(sizes) != leaf.outputs:
@@ -235,7 +248,7 @@ def layout(model: Any, names: Names | None, axes: Mapping[str, Axes] | None) -> 
                 )
                 start += size
     parameters = {
-        name: Parameter(module, parameter, tuple(parts), _transposed(module, parts, conv1d))
+        name: Parameter(module, parameter, tuple(parts), _transposed(parts, kinds))
         for name, (module, parameter, parts) in found.items()
     }
     for name, parameter in parameters.items():
@@ -244,27 +257,39 @@ def layout(model: Any, names: Names | None, axes: Mapping[str, Axes] | None) -> 
             problems.append(f"{paths}: all are {name}, but they differ in their inputs")
     if problems:
         raise ValueError("the names do not fit the parameters:\n  " + "\n  ".join(problems))
+    tied = None
     if known and model.config.tied:
-        tied = next(p.module for p in parameters.values() if p.embeds)
+        tied = next(iter(parameters.values())).module
     leaves = {path: leaves[path] for path in values if path in leaves}
     return Layout(leaves, parameters, tied, unclear, known)
 
 
-def _names_of(model: Any) -> Mapping[str, str]:
-    """The torch names of a model's leaves."""
+def _stored(model: Any) -> dict[str, Any]:
+    """How a model's leaves lie in transformers, in its order: the embedding first."""
     from jlora.models import _families
 
-    if hasattr(model, "names"):
-        return model.names
-    return _families.family_of(model.config.family, model.name).huggingface
+    leaves = _families.family_of(model.config.family, model.name).leaves
+    return {path: model.stored[path] for path in leaves if path in model.stored}
 
 
-def _leaf(path, value, braces, names, axes, known, unclear) -> Leaf:
+def _name(stored: Any, model: Any, path: str, apart: bool) -> Name:
+    """The torch name of a model's leaf; ``apart``: every expert has modules of its own."""
+    if not (apart and stored.parts):
+        return stored.name
+    leaf: Any = model.params
+    for key in path.split("/"):
+        leaf = leaf[key]
+    module = stored.name.rpartition(".")[0]
+    width = leaf.shape[-1] // len(stored.parts)
+    return {f"{module}.{{}}.{part}.weight": width for part in stored.parts}
+
+
+def _leaf(path, value, braces, names, axes, kind, unclear) -> Leaf:
     shape = tuple(np.shape(value))
     its_axes, free = None, len(shape) - braces
     if axes is not None and path in axes:
         its_axes = axes[path]
-    elif free == 2 or (free == 3 and known):  # a model's own experts: (layers, experts, in, out)
+    elif free == 2 or (free == 3 and kind == "experts"):
         last = len(shape) - 1
         its_axes = Axes(stack=tuple(range(last - 1)), inputs=(last - 1,), outputs=(last,))
     elif free > 2:
@@ -272,7 +297,10 @@ def _leaf(path, value, braces, names, axes, known, unclear) -> Leaf:
             f"{path} has shape {shape}: which dimensions are inputs and outputs can't be told. "
             "Pass axes=jlora.trace_axes(fn, params, *args)"
         )
-    embeds = any(_EMBEDDING.search(name) for name in (path.rpartition("/")[2], *names))
+    if kind is None:
+        embeds = any(_EMBEDDING.search(name) for name in (path.rpartition("/")[2], *names))
+    else:
+        embeds = kind == "plain"
     return Leaf(path, shape, its_axes, braces, embeds and its_axes is not None, value)
 
 
@@ -286,5 +314,5 @@ def _split(name: str, leaf: Leaf) -> tuple[str, str]:
     return name, "bias" if leaf.path.rpartition("/")[2] in ("bias", "b", "beta") else "weight"
 
 
-def _transposed(module: str, parts: list[Part], conv1d: bool) -> bool:
-    return parts[0].leaf.embeds or (conv1d and _CONV1D.search(module) is not None)
+def _transposed(parts: list[Part], kinds: Mapping[str, str]) -> bool:
+    return parts[0].leaf.embeds or kinds.get(parts[0].leaf.path) == "conv1d"

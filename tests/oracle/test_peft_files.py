@@ -1,10 +1,10 @@
 """PEFT's own adapters in jlora, jlora's in PEFT: files, logits and merged weights."""
 
+import copy
 import functools
 import logging
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -14,8 +14,7 @@ import peft
 import pytest
 import safetensors.torch
 import torch
-import transformers
-from test_llama import saved
+from test_families import both
 
 import jlora
 import jlora.peft
@@ -72,62 +71,69 @@ ADAPTERS = {
         "target_parameters": ["q_proj.weight", "mlp.up_proj.weight"],
     },
     "gaussian start": {"target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
-    "tied, attention": {"variant": "tied", "target_modules": ["q_proj"]},
+    "biases": {"variant": "llama, biases", "target_modules": ["q_proj", "up_proj"], "bias": "all"},
+    "biases of targets": {
+        "variant": "llama, biases",
+        "target_modules": ["q_proj", "up_proj"],
+        "bias": "lora_only",
+        "modules_to_save": ["o_proj"],
+    },
+    "tied, attention": {"variant": "llama, tied", "target_modules": ["q_proj"]},
     "tied, embedding": {
-        "variant": "tied",
+        "variant": "llama, tied",
         "target_modules": ["embed_tokens", "q_proj"],
         "ensure_weight_tying": True,
     },
     "tied, embedding whole": {
-        "variant": "tied",
+        "variant": "llama, tied",
         "target_modules": ["q_proj"],
         "modules_to_save": ["embed_tokens"],
         "ensure_weight_tying": True,
     },
     "tied, tokens": {
-        "variant": "tied",
+        "variant": "llama, tied",
         "target_modules": ["q_proj"],
         "trainable_token_indices": [5, 3, 17],
     },
 }
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """From the name of a variant to what there is of it, once each."""
-
-    @functools.cache
-    def made(variant):
-        folder = tmp_path_factory.mktemp("base")
-        saved(folder, variant)
-        model = models.load(folder)
-        tokens = jnp.asarray(TOKENS)
-        axes = jlora.trace_axes(model.apply, model.params, tokens)
-        jitted = jax.jit(model.apply)
-        return Base(folder, model, axes, lambda params: jitted(params, tokens))
-
-    return made
-
-
 class Base(NamedTuple):
-    folder: Path
+    """A random model in torch, the same in jlora, how jlora uses its weights."""
+
+    torch: torch.nn.Module
     model: models.Model
     axes: jlora.TracedAxes
     logits: Callable  # of parameters, compiled once
+
+
+@functools.cache
+def base(variant):
+    oracle, model, _ = both(variant)
+    tokens, jitted = jnp.asarray(TOKENS), jax.jit(model.apply)
+    axes = jlora.trace_axes(model.apply, model.params, tokens)
+    return Base(oracle, model, axes, lambda params: jitted(params, tokens))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    """The programs are tiny: XLA's optimisations take longer than all the rest."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # Those whose logits are computed without merging as well: one of each kind of node.
 LIFTED = ("patterns", "DoRA in two layers", "embedding and head", "head and norms whole", "tokens")
 
 
-def made_by_peft(base, folder, *, r=4, lora_alpha=6, add=False, **options):
+def made_by_peft(model, folder, *, r=4, lora_alpha=6, add=False, **options):
     """An adapter with random values, and the logits that PEFT computes with it."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
     config = peft.LoraConfig(r=r, lora_alpha=lora_alpha, task_type="CAUSAL_LM", **options)
     torch.manual_seed(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapted = peft.get_peft_model(model, config)
+        adapted = peft.get_peft_model(copy.deepcopy(model), config)
         for name, value in adapted.named_parameters():
             if value.requires_grad:
                 factor = "lora_" in name and "magnitude" not in name and not add
@@ -142,12 +148,11 @@ def logits_of(model):
         return model(torch.tensor(TOKENS)).logits.numpy()
 
 
-def in_peft(base, folder, caplog):
+def in_peft(model, folder, caplog):
     """PEFT's model with an adapter that jlora wrote; nothing is said about it."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        adapted = peft.PeftModel.from_pretrained(model, folder).eval()
+        adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
     assert not caplog.records
     return adapted
 
@@ -188,10 +193,10 @@ def assert_merged_alike(params, layout, merged):
 
 
 @pytest.mark.parametrize("which", ADAPTERS)
-def test_an_adapter_of_peft_is_the_same_in_jlora_and_back(which, base, tmp_path, caplog):
+def test_an_adapter_of_peft_is_the_same_in_jlora_and_back(which, tmp_path, caplog):
     options = dict(ADAPTERS[which])
-    folder, model, axes, logits = base(options.pop("variant", "grouped heads"))
-    theirs = made_by_peft(folder, tmp_path / "theirs", **options)
+    oracle, model, axes, logits = base(options.pop("variant", "llama"))
+    theirs = made_by_peft(oracle, tmp_path / "theirs", **options)
     lora, config = jlora.peft.load(tmp_path / "theirs", model)
     merged = jlora.merge(model.params, lora)
     assert_near(logits(merged), theirs)
@@ -205,7 +210,7 @@ def test_an_adapter_of_peft_is_the_same_in_jlora_and_back(which, base, tmp_path,
 
     jlora.peft.save(tmp_path / "ours", lora, config, model)
     assert_same_tensors(tmp_path / "ours", tmp_path / "theirs")
-    again = in_peft(folder, tmp_path / "ours", caplog)
+    again = in_peft(oracle, tmp_path / "ours", caplog)
     np.testing.assert_allclose(logits_of(again), theirs, atol=1e-5 * np.abs(theirs).max())
     if which != "tied, embedding":  # PEFT adds both adapters to the one weight, and says so
         assert_merged_alike(merged, model, again.merge_and_unload())
@@ -224,15 +229,15 @@ def test_an_adapter_of_peft_is_the_same_in_jlora_and_back(which, base, tmp_path,
     ],
     ids=str,
 )
-def test_a_start_that_peft_repeats_is_repeated(options, base, tmp_path, caplog):
-    folder, model, _, logits = base("grouped heads")
+def test_a_start_that_peft_repeats_is_repeated(options, tmp_path, caplog):
+    oracle, model, _, logits = base("llama")
     options = {"target_modules": ["q_proj", "down_proj", "model.embed_tokens"], **options}
-    theirs = made_by_peft(folder, tmp_path / "theirs", add=True, **options)
+    theirs = made_by_peft(oracle, tmp_path / "theirs", add=True, **options)
     lora, config = jlora.peft.load(tmp_path / "theirs", model)
     merged = jlora.merge(model.params, lora)
     assert_near(logits(merged), theirs)
     jlora.peft.save(tmp_path / "ours", lora, config, model)
-    again = in_peft(folder, tmp_path / "ours", caplog)
+    again = in_peft(oracle, tmp_path / "ours", caplog)
     assert_near(logits_of(again), theirs)
     assert_merged_alike(merged, model, again.merge_and_unload())
 
@@ -257,8 +262,8 @@ MADE_HERE = {
 
 
 @pytest.mark.parametrize("which", MADE_HERE)
-def test_an_adapter_of_jlora_is_the_same_in_peft(which, base, tmp_path, caplog):
-    folder, model, axes, logits = base("grouped heads")
+def test_an_adapter_of_jlora_is_the_same_in_peft(which, tmp_path, caplog):
+    oracle, model, axes, logits = base("llama")
     config = jlora.LoraConfig(**{"rank": 4, **MADE_HERE[which]})
     frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
     trains = jlora.mask(lora)
@@ -273,6 +278,6 @@ def test_an_adapter_of_jlora_is_the_same_in_peft(which, base, tmp_path, caplog):
     )
     merged = jlora.merge(frozen, lora)
     jlora.peft.save(tmp_path / "ours", lora, config, model)
-    theirs = in_peft(folder, tmp_path / "ours", caplog)
+    theirs = in_peft(oracle, tmp_path / "ours", caplog)
     assert_near(logits(merged), logits_of(theirs))
     assert_merged_alike(merged, model, theirs.merge_and_unload())

@@ -1,0 +1,62 @@
+"""A mixture of experts: each token goes to a few gated MLPs, rows sorted by expert."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jlora.models._config import DecoderConfig, Experts
+from jlora.models._mlp import ACTIVATION
+
+
+class Grouped(nn.Module):
+    """x W of each row's own expert; rows stand sorted by expert, ``sizes`` rows for each."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+        init = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0)
+        shape = (sizes.shape[0], x.shape[-1], self.features)
+        return jax.lax.ragged_dot(x, self.param("kernel", init, shape).astype(x.dtype), sizes)
+
+
+class GatedExperts(nn.Module):
+    """down(act(gate(x)) * up(x)) of each row's own expert, gate and up in one product."""
+
+    config: DecoderConfig
+    experts: Experts
+
+    @nn.compact
+    def __call__(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+        both = Grouped(2 * self.experts.width, name="gate_up_proj")(x, sizes)
+        gate, up = jnp.split(both, 2, axis=-1)
+        hidden = ACTIVATION[self.config.activation](gate) * up
+        return Grouped(self.config.width, name="down_proj")(hidden, sizes)
+
+
+class Mixture(nn.Module):
+    """The weighted sum of the experts that the router chooses (Shazeer et al. 2017, 1701.06538).
+
+    Each expert computes its own tokens and no others: no token is dropped, none is padded.
+    """
+
+    config: DecoderConfig
+    experts: Experts
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        experts = self.experts
+        tokens = x.reshape(-1, x.shape[-1])
+        scores = nn.Dense(experts.count, use_bias=False, name="router")(tokens)
+        shares = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
+        shares, chosen = jax.lax.top_k(shares, experts.chosen)  # (tokens, chosen)
+        if experts.normalised:
+            shares = shares / shares.sum(axis=-1, keepdims=True)
+        order = jnp.argsort(chosen.reshape(-1))
+        sizes = jnp.bincount(chosen.reshape(-1), length=experts.count)
+        sorted_rows = tokens[order // experts.chosen]
+        out = GatedExperts(self.config, experts, name="experts")(sorted_rows, sizes)
+        out = out[jnp.argsort(order)].reshape(*chosen.shape, -1)
+        return jnp.einsum("tk,tkd->td", shares.astype(x.dtype), out).reshape(x.shape)

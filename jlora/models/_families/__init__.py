@@ -1,0 +1,92 @@
+"""The families of models that jlora knows, and their settings: config.json in, config.json out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jlora.models._config import DecoderConfig
+from jlora.models._families._family import Family as Family
+from jlora.models._families._gemma2 import GEMMA2
+from jlora.models._families._gemma3 import GEMMA3_TEXT
+from jlora.models._families._gpt2 import GPT2
+from jlora.models._families._llama import LLAMA
+from jlora.models._families._mistral import MISTRAL
+from jlora.models._families._phi3 import PHI3
+from jlora.models._families._qwen2 import QWEN2
+from jlora.models._families._qwen3 import QWEN3
+from jlora.models._families._qwen3_moe import QWEN3_MOE
+from jlora.models._settings import Settings
+
+FAMILIES: dict[str, Family] = {
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "qwen3_moe": QWEN3_MOE,
+    "gemma2": GEMMA2,
+    "gemma3_text": GEMMA3_TEXT,
+    "phi3": PHI3,
+    "gpt2": GPT2,
+}
+
+
+def family_of(architecture: Any, where: str) -> Family:
+    """The family by the name that a file gives it.
+
+    Raises:
+        ValueError: when there is none of this name.
+    """
+    if architecture not in FAMILIES:
+        raise ValueError(
+            f"{where}: the architecture is {architecture!r}, but jlora.models knows "
+            f"{', '.join(FAMILIES)}"
+        )
+    return FAMILIES[architecture]
+
+
+def from_huggingface(settings: Mapping[str, Any], where: str) -> DecoderConfig:
+    """The decoder's configuration from the contents of a config.json.
+
+    Raises:
+        ValueError: naming every setting that is missing or that the decoder does not have.
+    """
+    family = family_of(settings.get("model_type"), where)
+    given = Settings({**family.defaults, **settings})
+    for name, values in family.limits.items():
+        if name in settings and settings[name] not in values:
+            given.problems.append(
+                f"{name} is {settings[name]!r}, but only {values[0]!r} is supported"
+            )
+    fields = dict(family.features)
+    for part in family.parts:
+        fields |= part.read(given)
+    if given.problems:
+        raise ValueError(f"{where}: {'; '.join(dict.fromkeys(given.problems))}")
+    try:
+        return DecoderConfig(**fields, family=settings["model_type"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def to_huggingface(config: DecoderConfig) -> dict[str, Any]:
+    """The settings of a config.json from which transformers makes the same model.
+
+    Raises:
+        ValueError: when the family has no setting for something that the decoder has.
+    """
+    family = family_of(config.family, "this configuration")
+    settings = {"architectures": [family.architecture], "model_type": config.family}
+    for part in family.parts:
+        settings |= part.write(config)
+    back = from_huggingface(settings, "the settings written")
+    differing = [
+        f"{field.name} is {getattr(config, field.name)!r}, a {config.family} model's would be "
+        f"{getattr(back, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if getattr(back, field.name) != getattr(config, field.name)
+    ]
+    if differing:
+        raise ValueError(f"no config.json can say this: {'; '.join(differing)}")
+    return settings

@@ -1,0 +1,47 @@
+"""Gemma 2 (arXiv 2408.00118): caps, norms before and after, every other layer with a window."""
+
+from __future__ import annotations
+
+from jlora.models._families._family import SIZES, Family
+from jlora.models._families._llama import BIASES, LEAVES
+from jlora.models._rope_settings import Rope
+from jlora.models._settings import Activation, Biases, Heads, Same
+from jlora.models._stored import plain
+from jlora.models._window_settings import LayerWindows
+
+GEMMA_LEAVES = {
+    **LEAVES,
+    **{path: leaf for path, leaf in BIASES.items() if "/attn/" in path},
+    "layers/attn_post_norm/scale": plain("model.layers.{}.post_attention_layernorm.weight"),
+    "layers/mlp_norm/scale": plain("model.layers.{}.pre_feedforward_layernorm.weight"),
+    "layers/mlp_post_norm/scale": plain("model.layers.{}.post_feedforward_layernorm.weight"),
+}
+GEMMA_FEATURES = {"norm": "rms_plus_one", "post_norms": True, "scaled_embedding": True}
+GEMMA_DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "attention_bias": False,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+GEMMA_PARTS = (
+    *(SIZES, Heads(), Activation("hidden_activation"), Biases()),
+    Same({"query_scalar": "query_pre_attn_scalar"}),
+)
+_CAPS = {"attention_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
+
+GEMMA2 = Family(
+    architecture="Gemma2ForCausalLM",
+    leaves=GEMMA_LEAVES,
+    parts=(*GEMMA_PARTS, Rope(), LayerWindows(every=2), Same(_CAPS, needed=False)),
+    features=GEMMA_FEATURES,
+    defaults={
+        **GEMMA_DEFAULTS,
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
+    },
+    only={"use_bidirectional_attention": (False, None)},
+)

@@ -1,0 +1,27 @@
+"""Phi 3 and 4 (arXiv 2404.14219): llama with q, k, v in one projection, gate and up in one."""
+
+from __future__ import annotations
+
+from jlora.models._families._family import SIZES, Family
+from jlora.models._families._llama import DEFAULTS, LEAVES
+from jlora.models._rope_settings import Rope
+from jlora.models._settings import Activation, Heads
+from jlora.models._stored import linear
+from jlora.models._window_settings import OneWindow
+
+_APART = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+
+PHI3 = Family(
+    architecture="Phi3ForCausalLM",
+    leaves={
+        **{path: leaf for path, leaf in LEAVES.items() if path.split("/")[-2] not in _APART},
+        "layers/attn/qkv_proj/kernel": linear("model.layers.{}.self_attn.qkv_proj.weight"),
+        "layers/mlp/gate_up_proj/kernel": linear("model.layers.{}.mlp.gate_up_proj.weight"),
+    },
+    parts=(
+        *(SIZES, Heads(), Activation(), OneWindow()),
+        Rope(kinds=("default",), partial=True),  # longrope changes with the text's length
+    ),
+    features={"fused": True},
+    defaults={**DEFAULTS, "rms_norm_eps": 1e-5, "sliding_window": None},
+)

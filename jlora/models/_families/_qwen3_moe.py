@@ -1,0 +1,41 @@
+"""Qwen 3 with experts (arXiv 2505.09388): a mixture of them in place of every layer's MLP."""
+
+from __future__ import annotations
+
+from jlora.models._families._family import SIZES, Family
+from jlora.models._families._llama import BIASES, DEFAULTS, HEAD_NORMS, LEAVES
+from jlora.models._rope_settings import Rope
+from jlora.models._settings import Activation, Biases, Heads, Mixture
+from jlora.models._stored import experts, linear
+from jlora.models._window_settings import OneWindow
+
+_EXPERTS = "model.layers.{}.mlp.experts"
+
+QWEN3_MOE = Family(
+    architecture="Qwen3MoeForCausalLM",
+    leaves={
+        **{path: leaf for path, leaf in (LEAVES | BIASES).items() if "/mlp/" not in path},
+        **HEAD_NORMS,
+        "layers/mlp/router/kernel": linear("model.layers.{}.mlp.gate.weight"),
+        "layers/mlp/experts/gate_up_proj/kernel": experts(
+            f"{_EXPERTS}.gate_up_proj", "gate_proj", "up_proj"
+        ),
+        "layers/mlp/experts/down_proj/kernel": experts(f"{_EXPERTS}.down_proj", "down_proj"),
+    },
+    parts=(
+        *(SIZES, Heads(), Activation(), Biases(), Rope(), Mixture()),
+        OneWindow(switch="use_sliding_window"),
+    ),
+    features={"qk_norm": True},
+    defaults={
+        **DEFAULTS,
+        "num_key_value_heads": 4,
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "norm_topk_prob": False,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    },
+    only={"decoder_sparse_step": (1, None), "mlp_only_layers": ([], None)},
+)

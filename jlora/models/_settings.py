@@ -1,0 +1,171 @@
+"""The settings of a config.json and the fields of a decoder: each part of them in both directions.
+
+A part reads some settings into fields and writes the fields back, so that a family is a list of
+parts. Reading gathers problems and never stops at the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from jlora.models._config import DecoderConfig, Experts
+
+
+class Settings:
+    """The contents of a config.json, and what is wrong with them."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.values = values
+        self.problems: list[str] = []
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The setting, or the default when it is missing or null."""
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def number(self, name: str, *, needed: bool = True) -> Any:
+        """The number (or bool) of this name; None, with a problem if it is needed."""
+        value = self.values.get(name)
+        if value is None:
+            if needed:
+                self.problems.append(f"{name} is missing")
+        elif not isinstance(value, int | float):
+            self.problems.append(f"{name} is {value!r}: expected a number")
+            return None
+        return value
+
+
+class Part(Protocol):
+    """Some settings of a config.json and the fields that say the same."""
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """Fields of the decoder."""
+        ...
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """Settings of the config.json."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Same:
+    """Numbers and flags that both sides have, under two names."""
+
+    names: Mapping[str, str]  # field -> setting
+    needed: bool = True
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """Each field, or a problem."""
+        return {
+            field: settings.number(name, needed=self.needed) for field, name in self.names.items()
+        }
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """Each setting."""
+        return {name: getattr(config, field) for field, name in self.names.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The heads; key-value heads and their width follow from the rest where they are not given."""
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """heads, kv_heads, head_dim."""
+        heads = settings.number("num_attention_heads")
+        kv_heads = settings.number("num_key_value_heads", needed=False)
+        head_dim = settings.number("head_dim", needed=False)
+        width = settings.number("hidden_size", needed=False)
+        if head_dim is None and width and heads:
+            head_dim = width // heads
+        return {"heads": heads, "kv_heads": kv_heads or heads, "head_dim": head_dim}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """All three, whatever follows from what."""
+        names = Same({"heads": "num_attention_heads", "kv_heads": "num_key_value_heads"})
+        return {**names.write(config), "head_dim": config.head_dim}
+
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "relu": "relu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",  # the last of a name is written
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """The MLP's activation, under the family's name for the setting."""
+
+    setting: str = "hidden_act"
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """activation."""
+        name = settings.get(self.setting)
+        if name not in _ACTIVATIONS:
+            settings.problems.append(
+                f"{self.setting} is {name!r}, but only {', '.join(map(repr, _ACTIVATIONS))} are "
+                "supported"
+            )
+            return {}
+        return {"activation": _ACTIVATIONS[name]}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """The setting."""
+        names = {ours: theirs for theirs, ours in _ACTIVATIONS.items() if theirs != "swish"}
+        return {self.setting: names[config.activation]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Biases:
+    """Biases of the four projections of attention, and of the MLP where the family can have them.
+
+    ``attention_bias`` and ``mlp_bias``.
+    """
+
+    mlp: bool = False
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """qkv_bias, o_bias, mlp_bias."""
+        attention = bool(settings.get("attention_bias", False))
+        mlp = self.mlp and bool(settings.get("mlp_bias", False))
+        return {"qkv_bias": attention, "o_bias": attention, "mlp_bias": mlp}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """The settings."""
+        mlp = {"mlp_bias": config.mlp_bias} if self.mlp else {}
+        return {"attention_bias": config.qkv_bias, **mlp}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """The experts; transformers 5 calls num_local_experts what earlier releases call num_experts.
+
+    A model in which some layers have no experts is none of ours: its layers could not be stacked.
+    """
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """experts."""
+        name = "num_local_experts" if "num_local_experts" in settings.values else "num_experts"
+        count, chosen = settings.number(name), settings.number("num_experts_per_tok")
+        width = settings.number("moe_intermediate_size")
+        if None in (count, chosen, width):
+            return {}
+        return {"experts": Experts(count, chosen, width, bool(settings.get("norm_topk_prob")))}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """The settings."""
+        if (experts := config.experts) is None:
+            return {"num_experts": 0}
+        return {
+            "num_experts": experts.count,
+            "num_experts_per_tok": experts.chosen,
+            "moe_intermediate_size": experts.width,
+            "norm_topk_prob": experts.normalised,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }

@@ -1,0 +1,120 @@
+"""How a leaf of ours lies in a Hugging Face file: under which names, in which orientation.
+
+A leaf's kernel is (in, out), with a stack of layers and of experts in front of it. `Stored` says,
+as data, what transformers calls the same parameter and how it holds it; `to_stored` and
+`from_stored` go between one layer of the leaf and the tensors of a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["linear", "conv1d", "experts", "plain"]
+_TRANSPOSED: tuple[Kind, ...] = ("linear", "experts")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One parameter in transformers.
+
+    ``kind`` is ``"linear"``, held as (out, in); ``"conv1d"``, (in, out) as ours is;
+    ``"experts"``, (experts, out, in); or ``"plain"``, an embedding, norm or bias, as ours is.
+    """
+
+    name: str  # as in named_parameters, with {} for the layer
+    kind: Kind
+    parts: tuple[str, ...] = ()  # of experts: each expert's modules in a file, stacked along out
+
+    @property
+    def fan_in_fan_out(self) -> bool:
+        """Whether PEFT must be told that this weight is (in, out)."""
+        return self.kind == "conv1d"
+
+
+def linear(name: str) -> Stored:
+    return Stored(name, "linear")
+
+
+def conv1d(name: str) -> Stored:
+    return Stored(name, "conv1d")
+
+
+def plain(name: str) -> Stored:
+    return Stored(name, "plain")
+
+
+def experts(name: str, *parts: str) -> Stored:
+    return Stored(name, "experts", parts)
+
+
+def oriented(stored: Stored, value: Any) -> Any:
+    """One layer of a leaf as transformers holds it in memory, or the way back: its own inverse."""
+    return value.swapaxes(-1, -2) if stored.kind in _TRANSPOSED else value
+
+
+def to_stored(stored: Stored, layer: int, value: Any) -> dict[str, Any]:
+    """The tensors that transformers' ``save_pretrained`` writes for one layer of a leaf, by name.
+
+    Args:
+        stored: the leaf's entry in the family's table (`Model.stored`).
+        layer: its number; any for a leaf that is no stack.
+        value: that layer, without the stack's dimension, a numpy or JAX array.
+    """
+    held = oriented(stored, value)
+    if not stored.parts:
+        return {stored.name.format(layer): held}
+    width = held.shape[1] // len(stored.parts)
+    return {
+        _of_expert(stored, layer, expert, part): held[expert, at * width : (at + 1) * width]
+        for expert in range(held.shape[0])
+        for at, part in enumerate(stored.parts)
+    }
+
+
+def stored_shapes(
+    stored: Stored, layer: int, shape: tuple[int, ...], *, fused: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of `to_stored`; with ``fused``, of the parameter in memory."""
+    nothing = np.broadcast_to(np.int8(0), shape)
+    if fused:
+        return {stored.name.format(layer): oriented(stored, nothing).shape}
+    return {name: part.shape for name, part in to_stored(stored, layer, nothing).items()}
+
+
+def from_stored(
+    stored: Stored, layer: int, shape: tuple[int, ...], tensors: Mapping[str, Any]
+) -> Any:
+    """One layer of a leaf, of ``shape``, from a file's tensors: the inverse of `to_stored`.
+
+    Experts may also lie in the file as in memory, all in one tensor.
+
+    Raises:
+        ValueError: naming the tensors that are missing or of another shape.
+    """
+    fused = stored.name.format(layer) in tensors
+    wanted = stored_shapes(stored, layer, shape, fused=fused)
+    found = {name: tensors[name] for name in wanted if name in tensors}
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [
+        f"{name} has shape {tuple(tensor.shape)}, expected {wanted[name]}"
+        for name, tensor in found.items()
+        if tuple(tensor.shape) != wanted[name]
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+    if fused or not stored.parts:
+        return oriented(stored, next(iter(found.values())))
+    rows = [
+        np.concatenate([found[_of_expert(stored, layer, at, part)] for part in stored.parts])
+        for at in range(shape[0])
+    ]
+    return oriented(stored, np.stack(rows))
+
+
+def _of_expert(stored: Stored, layer: int, expert: int, part: str) -> str:
+    module = stored.name.rpartition(".")[0].format(layer)
+    return f"{module}.{expert}.{part}.weight"

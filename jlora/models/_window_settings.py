@@ -1,0 +1,83 @@
+"""The settings of a config.json that say how far back each layer sees, in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jlora.models._config import DecoderConfig
+from jlora.models._settings import Settings
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclasses.dataclass(frozen=True)
+class OneWindow:
+    """The same window in all layers: ``sliding_window``, which a switch may turn off."""
+
+    switch: str | None = None
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """windows."""
+        window, layers = _window(settings, self.switch), settings.get("num_hidden_layers")
+        return {"windows": None if window is None else (window,) * (layers or 0)}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """sliding_window, and the switch."""
+        return _written(config, self.switch)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerWindows:
+    """A window in the layers of kind sliding_attention: ``layer_types``, or the family's pattern.
+
+    The pattern is every so manieth layer without a window (``sliding_window_pattern``), or the
+    first ones (``max_window_layers``).
+    """
+
+    switch: str | None = None
+    every: int | None = None
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """windows."""
+        window = _window(settings, self.switch)
+        layers = settings.get("num_hidden_layers", 0)
+        kinds = settings.get("layer_types") or [
+            _SLIDING if window is not None and self._slides(settings, layer) else _FULL
+            for layer in range(layers)
+        ]
+        if len(kinds) != layers:
+            settings.problems.append(f"layer_types has {len(kinds)} entries, expected {layers}")
+        if unknown := sorted({repr(kind) for kind in kinds} - {repr(_FULL), repr(_SLIDING)}):
+            settings.problems.append(
+                f"layer_types has {', '.join(unknown)}: expected {_FULL!r} or {_SLIDING!r}"
+            )
+        if _SLIDING not in kinds:
+            return {"windows": None}
+        if window is None:
+            settings.problems.append(f"layer_types has {_SLIDING!r}, but there is no window")
+            return {}
+        return {"windows": tuple(window if kind == _SLIDING else None for kind in kinds)}
+
+    def _slides(self, settings: Settings, layer: int) -> bool:
+        if self.every is None:
+            return layer >= settings.get("max_window_layers", 28)
+        return (layer + 1) % settings.get("sliding_window_pattern", self.every) != 0
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """layer_types, sliding_window, and the switch."""
+        windows = config.windows or (None,) * config.layers
+        kinds = [_FULL if window is None else _SLIDING for window in windows]
+        return {"layer_types": kinds, **_written(config, self.switch)}
+
+
+def _window(settings: Settings, switch: str | None) -> int | None:
+    if switch is not None and not settings.get(switch, False):
+        return None
+    return settings.number("sliding_window", needed=False)
+
+
+def _written(config: DecoderConfig, switch: str | None) -> dict[str, Any]:
+    windows = [window for window in config.windows or () if window is not None]
+    window = max(windows, default=None)
+    return {"sliding_window": window, **({switch: window is not None} if switch else {})}
