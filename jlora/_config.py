@@ -90,9 +90,13 @@ class LoraConfig:
         """The rank of one leaf, or of each layer of it."""
         return _first(self.rank_pattern, path, self.rank)
 
+    def alphas_for(self, path: str) -> float | tuple[float, ...]:
+        """The alpha of one leaf, or of each layer of it."""
+        return _first(self.alpha_pattern, path, self.alpha)
+
     def scaling_for(self, path: str, rank: int, layer: int = 0) -> float:
         """What the product A B of one leaf is multiplied by, at this rank; 0 at rank 0."""
-        alpha = _first(self.alpha_pattern, path, self.alpha)
+        alpha = self.alphas_for(path)
         alpha = alpha[layer] if isinstance(alpha, tuple) else alpha
         return alpha / (math.sqrt(rank) if self.rslora else rank) if rank else 0.0
 

@@ -29,7 +29,7 @@ def rebase(
 
     Returns:
         lora: for the parameters that were split; nodes without A and B are as they were.
-        config: with the ranks doubled and the scaling kept.
+        config: with the ranks doubled, the scaling kept, and a start that moves no weight.
 
     Raises:
         ValueError: when the two adapters are not of the same leaves and ranks.
@@ -43,6 +43,7 @@ def rebase(
     growth = 2**0.5 if config.rslora else 2.0
     return wider, dataclasses.replace(
         config,
+        init="kaiming",  # nothing is taken out of the weight any more
         rank=2 * config.rank,
         alpha=growth * config.alpha,
         rank_pattern=_times(2, config.rank_pattern),

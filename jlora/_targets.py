@@ -143,12 +143,14 @@ def _unfit(shape, dtype, axes: Axes) -> str | None:
 
 def _ranks(path: str, shape, axes: Axes, config: LoraConfig) -> tuple[Ranks, str | None]:
     """The leaf's rank, or one for each layer of its stack (0: that layer stays); what is wrong."""
-    ranks = config.ranks_for(path)
+    ranks, alphas = config.ranks_for(path), config.alphas_for(path)
     layers = shape[axes.stack[0]] if axes.stack else None
-    if isinstance(ranks, tuple) and len(ranks) != layers:
-        return 0, (
-            f"has {layers or 'no'} layers stacked, but rank_pattern names {len(ranks)} ranks for it"
-        )
+    for name, each in (("rank", ranks), ("alpha", alphas)):
+        if isinstance(each, tuple) and len(each) != layers:
+            return 0, (
+                f"has {layers or 'no'} layers stacked, but {name}_pattern names {len(each)} "
+                f"{name}s for it"
+            )
     if config.layers is not None and layers is None:
         number = re.search(r"\d+", path)
         if number is None:
@@ -167,6 +169,8 @@ def _ranks(path: str, shape, axes: Axes, config: LoraConfig) -> tuple[Ranks, str
             f"is a matrix of {inputs} x {outputs}: rank {highest} is larger than it. "
             f"Expected at most {min(inputs, outputs)}"
         )
+    if isinstance(alphas, tuple) and layers is not None:  # scalings differ even so
+        return ranks if isinstance(ranks, tuple) else (ranks,) * layers, None
     if isinstance(ranks, tuple) and len(set(ranks)) == 1:
         return highest, None
     return ranks if highest else 0, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -41,7 +42,7 @@ def add_model(
         "--adapter",
         metavar="",
         required=adapter_required,
-        help="folder that jlora.checkpoint.save wrote",
+        help="folder that jlora.checkpoint.save or PEFT wrote",
     )
     command.add_argument("--dtype", choices=dtypes, help=f"of the weights ({dtype_of})")
 
@@ -114,33 +115,48 @@ def load_model(args: argparse.Namespace) -> Adapted:
     Raises:
         ValueError: when model or adapter are missing or do not fit each other.
     """
-    from jlora import checkpoint
-
-    known = checkpoint.describe(args.adapter)["metadata"] if args.adapter else {}
+    directory = Path(args.adapter) if args.adapter else None
+    known = described(directory) if directory else {}
     source = source_of(args, known)
     import jlora
     from jlora import models
 
     model = models.load(source, dtype=args.dtype or known.get("dtype", "float32"))
     params = model.params
-    if args.adapter:
-        lora, _ = checkpoint.restore(args.adapter, base=params)
-        params = jlora.merge(params, lora)
+    if directory:
+        params = jlora.merge(params, _adapter(directory, model))
     system = args.system if args.system is not None else known.get("system")
     return Adapted(model, params, [{"role": "system", "content": system}] if system else [])
 
 
-def load_adapter(directory: str) -> Adapter:
-    """The adapter in a folder.
+def load_adapter(directory: Path, source: str) -> Adapter:
+    """The adapter in a folder, of either format, for the model of this name.
+
+    Raises:
+        ValueError: when there is none, it is damaged, or it does not fit the model.
+    """
+    from jlora import checkpoint
+
+    if _is_peft(directory):
+        return Adapter(_from_peft(directory, source), None, described(directory))
+    description = checkpoint.describe(directory)
+    lora, _ = checkpoint.restore(directory)
+    return Adapter(lora, description["base"], description["metadata"])
+
+
+def described(directory: Path) -> dict[str, Any]:
+    """What the adapter says of its training: model, dtype, system message.
 
     Raises:
         ValueError: when there is none, or it is damaged.
     """
+    if _is_peft(directory):
+        from jlora import peft
+
+        return {"model": peft.describe(directory)["base_model_name_or_path"]}
     from jlora import checkpoint
 
-    description = checkpoint.describe(directory)
-    lora, _ = checkpoint.restore(directory)
-    return Adapter(lora, description["base"], description["metadata"])
+    return checkpoint.describe(directory)["metadata"]
 
 
 def source_of(args: argparse.Namespace, known: Mapping[str, Any]) -> str:
@@ -153,6 +169,32 @@ def source_of(args: argparse.Namespace, known: Mapping[str, Any]) -> str:
     if source is None:
         raise ValueError("--model is missing, and no adapter says which it was trained on")
     return source
+
+
+def _from_peft(directory: Path, source: str) -> Any:
+    """The adapter in PEFT's format; the weights are read only where it is made of them."""
+    from jlora import models, peft
+
+    settings = peft.describe(directory)
+    of_weights = settings["init_lora_weights"] in ("pissa", "olora")
+    of_weights |= bool(settings["trainable_token_indices"])
+    return peft.load(directory, (models.load if of_weights else models.outline)(source))[0]
+
+
+def _adapter(directory: Path, model: Any) -> Any:
+    """The adapter in the folder, of either format."""
+    from jlora import checkpoint, peft
+
+    if _is_peft(directory):
+        return peft.load(directory, model)[0]
+    return checkpoint.restore(directory, base=model.params)[0]
+
+
+def _is_peft(directory: Path) -> bool:
+    """Whether a folder holds PEFT's files; jlora's own come first."""
+    return (
+        not (directory / "adapter.json").exists() and (directory / "adapter_config.json").exists()
+    )
 
 
 def positive(text: str) -> int:

@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> None:
     """
     from jlora import _info, models
 
-    adapter = _flags.load_adapter(args.adapter)
-    source = _flags.source_of(args, adapter.metadata)
+    directory = Path(args.adapter)
+    source = _flags.source_of(args, _flags.described(directory))
+    adapter = _flags.load_adapter(directory, source)
     out = models.export(
         source,
         args.out,
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         max_shard_bytes=args.max_shard_size,
         overwrite=args.overwrite,
         metadata={"adapter": str(args.adapter)},
-        keep=(Path(args.adapter),),
+        keep=(directory,),
     )
     print(_info.text(_info.facts(out)))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from jlora.models._requires import requires
+from jlora._requires import requires
 
 
 class Header(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from jlora import _paths
+from jlora import _files, _paths
 from jlora._config import LoraConfig
 from jlora._lowrank import Axes
 from jlora._merge import Lora, check
@@ -80,7 +80,7 @@ def save(
     _arrays.write(directory / arrays_name, arrays)
     if jax.process_index() == 0:
         description["seal"] = _arrays.seal(directory / arrays_name)
-        _arrays.write_json(directory / _FILE, description)
+        _files.write_json(directory / _FILE, description)
         for name in previous:
             shutil.rmtree(directory / name, ignore_errors=True)
     _wait_for_all(f"jlora: saved {directory}")
@@ -161,7 +161,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
             f"{directory} holds no adapter: {_FILE} is missing. "
             f"It holds {', '.join(names[:5]) or 'nothing'}"
         )
-    description = _arrays.read_json(directory / _FILE)
+    description = _files.read_json(directory / _FILE)
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise ValueError(f"{directory / _FILE} describes no jlora adapter")
     if description.get("version") != _VERSION:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+
+from jlora import _files
 
 Arrays = dict[str, Any]  # jax.Array, or jax.ShapeDtypeStruct with its sharding
 
@@ -101,14 +100,8 @@ def explained(directory: Path) -> Iterator[None]:
 
 def require_room(directory: Path, arrays: Arrays) -> None:
     """Raises an OSError unless the disk has room for the arrays, before any of them is written."""
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    needed = sum(array.nbytes for array in arrays.values()) + 2**20  # and Orbax's own records
-    if free < needed:
-        raise OSError(
-            f"{directory} could not be written: it needs {needed / 1e6:.1f} MB, and the disk has "
-            f"{free / 1e6:.1f} MB left"
-        )
+    records = 2**20  # Orbax's own
+    _files.require_room(directory, sum(array.nbytes for array in arrays.values()) + records)
 
 
 @contextlib.contextmanager
@@ -132,36 +125,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes the JSON file in one step: a reader sees the old content or the new, never a part.
-
-    Raises:
-        OSError: when it can't be written; what was there stays.
-    """
-    text = json.dumps(content, indent=2, sort_keys=False, ensure_ascii=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written: {error.strerror}") from error
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: when it can't be read or is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jlora import _paths
+from jlora import _files, _paths
 from jlora.checkpoint import _arrays
 
 _FILE = "run.json"
@@ -80,7 +80,7 @@ class Run:
                 f"{self.directory} holds no run to go on with: {_FILE} is missing. "
                 "Start one without --resume"
             )
-        return _arrays.read_json(self.directory / _FILE)
+        return _files.read_json(self.directory / _FILE)
 
     @property
     def latest_step(self) -> int | None:
@@ -99,7 +99,7 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{self.directory} can't be made: {error.strerror}") from None
-        _arrays.write_json(self.directory / _FILE, settings)
+        _files.write_json(self.directory / _FILE, settings)
 
     def record(self, name: str, content: Any) -> None:
         """Keeps something small beside the states, as ``<name>.json``, replaced in one step.
@@ -107,7 +107,7 @@ class Run:
         Raises:
             OSError: when it can't be written; what was there stays.
         """
-        _arrays.write_json(self.directory / f"{name}.json", content)
+        _files.write_json(self.directory / f"{name}.json", content)
 
     def recorded(self, name: str) -> Any:
         """What `record` was last given under this name, or None.
@@ -116,7 +116,7 @@ class Run:
             ValueError: when the file is damaged.
         """
         path = self.directory / f"{name}.json"
-        return _arrays.read_json(path) if path.exists() else None
+        return _files.read_json(path) if path.exists() else None
 
     def save(self, step: int, state: Any) -> None:
         """Writes the state, unless that of this step is already there.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.models import _families, _generate, _source
-from jlora.models._assemble import assemble
+from jlora.models._assemble import assemble, expected_shapes
 from jlora.models._config import DecoderConfig as DecoderConfig
 from jlora.models._config import Experts as Experts
 from jlora.models._config import LinearRopeScaling as LinearRopeScaling
@@ -117,6 +117,22 @@ class Model:
         rules = _generate.Rules(np.array(self.tokenizer.stop_ids, np.int32), numbers)
         decoder = Decoder(self.config)
         return _generate.generate(decoder, params, tokens, starts, keys, rules, max_new_tokens)
+
+
+def outline(source: str | Path = DEFAULT) -> Model:
+    """The model as `load` gives it, with the shapes of its parameters in place of the arrays.
+
+    For what needs names and shapes alone: no weight is read.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    opened = _source.opened(_source.located(source))
+    shapes = {
+        p: jax.ShapeDtypeStruct(s, "float32") for p, s in expected_shapes(opened.config).items()
+    }
+    params = flax.traverse_util.unflatten_dict(shapes, sep="/")
+    return Model(params, opened.config, opened.tokenizer, str(source))
 
 
 def load(source: str | Path = DEFAULT, *, dtype: Any = jnp.float32) -> Model:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from jlora._requires import requires
 from jlora.models import _tokenizer
 from jlora.models._assemble import Opened
 from jlora.models._config import DecoderConfig
 from jlora.models._families import FAMILIES
-from jlora.models._requires import requires
 from jlora.models._stored import Stored, linear, plain
 
 _LLAMA = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jlora._requires import requires
 from jlora.models import _families, _tokenizer
 from jlora.models._assemble import Opened
-from jlora.models._requires import requires
 from jlora.models._shards import DTYPES
 from jlora.models._tokenizer import read_json
 

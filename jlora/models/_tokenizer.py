@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jlora.models._requires import requires
+from jlora._requires import requires
 
 Message = Mapping[str, Any]
 

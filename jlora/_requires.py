@@ -1,4 +1,4 @@
-"""Packages that only model files need, imported where they are used."""
+"""Packages that only some files and formats need, imported where they are used."""
 
 from __future__ import annotations
 

@@ -1,0 +1,70 @@
+"""Small files in one step: a reader sees the old content or the new, never a part."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes the files: each is complete on the disk before the first takes its place.
+
+    They take their places in the order of ``contents``.
+
+    Raises:
+        OSError: when one can't be written; what was there stays.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
+    path = None
+    try:
+        for path, content in contents.items():
+            with temporary[path].open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(temporary[path], path)
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror}") from error
+    finally:
+        for each in temporary.values():
+            each.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes the JSON file in one step.
+
+    Raises:
+        OSError: when it can't be written; what was there stays.
+    """
+    text = json.dumps(content, indent=2, sort_keys=False, ensure_ascii=False) + "\n"
+    write_together({path: text.encode()})
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: when it can't be read or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def require_room(directory: Path, needed: int) -> None:
+    """Raises an OSError unless the disk has room for so many bytes, before any is written."""
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OSError(
+            f"{directory} could not be written: it needs {needed / 1e6:.1f} MB, and the disk has "
+            f"{free / 1e6:.1f} MB left"
+        )

@@ -1,0 +1,96 @@
+"""The tensors of an adapter's file: read and checked by name, and written in one step."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jlora import _files
+from jlora._requires import requires
+from jlora.peft import _fields
+
+FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
+
+
+def read(directory: Path) -> dict[str, np.ndarray]:
+    """The tensors by their names in the model, in the file's own dtypes.
+
+    Raises:
+        ValueError: when there is no file, when it is cut short, or when a tensor holds what is no
+            number: all such tensors are named.
+    """
+    path = directory / FILE
+    if not path.exists():
+        pickled = [name for name in _PICKLES if (directory / name).exists()]
+        raise ValueError(
+            f"{directory / pickled[0]} is a pickle, which can run any code, and is not read. "
+            f"Convert it to {FILE} in PEFT: load it there and save_pretrained it again"
+            if pickled
+            else f"{directory} holds no PEFT adapter: {FILE} is missing"
+        )
+    safetensors = requires("safetensors")
+    tensors: dict[str, np.ndarray] = {}
+    problems: list[str] = []
+    try:
+        with safetensors.safe_open(str(path), framework="flax") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                tensors[name] = np.asarray(opened.get_tensor(name))
+    except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: no whole safetensors file ({error}). Get it again") from None
+    for name, tensor in tensors.items():
+        if not name.startswith(PREFIX):
+            problems.append(f"{name}: expected a name that begins with {PREFIX}")
+        elif not jnp.issubdtype(tensor.dtype, jnp.floating):
+            problems.append(f"{name} is of dtype {tensor.dtype}: expected a floating type")
+        elif not np.isfinite(tensor.astype(np.float32)).all():
+            problems.append(f"{name} holds what is no finite number: its training went wrong")
+    if problems:
+        raise ValueError(f"{path} can't be used:\n  " + "\n  ".join(problems))
+    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def write(
+    directory: Path,
+    tensors: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool,
+) -> None:
+    """Writes both files; neither takes its place before both are complete.
+
+    Raises:
+        ValueError: when the folder holds something and ``overwrite`` is False.
+        OSError: when they can't be written; what was there stays.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file: expected a folder to save the adapter in")
+    names = [entry.name for entry in directory.iterdir()] if directory.exists() else []
+    # What a save that broke off leaves behind is nobody's work.
+    names = [n for n in names if not re.fullmatch(rf"\.({FILE}|{_fields.FILE})\.\d+", n)]
+    if names and not overwrite:
+        raise ValueError(
+            f"{directory} is not empty ({', '.join(sorted(names)[:5])}): choose a new folder, or "
+            "overwrite=True to replace an adapter there; other files stay"
+        )
+    requires("safetensors")
+    from safetensors.numpy import save
+
+    content = save(
+        {f"{PREFIX}{name}": np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+        metadata={"format": "pt"},
+    )
+    text = json.dumps(_fields.complete(settings), indent=2, ensure_ascii=False)
+    _files.require_room(directory, len(content) + len(text))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{directory} could not be made: {error.strerror}") from error
+    _files.write_together({directory / FILE: content, directory / _fields.FILE: text.encode()})

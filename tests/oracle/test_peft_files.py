@@ -1,0 +1,283 @@
+"""PEFT's own adapters in jlora, jlora's in PEFT: files, logits and merged weights."""
+
+import copy
+import functools
+import logging
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import safetensors.torch
+import torch
+from test_families import both
+
+import jlora
+import jlora.peft
+from jlora import models
+
+pytestmark = [
+    # PEFT's own
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+]
+
+TOKENS = np.random.default_rng(1).integers(3, 83, (2, 13))
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+ADAPTERS = {
+    "attention": {"target_modules": ["q_proj", "v_proj"]},
+    "all linear layers": {"target_modules": "all-linear", "use_rslora": True},
+    "a regex": {"target_modules": r".*\.[12]\.(self_attn\.q|mlp\.down)_proj"},
+    "without some": {
+        "target_modules": ALL,
+        "exclude_modules": ["layers.1.mlp.up_proj", "k_proj"],
+    },
+    "one layer": {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": 1},
+    "two layers": {
+        "target_modules": ["o_proj"],
+        "layers_to_transform": [0, 2],
+        "layers_pattern": "layers",
+    },
+    "patterns": {
+        "target_modules": ["q_proj", "v_proj", "up_proj"],
+        "rank_pattern": {"layers.1.self_attn.q_proj": 2, "v_proj": 5, r".*\.2\.mlp\.up_proj": 6},
+        "alpha_pattern": {"up_proj": 9, r"layers.0.self_attn.(q|v)_proj": 4},
+        "use_rslora": True,
+    },
+    "DoRA": {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
+    "DoRA in two layers": {
+        "target_modules": ["q_proj", "down_proj"],
+        "use_dora": True,
+        "layers_to_transform": [0, 2],
+    },
+    "embedding and head": {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+    "embedding with DoRA": {"target_modules": ["model.embed_tokens", "q_proj"], "use_dora": True},
+    "head and norms whole": {
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["lm_head", "input_layernorm", "model.norm"],
+    },
+    "embedding whole": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [5, 3, 17]},
+    "tokens of both": {
+        "target_modules": ["q_proj"],
+        "trainable_token_indices": {"embed_tokens": [5, 3], "lm_head": [4]},
+    },
+    "a weight as a parameter": {
+        "target_modules": [],
+        "target_parameters": ["q_proj.weight", "mlp.up_proj.weight"],
+    },
+    "gaussian start": {"target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
+    "biases": {"variant": "llama, biases", "target_modules": ["q_proj", "up_proj"], "bias": "all"},
+    "biases of targets": {
+        "variant": "llama, biases",
+        "target_modules": ["q_proj", "up_proj"],
+        "bias": "lora_only",
+        "modules_to_save": ["o_proj"],
+    },
+    "tied, attention": {"variant": "llama, tied", "target_modules": ["q_proj"]},
+    "tied, embedding": {
+        "variant": "llama, tied",
+        "target_modules": ["embed_tokens", "q_proj"],
+        "ensure_weight_tying": True,
+    },
+    "tied, embedding whole": {
+        "variant": "llama, tied",
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["embed_tokens"],
+        "ensure_weight_tying": True,
+    },
+    "tied, tokens": {
+        "variant": "llama, tied",
+        "target_modules": ["q_proj"],
+        "trainable_token_indices": [5, 3, 17],
+    },
+}
+
+
+class Base(NamedTuple):
+    """A random model in torch, the same in jlora, how jlora uses its weights."""
+
+    torch: torch.nn.Module
+    model: models.Model
+    axes: jlora.TracedAxes
+    logits: Callable  # of parameters, compiled once
+
+
+@functools.cache
+def base(variant):
+    oracle, model, _ = both(variant)
+    tokens, jitted = jnp.asarray(TOKENS), jax.jit(model.apply)
+    axes = jlora.trace_axes(model.apply, model.params, tokens)
+    return Base(oracle, model, axes, lambda params: jitted(params, tokens))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    """The programs are tiny: XLA's optimisations take longer than all the rest."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+# Those whose logits are computed without merging as well: one of each kind of node.
+LIFTED = ("patterns", "DoRA in two layers", "embedding and head", "head and norms whole", "tokens")
+
+
+def made_by_peft(model, folder, *, r=4, lora_alpha=6, add=False, **options):
+    """An adapter with random values, and the logits that PEFT computes with it."""
+    config = peft.LoraConfig(r=r, lora_alpha=lora_alpha, task_type="CAUSAL_LM", **options)
+    torch.manual_seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = peft.get_peft_model(copy.deepcopy(model), config)
+        for name, value in adapted.named_parameters():
+            if value.requires_grad:
+                factor = "lora_" in name and "magnitude" not in name and not add
+                # in place: a tied adapter's head has the memory of its embedding
+                value.data.mul_(0 if factor else 1).add_(torch.randn_like(value) * 0.3)
+        adapted.eval().save_pretrained(folder)
+    return logits_of(adapted)
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(torch.tensor(TOKENS)).logits.numpy()
+
+
+def in_peft(model, folder, caplog):
+    """PEFT's model with an adapter that jlora wrote; nothing is said about it."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
+    assert not caplog.records
+    return adapted
+
+
+def assert_near(got, want, tolerance=1e-4):
+    assert np.abs(np.asarray(got) - want).max() < tolerance * np.abs(want).max()
+
+
+def assert_same_tensors(got, want):
+    """All but copies of the frozen tables, which PEFT keeps beside an adapter of them."""
+    got, want = (
+        safetensors.torch.load_file(folder / "adapter_model.safetensors") for folder in (got, want)
+    )
+    want = {name: tensor for name, tensor in want.items() if "base_layer.weight" not in name}
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        assert (got[name].dtype, got[name].shape) == (tensor.dtype, tensor.shape), name
+        if "token_adapter" in name:  # the frozen row and what is added to it, in float32
+            torch.testing.assert_close(got[name], tensor, rtol=0, atol=1e-7)
+        else:
+            assert torch.equal(got[name], tensor), name
+
+
+def assert_merged_alike(params, layout, merged):
+    """jlora's merged tree against a merged torch model."""
+    theirs = dict(merged.named_parameters())
+    compared = 0
+    from jlora.peft import _names
+
+    leaves, _ = jlora._paths.flatten(params)
+    for name, parameter in _names.layout(layout, None, None).parameters.items():
+        ours = parameter.in_torch(
+            lambda path, leaf=parameter.parts[0].leaf: leaf.matrices(leaves[path])
+        )
+        assert_near(ours, theirs[name].detach().numpy(), 1e-5)
+        compared += 1
+    assert compared == len(theirs)
+
+
+@pytest.mark.parametrize("which", ADAPTERS)
+def test_an_adapter_of_peft_is_the_same_in_jlora_and_back(which, tmp_path, caplog):
+    options = dict(ADAPTERS[which])
+    oracle, model, axes, logits = base(options.pop("variant", "llama"))
+    theirs = made_by_peft(oracle, tmp_path / "theirs", **options)
+    lora, config = jlora.peft.load(tmp_path / "theirs", model)
+    merged = jlora.merge(model.params, lora)
+    assert_near(logits(merged), theirs)
+    if which in LIFTED:
+        assert_near(jlora.lift(model.apply)(model.params, lora, jnp.asarray(TOKENS)), theirs)
+    if which != "tokens of both":  # `split` knows no rows of a head
+        split = jax.eval_shape(
+            lambda key: jlora.split(model.params, config, key, axes=axes)[1], jax.random.key(0)
+        )
+        assert jax.tree.map(jnp.shape, split) == jax.tree.map(jnp.shape, lora)
+
+    jlora.peft.save(tmp_path / "ours", lora, config, model)
+    assert_same_tensors(tmp_path / "ours", tmp_path / "theirs")
+    again = in_peft(oracle, tmp_path / "ours", caplog)
+    np.testing.assert_allclose(logits_of(again), theirs, atol=1e-5 * np.abs(theirs).max())
+    if which != "tied, embedding":  # PEFT adds both adapters to the one weight, and says so
+        assert_merged_alike(merged, model, again.merge_and_unload())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init_lora_weights": "pissa", "use_dora": True},
+        {"init_lora_weights": "olora", "use_rslora": True},
+        {
+            "init_lora_weights": "pissa",
+            "rank_pattern": {r"1.self_attn.q_proj": 2},
+            "alpha_pattern": {"down_proj": 9, "2.self_attn.q_proj": 5},
+        },
+    ],
+    ids=str,
+)
+def test_a_start_that_peft_repeats_is_repeated(options, tmp_path, caplog):
+    oracle, model, _, logits = base("llama")
+    options = {"target_modules": ["q_proj", "down_proj", "model.embed_tokens"], **options}
+    theirs = made_by_peft(oracle, tmp_path / "theirs", add=True, **options)
+    lora, config = jlora.peft.load(tmp_path / "theirs", model)
+    merged = jlora.merge(model.params, lora)
+    assert_near(logits(merged), theirs)
+    jlora.peft.save(tmp_path / "ours", lora, config, model)
+    again = in_peft(oracle, tmp_path / "ours", caplog)
+    assert_near(logits_of(again), theirs)
+    assert_merged_alike(merged, model, again.merge_and_unload())
+
+
+MADE_HERE = {
+    "all linear layers": {"targets": "all-linear", "dropout": 0.1},
+    "ranks by layer": {
+        "targets": "q_proj|up_proj",
+        "rank_pattern": {"q_proj": (3, 0, 5)},
+        "alpha_pattern": {"up_proj": (1.3, 7, 0.7)},
+        "rslora": True,
+    },
+    "layers, DoRA": {"targets": "o_proj|down_proj|head", "layers": None, "method": "dora"},
+    "some layers": {"targets": "attn/", "layers": (0, 2), "alpha": 0.3},
+    "norms, head and tokens": {
+        "targets": "v_proj",
+        "train": ("norm", "head"),
+        "tokens": {"embed": (7, 2)},
+    },
+    "in bfloat16": {"targets": "v_proj|embed", "dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("which", MADE_HERE)
+def test_an_adapter_of_jlora_is_the_same_in_peft(which, tmp_path, caplog):
+    oracle, model, axes, logits = base("llama")
+    config = jlora.LoraConfig(**{"rank": 4, **MADE_HERE[which]})
+    frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
+    trains = jlora.mask(lora)
+    lora = jax.tree.map(
+        lambda leaf, train: (
+            leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape, leaf.dtype)
+            if train
+            else leaf
+        ),
+        lora,
+        trains,
+    )
+    merged = jlora.merge(frozen, lora)
+    jlora.peft.save(tmp_path / "ours", lora, config, model)
+    theirs = in_peft(oracle, tmp_path / "ours", caplog)
+    assert_near(logits(merged), logits_of(theirs))
+    assert_merged_alike(merged, model, theirs.merge_and_unload())
