@@ -20,12 +20,13 @@ from jlora._merge import Lora
 from jlora._methods import DoraWeight, LoraWeight, TokenRows, WholeWeight
 from jlora._rebase import rebase
 from jlora._split import split
-from jlora.peft import _fields, _matching, _names, _pairs, _tensors
+from jlora.peft import _fields, _lora_bias, _matching, _names, _pairs, _tensors
 from jlora.peft._names import Layout, Leaf, Parameter
 from jlora.peft._pairs import Pair
 
 _OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 _ROWS = ".token_adapter.trainable_tokens_delta"
+_REPEATED_BIAS = re.compile(r"\.(modules_to_save|original_module)\.bias$")
 _BASE_COPY = ".base_layer.weight"
 _BASE_BIAS = ".base_layer.bias"
 
@@ -110,7 +111,8 @@ class _Reader:
             name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): tensor
             for name, tensor in tensors.items()
         }
-        self.left = dict.fromkeys(self.tensors)
+        # with bias="all" PEFT writes the biases of modules_to_save three times
+        self.left = {name: None for name in self.tensors if not _REPEATED_BIAS.search(name)}
         self.problems: list[str] = []
 
     def nodes(self) -> Lora:
@@ -180,6 +182,8 @@ class _Reader:
         for path, parameters in by_leaf.items():
             if all(parameter.full_name in pairs for parameter in parameters):
                 lora[path] = self._node(self.layout.leaves[path], parameters, pairs)
+        if self.settings["lora_bias"]:
+            lora |= _lora_bias.read(pairs, self.layout, self._take, self.problems)
         return lora
 
     def _targets(self) -> list[Parameter]:
@@ -404,16 +408,21 @@ def _config(settings: Mapping[str, Any], lora: Lora) -> LoraConfig:
     if _starts.find(init).even_rank and any(rank % 2 for rank in highest):
         init = "kaiming"  # of sums of ranks
     whole = [path for path, node in lora.items() if isinstance(node, WholeWeight)]
-    biases = [path for path in whole if path.rpartition("/")[2] in ("bias", "b")]
     bias = {"none": "none", "lora_only": "adapted", "all": "all"}[settings["bias"]]
-    bias = bias if biases else "none"
+    beside = {path.rpartition("/")[0] for path in adapted}
+    biases = [
+        path
+        for path in whole
+        for module, _, last in [path.rpartition("/")]
+        if last in ("bias", "b") and (bias == "all" or (bias == "adapted" and module in beside))
+    ]
     return dataclasses.replace(
         plain,
         rank_pattern=ranks,
         alpha_pattern=alphas,
         init=init,
-        bias=bias,
-        train=tuple(LoraConfig.pattern_of(p) for p in whole if bias == "none" or p not in biases),
+        bias="lora" if settings["lora_bias"] else bias if biases else "none",
+        train=tuple(LoraConfig.pattern_of(path) for path in whole if path not in biases),
         tokens={
             LoraConfig.pattern_of(path): node.tokens
             for path, node in lora.items()

@@ -14,8 +14,8 @@ from jlora import _starts
 from jlora._config import LoraConfig
 from jlora._lowrank import Axes
 from jlora._merge import check
-from jlora._methods import DoraWeight, LoraWeight, Node, TokenRows, WholeWeight
-from jlora.peft import _matching, _names, _pairs, _tensors
+from jlora._methods import BiasDelta, DoraWeight, LoraWeight, Node, TokenRows, WholeWeight
+from jlora.peft import _lora_bias, _matching, _names, _pairs, _tensors
 from jlora.peft._names import Layout, Leaf, Parameter
 from jlora.peft._pairs import Pair
 
@@ -100,6 +100,7 @@ class _Writer:
                 p.transposed and not p.embeds for p in map(self.layout.parameters.get, pairs) if p
             ),
             "bias": bias,
+            "lora_bias": self._has_lora_bias,
             "modules_to_save": saved or None,
             "trainable_token_indices": tokens or None,
             "ensure_weight_tying": self.tied,
@@ -107,6 +108,10 @@ class _Writer:
         if settings["target_parameters"]:
             settings["lora_dropout"] = 0.0  # PEFT has none for parameters
         return tensors, settings
+
+    @property
+    def _has_lora_bias(self) -> bool:
+        return any(isinstance(node, BiasDelta) for node in self.lora.values())
 
     def _check(self) -> None:
         """What this format does not hold."""
@@ -122,13 +127,26 @@ class _Writer:
                 self.problems.append(f"{path}: names has no torch module for it")
             elif isinstance(node, LoraWeight) and path in self.layout.unclear:
                 self.problems.append(self.layout.unclear[path])
-            elif not isinstance(node, (LoraWeight, WholeWeight, TokenRows)):
+            elif not isinstance(node, (LoraWeight, WholeWeight, BiasDelta, TokenRows)):
                 self.problems.append(f"{path}: PEFT has nothing like {type(node).__name__}")
             elif isinstance(node, LoraWeight) and node.axes != self.layout.leaves[path].axes:
                 self.problems.append(
                     f"{path}: the adapter reads it as {node.axes}, the names as "
                     f"{self.layout.leaves[path].axes}"
                 )
+        adapted = {
+            parameter.module
+            for path, node in self.lora.items()
+            if isinstance(node, LoraWeight)
+            for parameter in self.layout.of_leaf(path)
+        }
+        self.problems += [
+            f"{path}: {parameter.module} has a bias on B and no B"
+            for path, node in self.lora.items()
+            if isinstance(node, BiasDelta)
+            for parameter in self.layout.of_leaf(path)
+            if parameter.module not in adapted
+        ]
         kinds = {isinstance(node, DoraWeight) for node in self.lora.values()
                  if isinstance(node, LoraWeight)}  # fmt: skip
         if len(kinds) > 1:
@@ -205,6 +223,12 @@ class _Writer:
             prefix = prefixes[parameter.full_name]
             pair = pairs[parameter.full_name]
             tensors |= _pairs.write(parameter, prefix, pair)
+            if self._has_lora_bias:
+                bias = _lora_bias.write(parameter, pair, self.lora, self.layout)
+                if isinstance(bias, str):
+                    self.problems.append(bias)
+                else:
+                    tensors[_lora_bias.tensor_name(prefix)] = bias
             if parameter.module == self.layout.tied:
                 self.tied = True
                 a, b = (tensors[name] for name in _pairs.tensor_names(parameter, prefix))

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import logging
 import warnings
 from collections.abc import Callable
@@ -77,6 +78,68 @@ ADAPTERS = {
         "target_modules": ["q_proj", "up_proj"],
         "bias": "lora_only",
         "modules_to_save": ["o_proj"],
+    },
+    "mistral": {"variant": "mistral", "target_modules": "all-linear"},
+    "qwen2": {"variant": "qwen2", "target_modules": ["k_proj", "up_proj"], "bias": "lora_only"},
+    "qwen2, a bias on B": {
+        "variant": "qwen2",
+        "target_modules": ["q_proj", "v_proj"],
+        "lora_bias": True,
+        "alpha_pattern": {"layers.1.self_attn.q_proj": 3},
+    },
+    "gpt2, a bias on B": {
+        "variant": "gpt2",
+        "target_modules": "all-linear",
+        "fan_in_fan_out": True,
+        "lora_bias": True,
+        "use_rslora": True,
+    },
+    "qwen3": {
+        "variant": "qwen3",
+        "target_modules": ["q_proj", "down_proj"],
+        "use_dora": True,
+        "modules_to_save": ["q_norm", "k_norm"],
+    },
+    "gemma2": {
+        "variant": "gemma2",
+        "target_modules": ["o_proj", "gate_proj"],
+        "modules_to_save": ["post_feedforward_layernorm", "model.norm"],
+    },
+    "gemma3_text": {
+        "variant": "gemma3_text",
+        "target_modules": "all-linear",
+        "trainable_token_indices": [8, 2],
+    },
+    "phi3": {
+        "variant": "phi3",
+        "target_modules": ["qkv_proj", "gate_up_proj"],
+        "rank_pattern": {"layers.1.mlp.gate_up_proj": 3},
+        "modules_to_save": ["lm_head"],
+    },
+    "gpt2": {
+        "variant": "gpt2",
+        "target_modules": ["c_attn", "mlp.c_proj"],
+        "fan_in_fan_out": True,
+        "bias": "all",
+        "modules_to_save": ["ln_2", "c_fc"],
+    },
+    "gpt2, tokens": {
+        "variant": "gpt2",
+        "target_modules": "all-linear",
+        "fan_in_fan_out": True,
+        "use_dora": True,
+        "trainable_token_indices": [4],
+    },
+    "qwen3_moe, experts": {
+        "variant": "qwen3_moe",
+        "target_modules": ["q_proj"],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+    },
+    "qwen3_moe, one of them and the router": {
+        "variant": "qwen3_moe",
+        "target_modules": ["v_proj"],
+        "target_parameters": ["experts.down_proj", "mlp.gate.weight"],
+        "use_rslora": True,
     },
     "tied, attention": {"variant": "llama, tied", "target_modules": ["q_proj"]},
     "tied, embedding": {
@@ -162,11 +225,12 @@ def assert_near(got, want, tolerance=1e-4):
 
 
 def assert_same_tensors(got, want):
-    """All but copies of the frozen tables, which PEFT keeps beside an adapter of them."""
+    """All but copies: of frozen tables beside an adapter of them, of biases of saved modules."""
     got, want = (
         safetensors.torch.load_file(folder / "adapter_model.safetensors") for folder in (got, want)
     )
-    want = {name: tensor for name, tensor in want.items() if "base_layer.weight" not in name}
+    copies = ("base_layer.weight", "modules_to_save.bias", "original_module.bias")
+    want = {name: tensor for name, tensor in want.items() if not name.endswith(copies)}
     assert got.keys() == want.keys()
     for name, tensor in want.items():
         assert (got[name].dtype, got[name].shape) == (tensor.dtype, tensor.shape), name
@@ -240,6 +304,30 @@ def test_a_start_that_peft_repeats_is_repeated(options, tmp_path, caplog):
     again = in_peft(oracle, tmp_path / "ours", caplog)
     assert_near(logits_of(again), theirs)
     assert_merged_alike(merged, model, again.merge_and_unload())
+
+
+def test_an_adapter_of_each_experts_own_modules(tmp_path, caplog):
+    """As before transformers 5, which PEFT makes into one of the parameters that hold them all."""
+    oracle, model, _, logits = base("qwen3_moe")
+    torch.manual_seed(3)
+    tensors = {}
+    for layer, expert in itertools.product(range(3), range(7)):
+        for name, wide, high in (("gate", 42, 11), ("up", 42, 11), ("down", 11, 42)):
+            prefix = f"base_model.model.model.layers.{layer}.mlp.experts.{expert}.{name}_proj"
+            tensors[f"{prefix}.lora_A.weight"] = torch.randn(2, wide) * 0.3
+            tensors[f"{prefix}.lora_B.weight"] = torch.randn(high, 2) * 0.3
+    peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=["gate_proj", "up_proj", "down_proj"]
+    ).save_pretrained(tmp_path / "theirs")
+    safetensors.torch.save_file(tensors, tmp_path / "theirs" / "adapter_model.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own patterns, which mean no module
+        theirs = peft.PeftModel.from_pretrained(copy.deepcopy(oracle), tmp_path / "theirs")
+    lora, config = jlora.peft.load(tmp_path / "theirs", model)
+    assert_near(logits(jlora.merge(model.params, lora)), logits_of(theirs))
+    jlora.peft.save(tmp_path / "ours", lora, config, model)
+    lora, _ = jlora.peft.load(tmp_path / "ours", model)
+    assert_near(logits(jlora.merge(model.params, lora)), logits_of(theirs))
 
 
 MADE_HERE = {
