@@ -6,7 +6,8 @@ from pathlib import Path
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_blocks_run_and_print_what_readme_says(capsys):
+def test_the_python_blocks_run_and_print_what_readme_says(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) >= 3
     namespace: dict = {}
@@ -20,6 +21,7 @@ def test_the_python_blocks_run_and_print_what_readme_says(capsys):
     assert namespace["difference"] < 1e-4
     assert "2 factored, 0 materialised" in printed
     assert "(2, 1, 10)" in printed
+    assert "the same after PEFT's format: True" in printed
     for recipe in ("linen", "nnx", "equinox", "haiku", "your own"):
         [(first, second)] = re.findall(rf"^{recipe}: loss ([\d.]+) -> ([\d.]+)$", printed, re.M)
         assert float(second) < float(first)

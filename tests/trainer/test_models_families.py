@@ -15,14 +15,6 @@ from jlora.models._decoder import empty_cache
 from jlora.models._families import FAMILIES
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """The programs are tiny: XLA's optimisations take longer than all the rest."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 SIZES = {
     "vocab_size": 37,
     "hidden_size": 22,

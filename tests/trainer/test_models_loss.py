@@ -49,6 +49,7 @@ def test_it_composes_with_vmap_over_rows_and_with_remat():
 
 def test_a_frozen_head_costs_two_products_and_one_chunk_of_scores():
     """One product for the scores, one for the rows' gradient; none for the head's."""
+    jax.config.update("jax_disable_most_optimizations", False)  # costs are the compiler's as it is
     rows, width, vocabulary = 64, 32, 4096
     shapes = [(width, vocabulary), (rows, width), (rows,), (rows,)]
     kinds = ["float32", "float32", "int32", "float32"]
@@ -65,6 +66,7 @@ def test_a_frozen_head_costs_two_products_and_one_chunk_of_scores():
     scores = 4 * rows * vocabulary
     assert whole.memory_analysis().temp_size_in_bytes > scores
     assert chunked.memory_analysis().temp_size_in_bytes < 0.5 * scores
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.mark.parametrize("adapts", ["proj", "embed"])
