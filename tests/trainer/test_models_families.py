@@ -14,7 +14,6 @@ from jlora.models import Decoder, DecoderConfig, Experts, Stored
 from jlora.models._decoder import empty_cache
 from jlora.models._families import FAMILIES
 
-
 SIZES = {
     "vocab_size": 37,
     "hidden_size": 22,
