@@ -6,6 +6,9 @@ import pytest
 from laws import adapted as adapted
 from laws import assert_close as assert_close
 
+# The programs are tiny: XLA's optimisations take three times as long as all the rest.
+jax.config.update("jax_disable_most_optimizations", True)
+
 
 @pytest.fixture(scope="session")
 def check_law_1():
@@ -19,9 +22,9 @@ def check_learns():
     return laws.check_learns
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """The programs are tiny: XLA's optimisations take three times as long as all the rest."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture(scope="module")
+def compiled_as_ever():
+    """With XLA's optimisations: for costs, which are those of the compiler as it is."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

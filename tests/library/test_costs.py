@@ -17,9 +17,7 @@ PARAMS = {
 X = jax.random.normal(KEY, (TOKENS, WIDTH))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """Not here: costs are those of the compiler as it is."""
+pytestmark = pytest.mark.usefixtures("compiled_as_ever")
 
 
 def plain(w, x):

@@ -16,9 +16,7 @@ import jlora
 X = jax.random.normal(jax.random.key(1), (40, 48))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """Not here: costs are those of the compiler as it is."""
+pytestmark = pytest.mark.usefixtures("compiled_as_ever")
 
 
 def factors(node):

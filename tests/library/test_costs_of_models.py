@@ -15,10 +15,7 @@ from laws import adapted, check_costs, check_law_1
 
 import jlora
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """Not here: costs are those of the compiler as it is."""
+pytestmark = pytest.mark.usefixtures("compiled_as_ever")
 
 
 class EncoderBlock(nn.Module):

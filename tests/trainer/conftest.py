@@ -12,6 +12,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import train
 
+# The models are tiny: XLA's optimisations take longer than all the rest. Processes that a test
+# starts compile in the same way, so that their numbers are the same.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
+
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -90,19 +95,6 @@ def save_tiny_llama(directory: Path, *, layers: int = 2, width: int = 24, seed: 
         str(directory / "model.safetensors"),
     )
     return directory
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """The models are tiny: XLA's optimisations take longer than all the rest.
-
-    Processes that a test starts compile in the same way, so that their numbers are the same.
-    """
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
 
 
 @pytest.fixture(scope="session")
