@@ -12,10 +12,10 @@ import train
 from jlora import checkpoint, models, monitor
 
 METHODS = {
-    "dora": ["--method", "dora", "--rslora", "--dropout", "0.1", "--train", "norm"],
-    "parts": [
+    "dora": [
+        *("--method", "dora", "--rslora", "--dropout", "0.1", "--train", "norm"),
         *("--layers", "1", "--exclude", "o_proj", "--tokens", '{"embed": [7, 9]}'),
-        *("--rank-pattern", '{"down": 2}', "--alpha-pattern", '{"down": 5}'),
+        *("--rank-pattern", '{"down": 4}', "--alpha-pattern", '{"down": 5}'),
     ],
     "eva": ["--init", "eva", "--targets", "all-linear"],
     "lora_ga": ["--init", "lora_ga", "--freeze-a"],
@@ -39,14 +39,12 @@ def test_a_method_learns_and_its_adapter_works_on_the_original_model(
     ranks = {path: node.rank for path, node in lora.items()}
     kinds = {type(node).__name__ for node in lora.values()}
     if method == "dora":
-        assert kinds == {"DoraWeight", "WholeWeight"}
+        assert kinds == {"DoraWeight", "WholeWeight", "TokenRows"}
         assert not np.array_equal(lora["norm/scale"].value, base.params["norm"]["scale"])
         assert (config.method, config.rslora, config.dropout) == ("dora", True, 0.1)
-    elif method == "parts":
-        assert kinds == {"LoraWeight", "TokenRows"}
         assert lora["embed/embedding"].tokens == (7, 9)
         down, up = lora["layers/mlp/down_proj/kernel"], lora["layers/mlp/up_proj/kernel"]
-        np.testing.assert_allclose(down.scaling, [[0, 0], [2.5, 2.5]])
+        np.testing.assert_allclose(down.scaling, [[0] * 4, [2.5] * 4])  # 5 / sqrt(4)
         assert (up.rank, list(up.scaling.any(-1))) == (3, [False, True])
         assert not any("o_proj" in path for path in lora)
     elif method == "lora_ga":

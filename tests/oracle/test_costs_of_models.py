@@ -15,8 +15,6 @@ from laws import adapted, check_costs, check_law_1
 
 import jlora
 
-pytestmark = pytest.mark.usefixtures("compiled_as_ever")
-
 
 class EncoderBlock(nn.Module):
     heads: int

@@ -6,7 +6,6 @@ Each library has its own way to put x W + (x A) B into a layer; nothing of `lift
 import equinox as eqx
 import haiku as hk
 import jax
-import pytest
 from flax import nnx
 from jax import lax
 from laws import adapted, check_costs, check_law_1
@@ -14,9 +13,6 @@ from laws import adapted, check_costs, check_law_1
 import jlora
 
 X = jax.random.normal(jax.random.key(1), (40, 48))
-
-
-pytestmark = pytest.mark.usefixtures("compiled_as_ever")
 
 
 def factors(node):
