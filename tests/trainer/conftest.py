@@ -12,16 +12,27 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import train
 
-# The models are tiny: XLA's optimisations take longer than all the rest. Processes that a test
-# starts compile in the same way, so that their numbers are the same.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-jax.config.update("jax_disable_most_optimizations", True)
-
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def pytest_configure(config):
+    """Compiles fast, and what any test or process of one has compiled no more.
+
+    The models are tiny: XLA's optimisations take longer than all the rest.
+    """
+    options = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in options.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 
 def save_tiny_llama(directory: Path, *, layers: int = 2, width: int = 24, seed: int = 0) -> Path:
