@@ -25,7 +25,7 @@ import optax
 from tqdm import tqdm
 
 import jlora
-from jlora import checkpoint, data, models, monitor
+from jlora import checkpoint, compiled, data, models, monitor
 from jlora.settings import by_pattern, check, parse, setting, whole_numbers
 
 # ------------------------------------------------------------------------------------------------
@@ -104,7 +104,9 @@ class Settings:
     dtype: str = setting(
         "float32", "of the frozen weights; A and B are float32", choices=("float32", "bfloat16")
     )
-    remat: bool = setting(False, "recompute activations in the backward pass: less memory, slower")
+    remat: bool = setting(
+        False, "recompute layers whole in the backward pass: still less memory, a third slower"
+    )
 
 
 FREE = {"out", "checkpoint_every"}
@@ -362,7 +364,7 @@ def measured_before(job: Job) -> dict[str, Any]:
 def train(job: Job, lora: Any, opt_state: Any, start: int) -> tuple[Any, int]:
     """The trained adapter, or the exit status of a run that stopped early."""
     settings, run = job.settings, job.run
-    step_fn = update_step(job)
+    step_fn, batch = update_step(job), job.batches(start)
     with (
         monitor.stop_on_signals() as stop,
         monitor.Metrics(run.directory / "metrics.jsonl", resume_at=start) as metrics,
@@ -375,8 +377,8 @@ def train(job: Job, lora: Any, opt_state: Any, start: int) -> tuple[Any, int]:
     ):
         for step in range(start + 1, settings.steps + 1):
             began = time.perf_counter()
-            batch = job.batches(step - 1)
             lora, opt_state, values = step_fn(job.frozen, lora, opt_state, batch, step)
+            batch = job.batches(step)  # the next one, while the device works on this one
             values = {name: float(value) for name, value in values.items()}
             seconds = time.perf_counter() - began
             finite = all(map(math.isfinite, values.values()))
@@ -491,6 +493,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parse(Settings, argv, description=__doc__ or "", switches=SWITCHES)
     resume = given.get("resume", False)
     run = checkpoint.Run(given.get("out", Settings.out))
+    compiled.keep()
     start, began = 0, time.perf_counter()
     try:
         settings = settle(given, run)

@@ -47,6 +47,10 @@ class Factor:
 
 RANK = -1
 
+# jax.ad_checkpoint's name for a product that a gain multiplies: a policy that keeps it spares the
+# gradient of the gain the product
+WITHOUT_GAIN = "jlora_without_gain"
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

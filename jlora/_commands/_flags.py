@@ -119,8 +119,9 @@ def load_model(args: argparse.Namespace) -> Adapted:
     known = described(directory) if directory else {}
     source = source_of(args, known)
     import jlora
-    from jlora import models
+    from jlora import compiled, models
 
+    compiled.keep()
     model = models.load(source, dtype=args.dtype or known.get("dtype", "float32"))
     params = model.params
     if directory:

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jlora import _layout
 from jlora._filter import Filter
 from jlora._lowrank import RANK as RANK
-from jlora._lowrank import Factor, Factored, combine, multiply, spread
+from jlora._lowrank import WITHOUT_GAIN, Factor, Factored, combine, multiply, spread
 from jlora._methods import Node
 
 
@@ -158,6 +159,7 @@ class Adapted:
             return x
         at = [-2 if dim is None else dim for dim in dims]
         array = _layout.like(spread(self.gain, at), x)
+        x = checkpoint_name(x, WITHOUT_GAIN)
         return (x.astype(jnp.promote_types(x.dtype, array.dtype)) * array).astype(x.dtype)
 
     def expand(self) -> jax.Array:

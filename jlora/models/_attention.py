@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.models._config import DecoderConfig
+from jlora.models._kept import product
 from jlora.models._norms import norm
 from jlora.models._rotary import rotate
 
@@ -42,7 +43,8 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         mixed = jnp.einsum("bkgts,bskd->btkgd", weights, value)
         mixed = mixed.reshape(batch, length, config.heads * config.head_dim)
-        return nn.Dense(config.width, use_bias=config.o_bias, name="o_proj")(mixed), cache
+        out = nn.Dense(config.width, use_bias=config.o_bias, name="o_proj")(mixed)
+        return product(out), cache
 
     def _project(self, x: jax.Array) -> list[jax.Array]:
         """Queries, keys and values, each (batch, length, its heads, head_dim)."""
@@ -52,7 +54,7 @@ class Attention(nn.Module):
         def project(name: str, heads: int) -> jax.Array:
             features = heads * config.head_dim
             out = nn.Dense(features, use_bias=config.qkv_bias, name=f"{name}_proj")(x)
-            return out.reshape(*x.shape[:2], heads, config.head_dim)
+            return product(out).reshape(*x.shape[:2], heads, config.head_dim)
 
         if config.fused:
             ends = (config.heads, config.heads + config.kv_heads)

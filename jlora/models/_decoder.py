@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jlora.models._attention import Attention, capped
 from jlora.models._config import DecoderConfig
 from jlora.models._experts import Mixture
+from jlora.models._kept import PRODUCTS
 from jlora.models._layerwise import of_layer, prepare
 from jlora.models._mlp import MLP
 from jlora.models._norms import norm
@@ -51,6 +52,7 @@ class Decoder(nn.Module):
     """A decoder-only transformer; parameters as ``{"embed", "layers", "norm", ...}``.
 
     ``head`` beside them unless the embedding is the head, ``positions`` where they are learned.
+    For a gradient each layer keeps its products' results; with ``remat`` its input alone.
     """
 
     config: DecoderConfig
@@ -59,7 +61,7 @@ class Decoder(nn.Module):
     def setup(self):
         config = self.config
         # prevent_cse: a scan already keeps the two passes apart
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        block = nn.remat(Block, prevent_cse=False, policy=None if self.remat else PRODUCTS)
         self.embed = nn.Embed(config.vocabulary, config.width)
         if config.learned_positions:
             self.positions = nn.Embed(config.max_length, config.width)

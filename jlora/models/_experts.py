@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.models._config import DecoderConfig, Experts
+from jlora.models._kept import product
 from jlora.models._mlp import ACTIVATION
 
 
@@ -19,7 +20,8 @@ class Grouped(nn.Module):
     def __call__(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
         init = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0)
         shape = (sizes.shape[0], x.shape[-1], self.features)
-        return jax.lax.ragged_dot(x, self.param("kernel", init, shape).astype(x.dtype), sizes)
+        kernel = self.param("kernel", init, shape).astype(x.dtype)
+        return product(jax.lax.ragged_dot(x, kernel, sizes))
 
 
 class GatedExperts(nn.Module):
@@ -49,7 +51,7 @@ class Mixture(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         experts = self.experts
         tokens = x.reshape(-1, x.shape[-1])
-        scores = nn.Dense(experts.count, use_bias=False, name="router")(tokens)
+        scores = product(nn.Dense(experts.count, use_bias=False, name="router")(tokens))
         shares = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
         shares, chosen = jax.lax.top_k(shares, experts.chosen)  # (tokens, chosen)
         if experts.normalised:

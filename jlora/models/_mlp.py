@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.models._config import DecoderConfig
+from jlora.models._kept import product
 
 ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -28,8 +29,9 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         config, act = self.config, ACTIVATION[self.config.activation]
 
-        def dense(name: str, features: int) -> nn.Dense:
-            return nn.Dense(features, use_bias=config.mlp_bias, name=f"{name}_proj")
+        def dense(name: str, features: int) -> Callable[[jax.Array], jax.Array]:
+            layer = nn.Dense(features, use_bias=config.mlp_bias, name=f"{name}_proj")
+            return lambda x: product(layer(x))
 
         if not config.gated:
             hidden = act(dense("up", config.mlp_width)(x))

@@ -2,17 +2,19 @@
 
 import pytest
 
-from benchmarks.costs._models import MODELS, Way, cost
+from benchmarks.costs._models import MODELS
+from benchmarks.costs._step import step
+from benchmarks.costs._ways import Way
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_lifted_step_costs_what_it_costs_by_hand(name):
     make, x = MODELS[name]
     ways: dict[str, Way] = make()
-    lifted, by_hand = (cost(ways[way], x) for way in ("jlora.lift", "by hand"))
+    lifted, by_hand = (step(ways[way], x).cost for way in ("jlora.lift", "by hand"))
     assert lifted.flops == pytest.approx(by_hand.flops, rel=0.005)
     for field in ("bytes_accessed", "temporary", "arguments"):
         assert getattr(lifted, field) <= 1.02 * getattr(by_hand, field), field
-    full = cost(ways["everything"], x)
+    full = step(ways["everything"], x).cost
     assert lifted.flops < 0.75 * full.flops
     assert lifted.arguments < 0.45 * full.arguments
