@@ -65,7 +65,7 @@ def main() -> None:
     notes = {
         "title": f"A LoRA train step of a llama of width {LLAMA.width}; where it does not vary: "
         f"rank {BASE.rank}, {BASE.layers} layers, {BASE.length} tokens",
-        "seconds": f"FLOPs / {rate / 1e9:.0f} GFLOP/s\n(that of rank 16, 2 layers, 256 tokens)",
+        "seconds": f"FLOPs / {rate / 1e9:.0f} GFLOP/s",
         "memory": "no constant fitted",
         "footer": f"{machine()}; median of {given.rounds} steps; memory as compiled",
     }

@@ -32,6 +32,7 @@ def draw(
     figure = Figure(figsize=(10.5, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(grids), sharex="col", sharey="row")
+    fitted = "the point that gives the rate"
     units = {"rank": "rank", "layers": "layers", "length": "length, tokens"}
     fields = {"seconds": ("seconds a step", 1.0), "memory": ("memory of a step, MB", 1e6)}
     for row, (field, (label, unit)) in zip(panels, fields.items(), strict=True):
@@ -42,6 +43,9 @@ def draw(
             ]
             panel.plot(x, lines[0], "-", color=THEORY, label=f"theory: {notes[field]}")
             panel.plot(x, lines[1], "o", color=MEASURED, label="measured")
+            if field == "seconds":
+                at = points.index(Point())
+                panel.plot(x[at], lines[1][at], "o", ms=11, mfc="none", mec=THEORY, label=fitted)
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.xaxis.set_major_locator(FixedLocator(x))
