@@ -7,8 +7,8 @@ Python 3.11:
     python benchmarks/against_lorax.py
 
 JAX 0.4.26 is the newest on which it works: from 0.4.27 on the first `jnp` product beside an adapter
-raises. `pip install jax-lorax` alone takes JAX 0.4.38, plum-dispatch 2.10, with which it does not
-import, and qax 0.4.1, a newer backend: run with `qax==0.4.1` too, the last lines tell them apart.
+raises, and with plum-dispatch 2.10 it does not import. Its own bounds allow both, and qax 0.4.1, a
+newer backend: run with `qax==0.4.1` too, the last lines tell them apart.
 
 The model is that of `benchmarks/costs` without biases: a transformer, here of 4 layers, rank 8 on
 every linear layer. A step is loss, gradient and AdamW, compiled and not run, but for the check at

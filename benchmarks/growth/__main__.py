@@ -67,7 +67,7 @@ def main() -> None:
         f"rank {BASE.rank}, {BASE.layers} layers, {BASE.length} tokens",
         "seconds": f"FLOPs / {rate / 1e9:.0f} GFLOP/s",
         "memory": "no constant fitted",
-        "footer": f"{machine()}; median of {given.rounds} steps; memory as compiled",
+        "footer": f"{machine()}; median of {given.rounds} steps",
     }
     print(f"\n{notes['footer']}; {rate / 1e9:.1f} GFLOP/s at the base point")
     given.out.mkdir(parents=True, exist_ok=True)

@@ -36,13 +36,14 @@ def draw(
     units = {"rank": "rank", "layers": "layers", "length": "length, tokens"}
     fields = {"seconds": ("seconds a step", 1.0), "memory": ("memory of a step, MB", 1e6)}
     for row, (field, (label, unit)) in zip(panels, fields.items(), strict=True):
+        found = "measured" if field == "seconds" else "as compiled"
         for panel, (name, points) in zip(row, grids.items(), strict=True):
             x = [getattr(point, name) for point in points]
             lines = [
                 [getattr(costs[p], field) / unit for p in points] for costs in (theory, measured)
             ]
             panel.plot(x, lines[0], "-", color=THEORY, label=f"theory: {notes[field]}")
-            panel.plot(x, lines[1], "o", color=MEASURED, label="measured")
+            panel.plot(x, lines[1], "o", color=MEASURED, label=found)
             if field == "seconds":
                 at = points.index(Point())
                 panel.plot(x[at], lines[1][at], "o", ms=11, mfc="none", mec=THEORY, label=fitted)

@@ -21,7 +21,9 @@ Bytes, float32, when the backward pass begins:
 kept is what derivatives ask for: two norms' inputs and outputs, queries, keys, values and what they
 mix to (8 d); the gate, three values of its silu, the up product and what goes into the down product
 (6 m); seven x A; and in each of h heads the scores' exponentials and their normalised weights.
-No number here comes from a measurement.
+The counts are those of what JAX's gradient of this model saves, as its jaxpr has it; no number is
+fitted to the compiler's. That the layer at work has a copy of its own is the one term that was
+added after seeing what the compiler allocates.
 """
 
 from jlora.models import DecoderConfig
