@@ -1,0 +1,91 @@
+"""How the time and memory of a LoRA train step grow with rank, layers and length, beside theory.
+
+    pip install -e ".[train]" && python -m benchmarks.growth --out runs/growth
+
+A small llama (width 256, MLP 768, 2 heads, vocabulary 1024; one row of text, float32) with LoRA on
+every linear layer, AdamW. Each grid varies one thing; the others stay at rank 16, 2 layers, 256
+tokens, the base point. Points take turns, one step each a round, so that a machine that slows down
+slows all of them. Memory is the compiler's own figure for the step, temporaries and arguments; so
+are FLOPs, the body of the layers' scan counted as often as it runs.
+
+Theory is `_theory.py`: memory counted from the shape (it says what was read off the compiler), time
+as FLOPs over a rate that is taken at the base point alone.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import statistics
+from pathlib import Path
+
+from benchmarks.growth import _theory
+from benchmarks.growth._figure import Cost, draw
+from benchmarks.growth._step import LLAMA, Point, step_of
+
+BASE = Point()
+GRIDS = {
+    name: [dataclasses.replace(BASE, **{name: value}) for value in values]
+    for name, values in {
+        "rank": (1, 4, 16, 64, 256),
+        "layers": (2, 4, 8, 16, 32),
+        "length": (128, 256, 512, 1024, 2048),
+    }.items()
+}
+
+
+def main() -> None:
+    """Prints the table in Markdown, writes growth.png."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each point that are timed")
+    given = parser.parse_args()
+    steps = {point: step_of(point) for points in GRIDS.values() for point in points}
+    seconds = {point: [] for point in steps}
+    for _ in range(1 + given.rounds):  # the first warms up
+        for point, step in steps.items():
+            seconds[point].append(step.seconds())
+    measured = {
+        point: Cost(statistics.median(seconds[point][1:]), step.memory)
+        for point, step in steps.items()
+    }
+    flops = {point: _theory.flops(point.config, point.rank, point.length) for point in steps}
+    rate = flops[BASE] / measured[BASE].seconds
+    theory = {p: Cost(flops[p] / rate, _theory.memory(p.config, p.rank, p.length)) for p in steps}
+    print("| | seconds a step | of theory's | memory, MB | of theory's | GFLOP | of theory's |")
+    print("|---|---|---|---|---|---|---|")
+    for name, points in GRIDS.items():
+        for point in points:
+            its, expected, counted = measured[point], theory[point], steps[point].flops
+            print(f"| {name} {getattr(point, name)} "
+                  f"| {its.seconds:.3f} | {its.seconds / expected.seconds:.2f} "
+                  f"| {its.memory / 1e6:.0f} | {its.memory / expected.memory:.2f} "
+                  f"| {counted / 1e9:.2f} | {counted / flops[point]:.2f} |")  # fmt: skip
+    notes = {
+        "title": f"A LoRA train step of a llama of width {LLAMA.width}; where it does not vary: "
+        f"rank {BASE.rank}, {BASE.layers} layers, {BASE.length} tokens",
+        "seconds": f"FLOPs / {rate / 1e9:.0f} GFLOP/s",
+        "memory": "counted from the shape",
+        "footer": f"{machine()}; median of {given.rounds} steps",
+    }
+    print(f"\n{notes['footer']}; {rate / 1e9:.1f} GFLOP/s at the base point")
+    given.out.mkdir(parents=True, exist_ok=True)
+    draw(given.out / "growth.png", GRIDS, measured, theory, notes)
+
+
+def machine() -> str:
+    """The processor and the versions."""
+    processor = platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        processor = names[0] if names else processor
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "jlora"))
+    return (
+        f"{os.cpu_count()} CPU cores ({processor}), Python {platform.python_version()}, {versions}"
+    )
+
+
+if __name__ == "__main__":
+    main()

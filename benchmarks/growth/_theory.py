@@ -1,0 +1,66 @@
+"""What a train step of a llama with LoRA on every linear layer must cost, from its shape alone.
+
+With n layers, length T, width d, MLP width m, vocabulary V, h heads, rank r and one row of text,
+each layer has weights of (in, out): four of (d, d) in attention, two of (d, m) and one of (m, d) in
+the MLP. A layer keeps its input and its products for the gradient; all else is computed again.
+
+FLOPs of a step, a multiplication and an addition each counted:
+
+    base       4 T (n (4 d² + 3 d m) + d V)      x W forward, and back to x; none for W, frozen
+    adapters   6 T r n Σ (in + out)              x A B forward, back to x, and to A and B
+               2 T r n Σ in                      x A again, for the gradient of B
+    attention  16 T² d n                         scores and mixing, two products of 2 T² d each:
+                                                 forward, again, and twice as many back
+
+Left out is what isn't a product: norms, softmax, silu, rotation, the loss, AdamW.
+
+Bytes, float32, while the backward pass is in a layer:
+
+    frozen     4 (n (4 d² + 3 d m + 2 d) + d V + d)
+    adapters   16 r n Σ (in + out)               A and B, Adam's two moments, the gradient
+    kept       4 T n (5 d + 2 m)                 the layer's input, q, k, v, o; gate and up
+               4 r n Σ out                       each B with its scaling
+    mask       T²
+    at work    4 (4 d² + 3 d m + r Σ (in + out)) one layer's weights, cut from the stack
+               4 T (8 d + 7 r + max(6 m, 4 h T)) its values and their gradients
+
+Derived are FLOPs, frozen, adapters, kept and mask: kept and mask are what `jax.vjp` of the lifted
+loss holds, as `jax.eval_shape` lists it. At work is a count by hand, rough in its d: two normed
+inputs, the sum between them, turned q and k, the mix, two gradients (8 d); seven x A; and either
+the MLP's silu (two values), the down product's input and three gradients (6 m) or attention's
+exponentials, weights and their gradients (4 h T). Three things in it were read off what the
+compiler allocates: that the layer's weights are copied, that MLP and attention share their room,
+and, of the ways to count d, which comes near. The head's logits are left out, as they are gone by
+then.
+"""
+
+from jlora.models import DecoderConfig
+
+
+def flops(config: DecoderConfig, rank: int, length: int) -> float:
+    """Of one step."""
+    d, m, layers = config.width, config.mlp_width, config.layers
+    inputs, outputs = _dimensions(config)
+    base = 4 * length * (layers * (4 * d * d + 3 * d * m) + d * config.vocabulary)
+    adapters = 2 * length * rank * layers * (3 * (inputs + outputs) + inputs)
+    attention = 16 * length**2 * d * layers
+    return base + adapters + attention
+
+
+def memory(config: DecoderConfig, rank: int, length: int) -> float:
+    """Of one step, in bytes: arguments and temporaries."""
+    d, m, layers = config.width, config.mlp_width, config.layers
+    inputs, outputs = _dimensions(config)
+    weights = 4 * d * d + 3 * d * m
+    frozen = 4 * (layers * (weights + 2 * d) + d * config.vocabulary + d)
+    adapters = 16 * rank * layers * (inputs + outputs)
+    kept = 4 * layers * (length * (5 * d + 2 * m) + rank * outputs) + length**2
+    values = 8 * d + 7 * rank + max(6 * m, 4 * config.heads * length)
+    at_work = 4 * (weights + rank * (inputs + outputs) + length * values)
+    return frozen + adapters + kept + at_work
+
+
+def _dimensions(config: DecoderConfig) -> tuple[int, int]:
+    """in and out, each summed over a layer's weights."""
+    d, m = config.width, config.mlp_width
+    return 6 * d + m, 5 * d + 2 * m
