@@ -29,8 +29,8 @@ GRIDS = {
     name: [dataclasses.replace(BASE, **{name: value}) for value in values]
     for name, values in {
         "rank": (1, 4, 16, 64, 256),
-        "layers": (2, 4, 8, 16, 32),
-        "length": (128, 256, 512, 1024, 2048),
+        "layers": (2, 4, 8, 16, 32, 64),
+        "length": (128, 256, 512, 1024, 2048, 4096),
     }.items()
 }
 

@@ -14,7 +14,7 @@ from jlora.models import Decoder, DecoderConfig
 
 LLAMA = DecoderConfig(
     vocabulary=1024, width=256, layers=2, heads=2, kv_heads=2, head_dim=128, mlp_width=768,
-    max_length=2048, tied=True,
+    max_length=4096, tied=True,
 )  # fmt: skip
 
 
