@@ -44,7 +44,8 @@ def lora_step(model: Model, mesh: Mesh) -> Step:
     """As train.py has it: A and B in float32 on all linear layers, AdamW."""
     batch = batch_on(mesh)
     loss = loss_of(model, mesh)
-    axes = jlora.trace_axes(loss, model.params, batch)
+    # of the model, not the loss: a product in a loop over chunks is not known to be the head's
+    axes = jlora.trace_axes(model.apply, model.params, batch["tokens"])
     config = jlora.LoraConfig(targets="all-linear", rank=RANK)
     key = jax.random.key(0)
     frozen, lora = jax.eval_shape(lambda p: jlora.split(p, config, key, axes=axes), model.params)
