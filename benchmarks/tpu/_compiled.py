@@ -67,6 +67,8 @@ def on_a_chip(tree: Any) -> int:
 
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+# Before buffers are assigned, and after.
+SAYINGS = (r"memory required .*?\(([\d.]+)([KMG]?)\) exceeds", r"Used ([\d.]+)([KMG]?) of")
 
 
 def needed(message: str) -> int:
@@ -75,8 +77,8 @@ def needed(message: str) -> int:
     Raises:
         RuntimeError: when it is another error.
     """
-    found = re.search(r"Used ([\d.]+)([KMG]?) of [\d.]+[KMG]? hbm", message)
-    if found is None:
-        raise RuntimeError(f"the compiler failed, and not for memory: {message[:2000]}")
-    number, unit = found.groups()
-    return round(float(number) * UNITS[unit])
+    for saying in SAYINGS:
+        if found := re.search(saying, message):
+            number, unit = found.groups()
+            return round(float(number) * UNITS[unit])
+    raise RuntimeError(f"the compiler failed, and not for memory: {message[:2000]}")

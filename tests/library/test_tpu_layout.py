@@ -4,6 +4,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 
+from benchmarks.tpu._compiled import needed
 from benchmarks.tpu._layout import FSDP, RULES, TENSOR, shardings_of, spec_of
 from benchmarks.tpu._models import LLAMAS, outlined
 from benchmarks.tpu._models import TENSOR as TENSOR_CHIPS
@@ -44,3 +45,19 @@ def test_products_under_a_scan_count_each_time():
     jaxpr = jax.make_jaxpr(scanned)(jax.numpy.ones((7, 11)), jax.numpy.ones((3, 11, 11)))
     assert flops(jaxpr.jaxpr) == 3 * 2 * 7 * 11 * 11
     assert flops(jaxpr.jaxpr, loops_once=True) == 2 * 7 * 11 * 11
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "the total memory required for HLO temporaries (16.50G) exceeds available HBM (15.75G).",
+        "Ran out of memory in memory space hbm. Used 16.50G of 15.75G hbm.",
+    ],
+)
+def test_what_does_not_fit_is_read_from_the_compilers_error(message):
+    assert needed(message) == 33 * 2**29
+
+
+def test_other_errors_of_the_compiler_are_no_answer():
+    with pytest.raises(RuntimeError, match="not for memory: INTERNAL"):
+        needed("INTERNAL: something else")
