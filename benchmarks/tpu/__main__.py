@@ -11,7 +11,6 @@ three minutes. `--models 8B --slices v5e:4x4` compiles that alone, fitting or no
 import argparse
 import importlib.metadata
 import os
-import time
 
 # Before JAX starts: no TPU is asked for, and none is here that two processes could not share.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
@@ -61,7 +60,7 @@ def walk(model: str, trains: str, slices: list[Slice]) -> None:
 
 def row(model: str, trains: str, each: Slice) -> Figures:
     """Compiles and prints one row."""
-    began, mesh = time.perf_counter(), mesh_for(model, each)
+    mesh = mesh_for(model, each)
     its = compiled(STEPS[trains](outlined(LLAMAS[model]), mesh), each.chips)
     temporary = "does not fit" if its.temporary is None else f"{its.temporary / 1e9:.2f}"
     cells = [
@@ -76,8 +75,6 @@ def row(model: str, trains: str, each: Slice) -> Figures:
         "" if its.repeated is None else f"{its.repeated:.2f}",
     ]
     print(f"| {' | '.join(cells)} |", flush=True)
-    if os.environ.get("TPU_BENCH_TIMES"):
-        print(f"{time.perf_counter() - began:.0f} s", flush=True)
     return its
 
 
