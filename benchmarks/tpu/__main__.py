@@ -1,0 +1,87 @@
+"""What a train step needs on TPU slices, by the TPU's own compiler and without a TPU.
+
+    pip install -e ".[tpu]" && python -m benchmarks.tpu
+
+Nothing runs, and shapes are all that is read. For each model and each generation it begins with the
+smallest slice on which weights and optimizer state alone would fit, and goes up until the compiled
+step fits: LoRA of rank 16 on all linear layers, then full fine-tuning. A compilation takes one to
+three minutes. `--models 8B --slices v5e:4x4` compiles that alone, fitting or not.
+"""
+
+import argparse
+import importlib.metadata
+import os
+
+# Before JAX starts: no TPU is asked for, and none is here that two processes could not share.
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
+
+from benchmarks.tpu._compiled import Figures, compiled, held
+from benchmarks.tpu._layout import mesh_of
+from benchmarks.tpu._models import LLAMAS, TENSOR, outlined
+from benchmarks.tpu._slices import SLICES, Slice
+from benchmarks.tpu._steps import full_step, lora_step
+
+STEPS = {"LoRA": lora_step, "full": full_step}
+COLUMNS = (
+    "| model | slice | mesh | trains | weights | adapters | optimizer | temporary "
+    "| peak, GB a chip | TFLOP a chip | FLOPs, compiled / traced |"
+)
+
+
+def main() -> None:
+    """The table in Markdown, each row as soon as it is known."""
+    every = [str(each) for slices in SLICES.values() for each in slices]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="*", choices=LLAMAS, default=list(LLAMAS), metavar="")
+    parser.add_argument("--slices", nargs="*", choices=every, metavar="", help="these alone")
+    parser.add_argument("--generations", nargs="*", choices=SLICES, default=list(SLICES))
+    parser.add_argument("--trains", nargs="*", choices=STEPS, default=list(STEPS))
+    given = parser.parse_args()
+    print(COLUMNS + "\n|" + "---|" * (COLUMNS.count("|") - 1), flush=True)
+    chosen = [each for s in SLICES.values() for each in s if str(each) in (given.slices or ())]
+    for model in given.models:
+        for trains in given.trains:
+            for each in chosen:
+                row(model, trains, each)
+            for generation in () if chosen else given.generations:
+                walk(model, trains, SLICES[generation])
+    versions = (f"{p} {importlib.metadata.version(p)}" for p in ("jax", "libtpu", "flax", "optax"))
+    print(f"\n{', '.join(versions)}")
+
+
+def walk(model: str, trains: str, slices: list[Slice]) -> None:
+    """From the first slice that can hold what stays between steps, up to the first that fits."""
+    for each in slices:
+        step = STEPS[trains](outlined(LLAMAS[model]), mesh_for(model, each))
+        if sum(held(step)) < each.memory and row(model, trains, each).fits:
+            return
+
+
+def row(model: str, trains: str, each: Slice) -> Figures:
+    """Compiles and prints one row."""
+    mesh = mesh_for(model, each)
+    its = compiled(STEPS[trains](outlined(LLAMAS[model]), mesh), each.chips)
+    temporary = "does not fit" if its.temporary is None else f"{its.temporary / 1e9:.2f}"
+    cells = [
+        model,
+        str(each),
+        "x".join(map(str, mesh.shape.values())),
+        trains,
+        *(f"{size / 1e9:.2f}" for size in (its.weights, its.adapters, its.optimizer)),
+        temporary,
+        f"{its.peak / 1e9:.2f} of {each.memory / 1e9:.1f}",
+        f"{its.flops / 1e12:.1f}",
+        "" if its.repeated is None else f"{its.repeated:.2f}",
+    ]
+    print(f"| {' | '.join(cells)} |", flush=True)
+    return its
+
+
+def mesh_for(model: str, each: Slice):
+    """FSDP over the slice, but for so many chips of tensor parallelism as suit the model."""
+    return mesh_of(each.devices(), min(TENSOR[model], each.chips))
+
+
+if __name__ == "__main__":
+    main()

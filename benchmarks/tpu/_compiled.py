@@ -1,0 +1,84 @@
+"""What the TPU compiler says of one step: bytes on each chip, or that it does not fit."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+from jax.errors import JaxRuntimeError
+
+from benchmarks.tpu._products import flops
+from benchmarks.tpu._steps import Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Bytes on each chip, and FLOPs."""
+
+    weights: int  # of the model, frozen or not
+    adapters: int
+    optimizer: int
+    temporary: int | None  # None: did not fit
+    peak: int  # what the compiler says that it needs
+    flops: float  # of the step's products on each chip, loops in full
+    repeated: float | None  # the compiler's FLOPs over those, loops counted once in both
+
+    @property
+    def fits(self) -> bool:
+        return self.temporary is not None
+
+
+def compiled(step: Step, chips: int) -> Figures:
+    """Compiles the step, with what trains and its state donated."""
+    traced = jax.jit(step.fn, donate_argnums=(0, 1)).trace(*step.args)
+    weights, adapters, optimizer = kept = held(step)
+    products = flops(traced.jaxpr.jaxpr) / chips
+    once = flops(traced.jaxpr.jaxpr, loops_once=True) / chips
+    try:
+        done = traced.lower().compile()
+    except JaxRuntimeError as error:
+        return Figures(*kept, None, needed(str(error)), products, None)
+    memory: Any = done.memory_analysis()
+    counted: Any = done.cost_analysis()
+    return Figures(
+        weights,
+        adapters,
+        optimizer,
+        memory.temp_size_in_bytes,
+        memory.peak_memory_in_bytes,
+        products,
+        counted["flops"] / once,
+    )
+
+
+def held(step: Step) -> tuple[int, int, int]:
+    """Bytes on each chip of weights, adapters and optimizer state: known without compiling."""
+    trained, state, frozen = map(on_a_chip, (step.trained, step.state, step.frozen))
+    return (frozen, trained, state) if step.frozen else (trained, 0, state)
+
+
+def on_a_chip(tree: Any) -> int:
+    """Bytes of the tree's shards on one chip."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+# Before buffers are assigned, and after.
+SAYINGS = (r"memory required .*?\(([\d.]+)([KMG]?)\) exceeds", r"Used ([\d.]+)([KMG]?) of")
+
+
+def needed(message: str) -> int:
+    """The bytes that an out-of-memory error of the compiler names.
+
+    Raises:
+        RuntimeError: when it is another error.
+    """
+    for saying in SAYINGS:
+        if found := re.search(saying, message):
+            number, unit = found.groups()
+            return round(float(number) * UNITS[unit])
+    raise RuntimeError(f"the compiler failed, and not for memory: {message[:2000]}")
