@@ -1,4 +1,4 @@
-"""How products and sums lie on a mesh whose axes are explicit: there JAX wants to be told."""
+"""How products and sums lie on devices; a mesh whose axes are explicit wants to be told."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def out_sharding(
         entries.append(None if axes & taken else entry)
         taken |= axes
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*entries))
+
+
+def one_device() -> bool:
+    """Whether nothing can be laid out over devices, so that dimensions may be joined at no cost."""
+    return jax.device_count() == 1
 
 
 def like(array: Any, other: Any) -> Any:

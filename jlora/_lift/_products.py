@@ -183,14 +183,19 @@ def _contract(
     batch = [label for label in out if label in shared]
     contracted = [label for label in shared if label not in out]
 
-    def dims(labels: Labels, chosen: Sequence[int]) -> tuple[int, ...]:
-        return tuple(labels.index(label) for label in chosen)
-
+    sizes = dict(zip((*x_labels, *y_labels), (*x.shape, *y.shape), strict=True))
     order = (
         *batch,
         *(label for label in x_labels if label not in shared),
         *(label for label in y_labels if label not in shared),
     )
+    if _layout.one_device():
+        x, x_labels = _joined(x, x_labels, shared)
+        y, y_labels = _joined(y, y_labels, shared)
+
+    def dims(labels: Labels, chosen: Sequence[int]) -> tuple[int, ...]:
+        return tuple(labels.index(label) for label in chosen)
+
     result = lax.dot_general(
         x,
         y,
@@ -201,9 +206,23 @@ def _contract(
         precision=params["precision"],
         out_sharding=_layout.out_sharding(x, x_labels, y, y_labels, order),
     )
+    result = result.reshape([sizes[label] for label in order])
     if order != out:
         result = lax.transpose(result, tuple(order.index(label) for label in out))
     return result
+
+
+def _joined(x: jax.Array, labels: Labels, shared: Sequence[int]) -> tuple[jax.Array, Labels]:
+    """The array with the dimensions that are its own as one, if they stand side by side.
+
+    Such a dimension is contracted as it lies by the gradient of the other factor. With several, XLA
+    transposes the whole activation first: on CPU a sixth of a language model's train step.
+    """
+    own = [at for at, label in enumerate(labels) if label not in shared]
+    if len(own) < 2 or own != list(range(own[0], own[-1] + 1)):
+        return x, labels
+    shape = (*x.shape[: own[0]], -1, *x.shape[own[-1] + 1 :])
+    return x.reshape(shape), (*labels[: own[0] + 1], *labels[own[-1] + 1 :])
 
 
 def _sum_unshared(x: jax.Array, labels: Labels, needed: set[int]) -> tuple[jax.Array, Labels]:
