@@ -24,7 +24,7 @@ def check_learns():
 
 @pytest.fixture(scope="module")
 def compiled_as_ever():
-    """With XLA's optimisations and anew: for costs, which are those of the compiler as it is."""
+    """With XLA's optimisations and anew: for costs, which are those that users have."""
     jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_enable_compilation_cache", False)
     yield

@@ -5,7 +5,7 @@ import os
 import jax
 
 # Loops by XLA's own emitter instead of MLIR's, each program in one piece: half the time to compile.
-# What a program costs stays the same within 0.01 %. A release without these flags would not start,
+# What a program costs stays the same within 0.1 %. A release without these flags would not start,
 # so they are for those that are known to have them.
 PLAIN_LOOPS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
