@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,13 @@ TEMPLATE = (
 
 
 def pytest_configure(config):
-    """Compiles fast, and what any test or process of one has compiled no more."""
+    """Compiles fast, and what any test or process of one has compiled no more.
+
+    Each of pytest's own processes has its folder: JAX reads entries that another still writes.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
     compile_fast(
-        jax_compilation_cache_dir=str(config.cache.mkdir("jax")),
+        jax_compilation_cache_dir=str(config.cache.mkdir(f"jax-{worker}")),
         jax_persistent_cache_min_compile_time_secs=0.0,
         jax_persistent_cache_min_entry_size_bytes=-1,
     )
