@@ -3,11 +3,11 @@
 import jax
 import laws
 import pytest
+from fast_compiles import compile_fast
 from laws import adapted as adapted
 from laws import assert_close as assert_close
 
-# The programs are tiny: XLA's optimisations take three times as long as all the rest.
-jax.config.update("jax_disable_most_optimizations", True)
+compile_fast()
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def check_learns():
 
 @pytest.fixture(scope="module")
 def compiled_as_ever():
-    """With XLA's optimisations and anew: for costs, which are those of the compiler as it is."""
+    """With XLA's optimisations and anew: for costs, which are those that users have."""
     jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_enable_compilation_cache", False)
     yield

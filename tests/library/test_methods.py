@@ -68,8 +68,9 @@ def test_dora_is_its_equation():
     def loss(of):
         return lambda lora: (jnp.sin(of(lora)) * jnp.arange(13)).sum()
 
-    want = jax.grad(loss(lambda lora: fn(by_hand(frozen, lora), TOKENS)))(lora)
-    got = jax.grad(loss(lambda lora: jlora.lift(fn, strict=True)(frozen, lora, TOKENS)))(lora)
+    want = jax.jit(jax.grad(loss(lambda lora: fn(by_hand(frozen, lora), TOKENS))))(lora)
+    lifted = jlora.lift(fn, strict=True)
+    got = jax.jit(jax.grad(loss(lambda lora: lifted(frozen, lora, TOKENS))))(lora)
     for path in lora:
         for name in ("a", "b", "magnitude"):
             assert_close(getattr(got[path], name), getattr(want[path], name), 1e-4)
@@ -340,7 +341,8 @@ def test_chosen_layers_of_a_stack_are_adapted_and_no_other_moves(check_law_1, me
     merged = jlora.merge(frozen, lora)["layers"]["w"]
     assert np.array_equal(merged[0], frozen["layers"]["w"][0])
     assert not np.array_equal(merged[1], frozen["layers"]["w"][1])
-    grads = jax.grad(lambda lora: jlora.lift(stacked_fn)(frozen, lora, normal(3, 7)).sum())(lora)
+    lifted = jlora.lift(stacked_fn)
+    grads = jax.jit(jax.grad(lambda lora: lifted(frozen, lora, normal(3, 7)).sum()))(lora)
     assert not np.asarray(grads["layers/w"].b[0]).any()
     if method == "dora":
         assert [bool(row.any()) for row in grads["layers/w"].magnitude] == [False, True] * 2

@@ -4,9 +4,9 @@ import json
 import os
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from fast_compiles import compile_fast
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -22,17 +22,14 @@ TEMPLATE = (
 def pytest_configure(config):
     """Compiles fast, and what any test or process of one has compiled no more.
 
-    The models are tiny: XLA's optimisations take longer than all the rest.
+    Each of pytest's own processes has its folder: JAX reads entries that another still writes.
     """
-    options = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    for name, value in options.items():
-        os.environ[name.upper()] = str(value)
-        jax.config.update(name, value)
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    compile_fast(
+        jax_compilation_cache_dir=str(config.cache.mkdir(f"jax-{worker}")),
+        jax_persistent_cache_min_compile_time_secs=0.0,
+        jax_persistent_cache_min_entry_size_bytes=-1,
+    )
 
 
 def save_tiny_llama(directory: Path, *, layers: int = 2, width: int = 24, seed: int = 0) -> Path:

@@ -47,6 +47,7 @@ def uncached(model, params, prompt, count):
     return written + [model.tokenizer.stop_ids[0]] * (count - len(written))
 
 
+@pytest.fixture(scope="module")
 def adapter(model):
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     axes = jlora.trace_axes(model.apply, model.params, tokens)
@@ -67,14 +68,15 @@ def test_prompts_of_different_length_answer_as_each_alone_and_without_a_cache(mo
     assert written.tolist() == [uncached(model, model.params, p, 7) for p in PROMPTS]
 
 
-def test_generation_through_the_adapter_is_that_of_the_merged_weights(model):
-    frozen, lora = adapter(model)
+def test_generation_through_the_adapter_is_that_of_the_merged_weights(model, adapter):
+    frozen, lora = adapter
     tokens, starts = padded(PROMPTS)
 
+    @jax.jit
     def generate(params):
         return model.generate(params, tokens, starts, max_new_tokens=7)
 
-    adapted = jlora.lift(generate, strict=True)(frozen, lora)
+    adapted = jax.jit(jlora.lift(generate, strict=True))(frozen, lora)
     assert adapted.tolist() == generate(jlora.merge(frozen, lora)).tolist()
     assert adapted.tolist() != generate(frozen).tolist()
 
@@ -123,8 +125,9 @@ def test_rematerialised_layers_give_the_same_loss_and_gradients(model):
     def loss(params, remat):
         return (model.apply(params, tokens, remat=remat) ** 2).mean()
 
-    kept, grads = jax.value_and_grad(loss)(model.params, False)
-    again, regrads = jax.value_and_grad(loss)(model.params, True)
+    step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    kept, grads = step(model.params, False)
+    again, regrads = step(model.params, True)
     np.testing.assert_allclose(kept, again, rtol=1e-6)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), grads, regrads
@@ -188,8 +191,8 @@ def test_the_repetition_penalty_counts_prompt_and_answer_but_no_padding(model):
 
 
 @pytest.mark.parametrize("sampling", [models.Sampling(), WARM], ids=["greedy", "sampled"])
-def test_adapted_merged_and_streamed_answers_are_the_same(model, sampling):
-    frozen, lora = adapter(model)
+def test_adapted_merged_and_streamed_answers_are_the_same(model, adapter, sampling):
+    frozen, lora = adapter
     merged = jlora.merge(frozen, lora)
     options = {"max_new_tokens": 9, "sampling": sampling, "seed": 5}
     adapted = models.answer(model, ROWS, frozen, lora, **options)
