@@ -202,7 +202,7 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
 
     # (params, batch) -> (summed loss of the answers' tokens, how many)
     loss = functools.partial(models.answer_loss, model, remat=settings.remat, head_trains=True)
-    axes = jlora.trace_axes(loss, model.params, batches(0))
+    axes = jlora.trace_axes(model.apply, model.params, batches(0)["tokens"])
     config, frozen, lora = start(settings, config, axes, model.params, loss, batches)
     if not any(path.split("/")[0] in model.head_names for path in lora):
         loss = functools.partial(loss, head_trains=False)

@@ -32,7 +32,9 @@ def pytest_configure(config):
     )
 
 
-def save_tiny_llama(directory: Path, *, layers: int = 2, width: int = 24, seed: int = 0) -> Path:
+def save_tiny_llama(
+    directory: Path, *, layers: int = 2, width: int = 24, seed: int = 0, tied: bool = True
+) -> Path:
     """A random llama of odd dimensions as a Hugging Face folder, (nearly) one token a byte."""
     directory.mkdir(parents=True)
     heads, kv_heads, head, ffn = 3, 1, 8, 40
@@ -69,7 +71,7 @@ def save_tiny_llama(directory: Path, *, layers: int = 2, width: int = 24, seed: 
                 "max_position_embeddings": 256,
                 "rms_norm_eps": 1e-5,
                 "rope_theta": 10000.0,
-                "tie_word_embeddings": True,
+                "tie_word_embeddings": tied,
                 "hidden_act": "silu",
                 "bos_token_id": 0,
                 "eos_token_id": 1,
@@ -92,6 +94,8 @@ def save_tiny_llama(directory: Path, *, layers: int = 2, width: int = 24, seed: 
             f"{prefix}.post_attention_layernorm": (width,),
         }
     shapes["model.norm"] = (width,)
+    if not tied:
+        shapes["lm_head"] = (len(vocabulary), width)
     rng = np.random.default_rng(seed)
     save_file(
         {
