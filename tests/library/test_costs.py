@@ -145,3 +145,17 @@ def test_no_cast_copy_of_a_frozen_weight_is_kept_for_the_gradient(scanned):
     residuals = jax.tree.leaves(jax.eval_shape(kept, lora))
     assert not [leaf for leaf in residuals if leaf.size in weights and leaf.dtype == "float32"]
     assert [leaf for leaf in residuals if leaf.size in weights and leaf.dtype == "bfloat16"]
+
+
+def test_rows_of_several_dimensions_move_no_more_bytes_than_flat_ones():
+    def base(params, x):
+        return model(plain, params, x, remat=False, scanned=True)
+
+    axes = jlora.trace_axes(base, PARAMS, X)
+    frozen, lora = jlora.split(PARAMS, jlora.LoraConfig(targets=".", rank=4), KEY, axes=axes)
+
+    def moved(x):
+        gradient = jax.jit(jax.grad(jlora.lift(base, strict=True), argnums=1))
+        return gradient.lower(frozen, lora, x).compile().cost_analysis()["bytes accessed"]
+
+    assert moved(X.reshape(5, 32, WIDTH)) <= 1.01 * moved(X)
