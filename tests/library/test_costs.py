@@ -147,7 +147,7 @@ def test_no_cast_copy_of_a_frozen_weight_is_kept_for_the_gradient(scanned):
     assert [leaf for leaf in residuals if leaf.size in weights and leaf.dtype == "bfloat16"]
 
 
-def test_rows_of_several_dimensions_move_no_more_bytes_than_flat_ones():
+def test_rows_of_several_dimensions_have_no_activation_transposed():
     def base(params, x):
         return model(plain, params, x, remat=False, scanned=True)
 
@@ -158,4 +158,5 @@ def test_rows_of_several_dimensions_move_no_more_bytes_than_flat_ones():
         gradient = jax.jit(jax.grad(jlora.lift(base, strict=True), argnums=1))
         return gradient.lower(frozen, lora, x).compile().cost_analysis()["bytes accessed"]
 
-    assert moved(X.reshape(5, 32, WIDTH)) <= 1.01 * moved(X)
+    # x A itself is, which is thin; with the activations it would be 1.11
+    assert moved(X.reshape(5, 32, WIDTH)) <= 1.03 * moved(X)
