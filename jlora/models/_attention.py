@@ -35,21 +35,14 @@ class Attention(nn.Module):
             key = jax.lax.dynamic_update_slice(cache[0], key, (0, slot, 0, 0))
             value = jax.lax.dynamic_update_slice(cache[1], value, (0, slot, 0, 0))
             cache = key, value
-        # A group's heads stand beside its tokens: one product a key-value head. The small arrays
-        # are transposed here, so that XLA transposes no scores.
         query = query.reshape(batch, length, config.kv_heads, groups, config.head_dim)
-        query = query.transpose(0, 2, 3, 1, 4).reshape(batch, config.kv_heads, -1, config.head_dim)
-        key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
         scale = (config.query_scalar or config.head_dim) ** -0.5
-        scores = jnp.einsum("bktd,bksd->bkts", query, key) * scale
-        scores = scores.reshape(batch, config.kv_heads, groups, length, -1)
+        scores = jnp.einsum("btkgd,bskd->bkgts", query, key) * scale
         scores = capped(scores.astype(jnp.float32), config.attention_cap)
         scores = jnp.where(mask[:, None, None], scores, -1e30)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        weights = weights.reshape(*query.shape[:3], -1)
-        mixed = jnp.einsum("bkts,bksd->bktd", weights, value)
-        mixed = mixed.reshape(batch, config.heads, length, config.head_dim)
-        mixed = mixed.transpose(0, 2, 1, 3).reshape(batch, length, -1)
+        mixed = jnp.einsum("bkgts,bskd->btkgd", weights, value)
+        mixed = mixed.reshape(batch, length, config.heads * config.head_dim)
         out = nn.Dense(config.width, use_bias=config.o_bias, name="o_proj")(mixed)
         return product(out), cache
 
