@@ -104,9 +104,7 @@ class Settings:
     dtype: str = setting(
         "float32", "of the frozen weights; A and B are float32", choices=("float32", "bfloat16")
     )
-    remat: bool = setting(
-        False, "recompute layers whole in the backward pass: still less memory, a third slower"
-    )
+    remat: bool = setting(False, "recompute layers whole in the backward pass: less memory, slower")
 
 
 FREE = {"out", "checkpoint_every"}
@@ -202,6 +200,7 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
 
     # (params, batch) -> (summed loss of the answers' tokens, how many)
     loss = functools.partial(models.answer_loss, model, remat=settings.remat, head_trains=True)
+    # of the model, not the loss: in the loss's loop over chunks the head is a product like others
     axes = jlora.trace_axes(model.apply, model.params, batches(0)["tokens"])
     config, frozen, lora = start(settings, config, axes, model.params, loss, batches)
     if not any(path.split("/")[0] in model.head_names for path in lora):

@@ -34,9 +34,13 @@ def out_sharding(
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*entries))
 
 
-def one_device() -> bool:
-    """Whether nothing can be laid out over devices, so that dimensions may be joined at no cost."""
-    return jax.device_count() == 1
+def on_one_device(*arrays: Any) -> bool:
+    """Whether none of them can lie on several devices, so that joining dimensions costs nothing.
+
+    Where a mesh's axes are automatic, arrays do not say: the count of devices decides, for which
+    JAX starts its backend.
+    """
+    return all(jax.typeof(a).sharding.mesh.empty for a in arrays) and jax.device_count() == 1
 
 
 def like(array: Any, other: Any) -> Any:

@@ -47,8 +47,8 @@ class Factor:
 
 RANK = -1
 
-# jax.ad_checkpoint's name for a product that a gain multiplies: a policy that keeps it spares the
-# gradient of the gain the product
+# jax.ad_checkpoint's name for what a gain multiplies: a policy that keeps it spares the gradient of
+# the gain a product with W
 WITHOUT_GAIN = "jlora_without_gain"
 
 

@@ -29,4 +29,4 @@ def keep() -> Path | None:
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(folder))
     chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    return None if chosen is None else Path(chosen)
+    return Path(chosen) if chosen else None

@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS), metavar="")
     parser.add_argument("--rounds", type=int, default=0, help="steps to time; 0: costs alone")
     given = parser.parse_args()
+    if given.rounds == 1 or given.rounds < 0:
+        parser.error(f"--rounds {given.rounds}: expected 0, or at least 2 for quartiles")
     columns = ["FLOPs", "bytes read and written", "temporary bytes", "arguments"]
     if given.rounds:
         columns = ["seconds a step", "ratio (quartiles)", "seconds to trace", "to compile"]

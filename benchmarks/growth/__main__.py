@@ -21,8 +21,8 @@ import statistics
 from pathlib import Path
 
 from benchmarks.growth import _theory
-from benchmarks.growth._figure import Cost, draw
-from benchmarks.growth._step import LLAMA, Point, step_of
+from benchmarks.growth._figure import draw
+from benchmarks.growth._step import LLAMA, Cost, Point, step_of
 
 BASE = Point()
 GRIDS = {
@@ -71,7 +71,7 @@ def main() -> None:
     }
     print(f"\n{notes['footer']}; {rate / 1e9:.1f} GFLOP/s at the base point")
     given.out.mkdir(parents=True, exist_ok=True)
-    draw(given.out / "growth.png", GRIDS, measured, theory, notes)
+    draw(given.out / "growth.png", BASE, GRIDS, measured, theory, notes)
 
 
 def machine() -> str:

@@ -1,24 +1,16 @@
 """The figure: measured points on the theory's line, for each thing that grows."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.growth._step import Point
+from benchmarks.growth._step import Cost, Point
 
 MEASURED, THEORY = "tab:blue", "0.35"
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Of a step."""
-
-    seconds: float
-    memory: float  # bytes
-
-
 def draw(
     path: Path,
+    base: Point,
     grids: Mapping[str, Sequence[Point]],
     measured: Mapping[Point, Cost],
     theory: Mapping[Point, Cost],
@@ -45,7 +37,7 @@ def draw(
             panel.plot(x, lines[0], "-", color=THEORY, label=f"theory: {notes[field]}")
             panel.plot(x, lines[1], "o", color=MEASURED, label=found)
             if field == "seconds":
-                at = points.index(Point())
+                at = points.index(base)
                 panel.plot(x[at], lines[1][at], "o", ms=11, mfc="none", mec=THEORY, label=fitted)
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")

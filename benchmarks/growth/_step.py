@@ -32,6 +32,14 @@ class Point:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of a step, measured or in theory."""
+
+    seconds: float
+    memory: float  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
 class Step:
     """Of a point: its cost as compiled, and a function that takes one step and times it."""
 

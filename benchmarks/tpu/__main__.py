@@ -15,6 +15,8 @@ import os
 # Before JAX starts: no TPU is asked for, and none is here that two processes could not share.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
+# More devices than one, as on a slice: `jlora.lift` writes some products otherwise for one alone.
+os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 
 from benchmarks.tpu._compiled import Figures, compiled, held
 from benchmarks.tpu._layout import mesh_of

@@ -143,9 +143,12 @@ def _thin(
     kept = _kept(p_labels, q_labels, {*last_labels, *out_labels})
     first = _contract(p, p_labels, q, q_labels, kept, params)
     present = tuple(label for label in out_labels if label in {*kept, *last_labels})
-    first, kept, joined = _joined(first, kept, last_labels, present)
+    joined = present
+    if _layout.on_one_device(first, last):
+        first, kept, joined = _joined(first, kept, last_labels, present)
     thin = _contract(first, kept, last, last_labels, joined, params)
-    thin = thin.reshape([sizes[label] for label in present])
+    if joined != present:
+        thin = thin.reshape([sizes[label] for label in present])
     shape = tuple(sizes[label] for label in out_labels)
     kept_dims = tuple(dim for dim, label in enumerate(out_labels) if label in present)
     thin = lax.broadcast_in_dim(thin, shape, kept_dims) if thin.shape != shape else thin
@@ -217,9 +220,7 @@ def _joined(
     XLA transposes all of it first: on CPU a fifth of a language model's train step.
     """
     own = tuple(label for label in labels if label not in last)
-    if len(own) < 2 or not _layout.one_device():
-        return x, labels, present
-    if not (_side_by_side(own, labels) and _side_by_side(own, present)):
+    if len(own) < 2 or not (_side_by_side(own, labels) and _side_by_side(own, present)):
         return x, labels, present
     at = labels.index(own[0])
     size = math.prod(x.shape[at : at + len(own)])

@@ -60,7 +60,7 @@ class Batches:
             for length in lengths
         ]
         self.answers = self._answer_sizes()
-        self._epoch = functools.lru_cache(maxsize=2)(self._plan)
+        self._epoch = functools.lru_cache(maxsize=3)(self._plan)
 
     @property
     def per_epoch(self) -> int:

@@ -31,7 +31,7 @@ class MLP(nn.Module):
 
         def dense(name: str, features: int) -> Callable[[jax.Array], jax.Array]:
             layer = nn.Dense(features, use_bias=config.mlp_bias, name=f"{name}_proj")
-            return lambda x: product(layer(x))
+            return lambda inputs: product(layer(inputs))
 
         if not config.gated:
             hidden = act(dense("up", config.mlp_width)(x))

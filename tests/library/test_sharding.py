@@ -7,7 +7,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jlora
 
@@ -23,6 +26,38 @@ def test_the_laws_hold_on_a_mesh():
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.splitlines()[-1] == "all hold"
+
+
+@pytest.mark.parametrize("spec", [P("x"), P(None, "x"), P(None, None, "x")], ids=str)
+def test_the_laws_hold_on_an_explicit_mesh_of_one_device(spec):
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
+    frozen, lora = jlora.split(
+        {"w": jnp.ones((7, 11))}, jlora.LoraConfig(targets="w", rank=2), jax.random.key(0)
+    )
+    lora = jax.tree.map(lambda leaf: leaf + 1, lora)
+    x = jax.device_put(jnp.ones((3, 5, 7)), NamedSharding(mesh, spec))
+
+    def loss(params, x):
+        product = jnp.einsum("abc,cd->abd", x, params["w"])
+        return (product**2).sum()
+
+    with jax.set_mesh(mesh):
+        lifted = jax.grad(jlora.lift(loss, strict=True), argnums=1)(frozen, lora, x)
+        merged = jax.grad(lambda lora: loss(jlora.merge(frozen, lora), x))(lora)
+    for path, node in lifted.items():
+        np.testing.assert_allclose(node.a, merged[path].a, rtol=1e-5)
+        np.testing.assert_allclose(node.b, merged[path].b, rtol=1e-5)
+
+
+def test_a_stack_of_no_matrices_has_no_result():
+    frozen, lora = jlora.split(
+        {"w": jnp.ones((0, 7, 11))},
+        jlora.LoraConfig(targets="w", rank=2),
+        jax.random.key(0),
+        axes={"w": jlora.Axes(inputs=(1,), outputs=(2,), stack=(0,))},
+    )
+    lifted = jlora.lift(lambda params, x: jnp.einsum("ebtd,edf->ebtf", x, params["w"]))
+    assert lifted(frozen, lora, jnp.ones((0, 2, 3, 7))).shape == (0, 2, 3, 11)
 
 
 def test_leaves_without_a_layout_are_named():
