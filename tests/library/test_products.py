@@ -178,3 +178,14 @@ def test_the_thin_products_come_in_the_order_that_costs_least():
     base = 2 * 256 * 64 * 64
     thin = 2 * 256 * 2 * (64 + 64)
     assert compiled.cost_analysis()["flops"] == pytest.approx(base + thin + 256 * 64, rel=0.005)
+
+
+def test_a_stack_of_no_matrices_has_no_result():
+    frozen, lora = jlora.split(
+        {"w": jnp.ones((0, 7, 11))},
+        jlora.LoraConfig(targets="w", rank=2),
+        jax.random.key(0),
+        axes={"w": jlora.Axes(inputs=(1,), outputs=(2,), stack=(0,))},
+    )
+    lifted = jlora.lift(lambda params, x: jnp.einsum("ebtd,edf->ebtf", x, params["w"]))
+    assert lifted(frozen, lora, jnp.ones((0, 2, 3, 7))).shape == (0, 2, 3, 11)

@@ -49,17 +49,6 @@ def test_the_laws_hold_on_an_explicit_mesh_of_one_device(spec):
         np.testing.assert_allclose(node.b, merged[path].b, rtol=1e-5)
 
 
-def test_a_stack_of_no_matrices_has_no_result():
-    frozen, lora = jlora.split(
-        {"w": jnp.ones((0, 7, 11))},
-        jlora.LoraConfig(targets="w", rank=2),
-        jax.random.key(0),
-        axes={"w": jlora.Axes(inputs=(1,), outputs=(2,), stack=(0,))},
-    )
-    lifted = jlora.lift(lambda params, x: jnp.einsum("ebtd,edf->ebtf", x, params["w"]))
-    assert lifted(frozen, lora, jnp.ones((0, 2, 3, 7))).shape == (0, 2, 3, 11)
-
-
 def test_leaves_without_a_layout_are_named():
     frozen, lora = jlora.split(
         {"w": jnp.ones((7, 11)), "v": jnp.ones((11, 7))},
