@@ -1,6 +1,6 @@
 """What a layer keeps for its gradient: the results of its products, as all else is cheap.
 
-Norms, rotations, the scores of attention and activations are computed again: some 2 % more FLOPs
+Norms, rotations, the scores of attention and activations are computed again: some 3 % more FLOPs
 for a third of the memory.
 """
 

@@ -33,7 +33,7 @@ def answer_loss(
         batch: ``tokens`` (batch, length) int32; ``positions`` and ``labels`` (batch, answers)
             int32, which places predict which token; ``weights`` (batch, answers), 0 for padding.
         remat: keep each layer's input alone for the gradient, not its products' results too: less
-            memory, some 15 % more FLOPs.
+            memory, some 30 % more FLOPs.
         head_trains: whether what makes the scores (the head, or the embedding that it is tied to)
             is adapted. `jlora.lift` keeps it factored then, and scores are computed again in the
             gradient.
