@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import jlora
+from benchmarks.tpu._products import flops
 from jlora import models
-from jlora.models import Decoder, DecoderConfig, Experts, Stored
+from jlora.models import Decoder, DecoderConfig, Experts, Stored, _attention
 from jlora.models._decoder import empty_cache
 from jlora.models._families import FAMILIES
 
@@ -197,7 +198,8 @@ EVERYTHING = dataclasses.replace(
 
 
 @pytest.mark.parametrize("config", [EVERYTHING, config_of("gpt2"), config_of("mistral")])
-def test_tokens_in_pieces_through_the_cache_are_as_all_at_once(config):
+def test_tokens_in_pieces_through_the_cache_are_as_all_at_once_and_in_blocks(config, monkeypatch):
+    monkeypatch.setattr(_attention, "_block_size", lambda length: 5)
     params = {"params": random_params(config)}
     tokens = jax.random.randint(jax.random.key(1), (2, 16), 0, 37)
     decoder = Decoder(config)
@@ -217,6 +219,19 @@ def test_tokens_in_pieces_through_the_cache_are_as_all_at_once(config):
         out, cache = extend(tokens[:, first:last], cache, first)
         pieces.append(out)
     np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_of_queries_meets_no_keys_that_come_after_it(monkeypatch):
+    config, batch, length = config_of("llama"), 2, 256
+    params = {"params": abstract_params(config)}
+    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+
+    def products(size):
+        monkeypatch.setattr(_attention, "_block_size", lambda length: size)
+        return flops(jax.make_jaxpr(Decoder(config).apply)(params, tokens).jaxpr)
+
+    whole = 4 * batch * config.heads * length**2 * config.head_dim * config.layers
+    assert products(length) - products(64) == whole * 6 // 16  # above the diagonal of 4 x 4 blocks
 
 
 def test_a_window_hides_what_lies_further_back():
