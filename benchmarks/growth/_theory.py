@@ -24,8 +24,8 @@ Bytes, float32, while the backward pass is in a layer:
     at work    4 (4 d² + 3 d m + r Σ (in + out)) one layer's weights, cut from the stack
                4 T (8 d + 7 r + max(6 m, 4 h T)) its values and their gradients
 
-Attention and its scores are counted over all pairs of tokens. The decoder's queries go by blocks that
-meet no later keys, so that long texts need less than this: down to half.
+Attention and its scores are counted over all pairs of tokens. The decoder's queries go by blocks
+that meet no later keys, so that long texts need less than this: down to half.
 
 Derived are FLOPs, frozen, adapters, kept and mask: kept and mask are what `jax.vjp` of the lifted
 loss holds, as `jax.eval_shape` lists it. At work is a count by hand, rough in its d: two normed
