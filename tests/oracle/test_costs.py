@@ -12,7 +12,8 @@ def test_a_lifted_step_costs_what_it_costs_by_hand(name):
     make, x = MODELS[name]
     ways: dict[str, Way] = make()
     lifted, by_hand = (step(ways[way], x).cost for way in ("jlora.lift", "by hand"))
-    assert lifted.flops == pytest.approx(by_hand.flops, rel=0.005)
+    # less where by hand an activation is computed a second time, transposed
+    assert 0.99 * by_hand.flops <= lifted.flops <= 1.005 * by_hand.flops
     for field in ("bytes_accessed", "temporary", "arguments"):
         assert getattr(lifted, field) <= 1.02 * getattr(by_hand, field), field
     full = step(ways["everything"], x).cost
