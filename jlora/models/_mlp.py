@@ -29,16 +29,16 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         config, act = self.config, ACTIVATION[self.config.activation]
 
-        def dense(name: str, features: int) -> Callable[[jax.Array], jax.Array]:
-            layer = nn.Dense(features, use_bias=config.mlp_bias, name=f"{name}_proj")
-            return lambda inputs: product(layer(inputs))
+        def dense(name: str, features: int) -> nn.Dense:
+            return nn.Dense(features, use_bias=config.mlp_bias, name=f"{name}_proj")
 
         if not config.gated:
-            hidden = act(dense("up", config.mlp_width)(x))
+            hidden = act(product(dense("up", config.mlp_width)(x)))
         elif config.fused:
-            gate, up = jnp.split(dense("gate_up", 2 * config.mlp_width)(x), 2, axis=-1)
+            both = product(dense("gate_up", 2 * config.mlp_width)(x))
+            gate, up = jnp.split(both, 2, axis=-1)
             hidden = act(gate) * up
         else:
-            gate = dense("gate", config.mlp_width)(x)
-            hidden = act(gate) * dense("up", config.mlp_width)(x)
-        return dense("down", config.width)(hidden)
+            gate = product(dense("gate", config.mlp_width)(x))
+            hidden = act(gate) * product(dense("up", config.mlp_width)(x))
+        return product(dense("down", config.width)(hidden))
