@@ -492,10 +492,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parse(Settings, argv, description=__doc__ or "", switches=SWITCHES)
     resume = given.get("resume", False)
     run = checkpoint.Run(given.get("out", Settings.out))
-    compiled.keep()
     start, began = 0, time.perf_counter()
     try:
         settings = settle(given, run)
+        compiled.keep()
         job = prepare(settings, run)
         lora = jax.tree.map(jnp.copy, job.lora)  # each step takes the one before it
         opt_state = job.tx.init(lora)

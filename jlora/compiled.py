@@ -1,4 +1,4 @@
-"""Keeps compiled programs on disk: the next run of the same program starts without compiling.
+"""Keeps compiled programs on disk, those that took a second: the next run does not compile them.
 
 ``compiled.keep()``, once, before anything is compiled.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,13 +21,14 @@ def keep() -> Path | None:
     the user's folder for caches (``XDG_CACHE_HOME``, ``~/.cache``); it may be deleted at any time.
     A folder that can't be made is done without.
     """
-    if not jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
+    config: Any = jax.config
+    if not config.jax_enable_compilation_cache:
         return None
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+    if config.jax_compilation_cache_dir is None:
         with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
             caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
             folder = Path(caches) / "jlora" / "compiled"
             folder.mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(folder))
-    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+            config.update("jax_compilation_cache_dir", str(folder))
+    chosen = config.jax_compilation_cache_dir
     return Path(chosen) if chosen else None

@@ -22,7 +22,7 @@ from benchmarks.tpu._compiled import Figures, compiled, held
 from benchmarks.tpu._layout import mesh_of
 from benchmarks.tpu._models import LLAMAS, TENSOR, outlined
 from benchmarks.tpu._slices import SLICES, Slice
-from benchmarks.tpu._steps import full_step, lora_step
+from benchmarks.tpu._steps import Step, full_step, lora_step
 
 STEPS = {"LoRA": lora_step, "full": full_step}
 COLUMNS = (
@@ -45,7 +45,7 @@ def main() -> None:
     for model in given.models:
         for trains in given.trains:
             for each in chosen:
-                row(model, trains, each)
+                row(model, trains, each, step_for(model, trains, each))
             for generation in () if chosen else given.generations:
                 walk(model, trains, SLICES[generation])
     versions = (f"{p} {importlib.metadata.version(p)}" for p in ("jax", "libtpu", "flax", "optax"))
@@ -55,20 +55,19 @@ def main() -> None:
 def walk(model: str, trains: str, slices: list[Slice]) -> None:
     """From the first slice that can hold what stays between steps, up to the first that fits."""
     for each in slices:
-        step = STEPS[trains](outlined(LLAMAS[model]), mesh_for(model, each))
-        if sum(held(step)) < each.memory and row(model, trains, each).fits:
+        step = step_for(model, trains, each)
+        if sum(held(step)) < each.memory and row(model, trains, each, step).fits:
             return
 
 
-def row(model: str, trains: str, each: Slice) -> Figures:
+def row(model: str, trains: str, each: Slice, step: Step) -> Figures:
     """Compiles and prints one row."""
-    mesh = mesh_for(model, each)
-    its = compiled(STEPS[trains](outlined(LLAMAS[model]), mesh), each.chips)
+    its = compiled(step, each.chips)
     temporary = "does not fit" if its.temporary is None else f"{its.temporary / 1e9:.2f}"
     cells = [
         model,
         str(each),
-        "x".join(map(str, mesh.shape.values())),
+        "x".join(map(str, step.mesh.shape.values())),
         trains,
         *(f"{size / 1e9:.2f}" for size in (its.weights, its.adapters, its.optimizer)),
         temporary,
@@ -80,9 +79,10 @@ def row(model: str, trains: str, each: Slice) -> Figures:
     return its
 
 
-def mesh_for(model: str, each: Slice):
+def step_for(model: str, trains: str, each: Slice) -> Step:
     """FSDP over the slice, but for so many chips of tensor parallelism as suit the model."""
-    return mesh_of(each.devices(), min(TENSOR[model], each.chips))
+    mesh = mesh_of(each.devices(), min(TENSOR[model], each.chips))
+    return STEPS[trains](outlined(LLAMAS[model]), mesh)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.errors import JaxRuntimeError
 
-from benchmarks.tpu._products import flops
+from benchmarks.flops import flops
 from benchmarks.tpu._steps import Step
 
 

@@ -21,6 +21,7 @@ LENGTH, RANK = 2048, 16
 class Step:
     """What trains, its optimizer state, what is frozen, and a batch: shapes with layouts."""
 
+    mesh: Mesh
     fn: Callable[..., Any]
     trained: Any
     state: Any
@@ -59,7 +60,7 @@ def lora_step(model: Model, mesh: Mesh) -> Step:
         updates, state = tx.update(grads, state, lora)
         return optax.apply_updates(lora, updates), state, value
 
-    return Step(step, lora, state_of(tx, lora, mesh), placed(frozen, layout), batch)
+    return Step(mesh, step, lora, state_of(tx, lora, mesh), placed(frozen, layout), batch)
 
 
 def full_step(model: Model, mesh: Mesh) -> Step:
@@ -77,7 +78,7 @@ def full_step(model: Model, mesh: Mesh) -> Step:
         return optax.apply_updates(params, updates), state, value
 
     float32 = jax.tree.map(lambda p: p.update(dtype=jnp.float32), params)
-    return Step(step, params, state_of(tx, float32, mesh), {}, batch)
+    return Step(mesh, step, params, state_of(tx, float32, mesh), {}, batch)
 
 
 def loss_of(model: Model, mesh: Mesh) -> Callable[..., jax.Array]:

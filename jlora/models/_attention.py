@@ -55,17 +55,17 @@ class Attention(nn.Module):
         for start in range(0, max(1, length), size):
             end = min(start + size, length)
             seen = key.shape[2] if cache is not None else end
-            parts = query[:, :, :, start:end], key[:, :, :seen], value[:, :, :seen]
-            mixed = self._mixed(parts, mask[:, start:end, :seen])
-            blocks.append(mixed)
+            rows = query[:, :, :, start:end]
+            keys, values = key[:, :, :seen], value[:, :, :seen]
+            blocks.append(self._mixed(rows, keys, values, mask[:, start:end, :seen]))
         mixed = jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4)
         mixed = mixed.reshape(batch, length, config.heads * config.head_dim)
         out = nn.Dense(config.width, use_bias=config.o_bias, name="o_proj")(mixed)
         return product(out), cache
 
-    def _mixed(self, parts, mask) -> jax.Array:
+    def _mixed(self, query, key, value, mask) -> jax.Array:
         """What queries of (batch, kv_heads, groups, block, head_dim) gather from the values."""
-        config, (query, key, value) = self.config, parts
+        config = self.config
         # A group's heads stand beside its tokens: one product a key-value head.
         rows = query.reshape(*query.shape[:2], math.prod(query.shape[2:4]), config.head_dim)
         scale = (config.query_scalar or config.head_dim) ** -0.5

@@ -1,7 +1,7 @@
 """What a layer keeps for its gradient: the results of its products, as all else is cheap.
 
-Norms, rotations, the scores of attention and activations are computed again: some 3 % more FLOPs
-for a third of the memory.
+Norms, rotations, the scores of attention and activations are computed again: for SmolLM2 2 % more
+FLOPs for half of the memory (`benchmarks/kept.py`).
 """
 
 from __future__ import annotations

@@ -97,10 +97,10 @@ def check_learns(loss, frozen, lora, *args, steps=8, rate=3e-2):
     assert losses[-1] < 0.9 * losses[0], losses
 
 
-def check_costs(lifted, by_hand, merged, frozen, lora, x):
+def check_costs(lifted, by_hand, merged, frozen, lora, x, at_least=0.995):
     """Law 4: a lifted step's FLOPs and temporary bytes are those by hand; W + A B costs more.
 
-    Or a little less than by hand: no activation is computed a second time, transposed.
+    ``at_least`` is lower where by hand an activation is computed a second time, transposed.
     """
 
     def cost(apply):
@@ -116,6 +116,6 @@ def check_costs(lifted, by_hand, merged, frozen, lora, x):
     same, by_hand_flops, by_hand_memory = cost(by_hand)
     _, merged_flops, _ = cost(merged)
     assert value == pytest.approx(same, rel=1e-4)
-    assert 0.97 * by_hand_flops <= flops <= 1.005 * by_hand_flops
+    assert at_least * by_hand_flops <= flops <= 1.005 * by_hand_flops
     assert memory <= 1.02 * by_hand_memory
     assert flops < 0.97 * merged_flops

@@ -4,11 +4,11 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 
+from benchmarks.flops import flops
 from benchmarks.tpu._compiled import needed
 from benchmarks.tpu._layout import FSDP, RULES, TENSOR, shardings_of, spec_of
 from benchmarks.tpu._models import LLAMAS, outlined
 from benchmarks.tpu._models import TENSOR as TENSOR_CHIPS
-from benchmarks.tpu._products import flops
 from benchmarks.tpu._slices import SLICES
 
 

@@ -6,14 +6,17 @@ from benchmarks.costs._models import MODELS
 from benchmarks.costs._step import step
 from benchmarks.costs._ways import Way
 
+# by hand, activations are computed a second time, transposed, for the gradient of B
+TRANSPOSED = ("linen transformer, 8 layers", "NNX attention, 2 layers")
+
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_lifted_step_costs_what_it_costs_by_hand(name):
     make, x = MODELS[name]
     ways: dict[str, Way] = make()
     lifted, by_hand = (step(ways[way], x).cost for way in ("jlora.lift", "by hand"))
-    # less where by hand an activation is computed a second time, transposed
-    assert 0.99 * by_hand.flops <= lifted.flops <= 1.005 * by_hand.flops
+    at_least = 0.99 if name in TRANSPOSED else 0.995
+    assert at_least * by_hand.flops <= lifted.flops <= 1.005 * by_hand.flops
     for field in ("bytes_accessed", "temporary", "arguments"):
         assert getattr(lifted, field) <= 1.02 * getattr(by_hand, field), field
     full = step(ways["everything"], x).cost

@@ -129,7 +129,9 @@ def test_a_step_costs_what_it_costs_by_hand(name):
     def merged(frozen, lora, x):
         return model.apply(jlora.merge(frozen, lora), x)
 
-    check_costs(jlora.lift(model.apply, strict=True), by_hand(model), merged, frozen, lora, x)
+    lifted = jlora.lift(model.apply, strict=True)
+    at_least = 0.995 if name == "resnet" else 0.97  # the others' rows have several dimensions
+    check_costs(lifted, by_hand(model), merged, frozen, lora, x, at_least)
 
 
 def mixture_of_experts(product, ragged, params, x):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jlora
-from benchmarks.tpu._products import flops
+from benchmarks.flops import flops
 from jlora import models
 from jlora.models import Decoder, DecoderConfig, Experts, Stored, _attention
 from jlora.models._decoder import empty_cache
