@@ -20,13 +20,16 @@ def equinox_ways(x: Any) -> dict[str, Way]:
 
     ways = general_ways(apply, arrays, x, targets="weight")
 
-    def by_hand(factors, frozen, x):
+    def one_by_hand(factors, frozen, x):
         for at, layer in enumerate(frozen["w"].layers):
             a, b = factors[f"layers/{at}/weight"]
             b = b * lax.stop_gradient(frozen["scalings"][f"layers/{at}/weight"])
-            x = x @ layer.weight.T + (x @ a) @ b + layer.bias
+            x = layer.weight @ x + layer.bias + (x @ a) @ b
             x = x if at == 4 else jax.nn.relu(x)
-        return squared(x)
+        return x
+
+    def by_hand(factors, frozen, x):
+        return squared(jax.vmap(one_by_hand, in_axes=(None, None, 0))(factors, frozen, x))
 
     ways["by hand"] = dataclasses.replace(ways["jlora.lift"], loss=by_hand)
     if quax := installed("quax"):

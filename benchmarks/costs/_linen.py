@@ -63,7 +63,7 @@ class Transformer(nn.Module):
 
 
 def linen_by_hand(model: nn.Module, way: Way) -> Way:
-    """x W + (x A) B, and then the bias, written into each layer: A and B beside its kernel."""
+    """x W + bias, and then (x A) B, written into each layer: A and B beside its kernel."""
 
     def layer_by_hand(next_fun, args, kwargs, context):
         layer = context.module
@@ -82,8 +82,9 @@ def linen_by_hand(model: nn.Module, way: Way) -> Way:
                 padding=layer.padding,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
-        out = product(x, weights["kernel"]) + product(x, weights["lora_a"]) @ weights["lora_b"]
-        return out + weights["bias"] if layer.use_bias else out
+        out = product(x, weights["kernel"])
+        out = out + weights["bias"] if layer.use_bias else out
+        return out + product(x, weights["lora_a"]) @ weights["lora_b"]
 
     def loss(factors, frozen, x):
         flat = dict(traverse.flatten_dict(frozen["w"], sep="/"))

@@ -30,16 +30,15 @@ class NnxBlock(nnx.Module):
 
 
 class NnxLoraLinear(nnx.Module):
-    """x W + (x A) B, and then the bias."""
+    """x W + bias, and then (x A) B."""
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
-        self.linear = nnx.Linear(inputs, outputs, use_bias=False, rngs=rngs)
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.linear = nnx.Linear(inputs, outputs, rngs=rngs)
         self.a = nnx.LoRAParam(jax.random.normal(rngs.params(), (inputs, RANK)))
         self.b = nnx.LoRAParam(jnp.zeros((RANK, outputs)))
 
     def __call__(self, x):
-        return self.linear(x) + (x @ self.a[...]) @ self.b[...] + self.bias[...]
+        return self.linear(x) + (x @ self.a[...]) @ self.b[...]
 
 
 class NnxTransformer(nnx.Module):

@@ -11,6 +11,7 @@ from jax import lax
 
 from jlora._lift import _compat
 from jlora._lift._adapted import RANK, Adapted, Factor, Opaque, Term
+from jlora._lift._apart import Apart
 from jlora._lift._products import report_factored
 from jlora._lift._walk import Walk, rule
 
@@ -52,12 +53,14 @@ def conv_general_dilated(walk: Walk, eqn: Any, x: Any, kernel: Any) -> list[Any]
         raise Opaque("a convolution with magnitudes that are not one for each output channel")
     base = kernel.multiply_base(lambda w, x: _compat.bind(eqn, [x, w])[0], x)
     x = kernel.filtered(x, (None,) * x.ndim)
-    for convolved, mixed in pairs:
-        base = base + _thin(x, convolved, mixed, kernel, eqn.params).astype(base.dtype)
-    channel = eqn.params["dimension_numbers"].out_spec[1]
-    base = kernel.gained(base, tuple(output if d == channel else None for d in range(base.ndim)))
+    thins = (_thin(x, convolved, mixed, kernel, eqn.params) for convolved, mixed in pairs)
     report_factored(walk, eqn, kernel, base, base_flops, flops)
-    return [base]
+    result = Apart(base, tuple(thins))
+    if kernel.gain is None:
+        return [result]
+    channel = eqn.params["dimension_numbers"].out_spec[1]
+    dims = tuple(output if dim == channel else None for dim in range(base.ndim))
+    return [kernel.gained(result.added(), dims)]
 
 
 def _convolved_and_mixed(term: Term, output: int, inputs: list[int]) -> tuple[Factor, Factor]:

@@ -13,6 +13,7 @@ from jax import lax
 from jlora import _layout
 from jlora._lift import _compat
 from jlora._lift._adapted import RANK, Adapted, Opaque, Term, pad
+from jlora._lift._apart import Apart
 from jlora._lift._walk import Walk, rule
 from jlora._lowrank import Factor
 
@@ -51,15 +52,16 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
     sizes = dict(zip(x_labels, x.shape, strict=True)) | dict(
         zip(w_labels, value.shape, strict=True)
     )
-    flops = 0
+    thins, costs = [], []
     for term in value.terms:
         thin, cost = _thin(x, x_labels, term, w_labels, out_labels, sizes, value.dtype, eqn.params)
-        base = base + _layout.like(thin.astype(base.dtype), base)
-        flops += cost
-    if gain_last:
-        base = value.gained(base, out_dims)
-    report_factored(walk, eqn, value, base, 2 * math.prod(sizes.values()), flops)
-    return [base]
+        thins.append(thin)
+        costs.append(cost)
+    report_factored(walk, eqn, value, base, 2 * math.prod(sizes.values()), sum(costs))
+    result = Apart(base, tuple(thins))
+    if value.gain is None or not gain_last:
+        return [result]
+    return [value.gained(result.added(), out_dims)]
 
 
 def _gain_last(value: Adapted, x_dims: tuple[int | None, ...], out_dims: tuple[int | None, ...]):

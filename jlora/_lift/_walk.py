@@ -14,6 +14,7 @@ from typing import Any
 
 from jlora._lift import _compat
 from jlora._lift._adapted import Adapted, Opaque, at_place
+from jlora._lift._apart import Apart, follow, together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +99,27 @@ class Walk:
         for number, (eqn, expired) in enumerate(_live(jaxpr)):
             operands = at_place([read(atom) for atom in eqn.invars], number)
             with _compat.site(eqn):
-                results, plain = self._equation(eqn, operands)
+                results, plain = self._equation(eqn, operands, expired)
             for atom, operand, array in zip(eqn.invars, operands, plain, strict=True):
-                if isinstance(operand, Adapted) and operand.activation and array is not operand:
+                if array is not operand and (isinstance(operand, Apart) or _is_activation(operand)):
                     values[atom] = array  # an activation from here on: expanded once
             values.update(zip(eqn.outvars, results, strict=True))
             for var in expired:
                 del values[var]
-        return [read(atom) for atom in jaxpr.outvars]
+        return [together(read(atom)) for atom in jaxpr.outvars]
 
-    def _equation(self, eqn: Any, operands: list[Any]) -> tuple[list[Any], list[Any]]:
-        """The results, and the operands as the equation got them."""
+    def _equation(
+        self, eqn: Any, operands: list[Any], expired: list[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """The results, and the operands as the equation got them; nothing reads ``expired`` on."""
+        apart = [
+            atom
+            for atom, operand in zip(eqn.invars, operands, strict=True)
+            if isinstance(operand, Apart)
+        ]
+        if len(apart) == 1 and apart[0] in expired and (result := follow(eqn, operands)):
+            return [result], operands
+        operands = list(map(together, operands))
         adapted = [operand for operand in operands if isinstance(operand, Adapted)]
         if not adapted:
             return _compat.bind(eqn, operands), operands

@@ -82,7 +82,7 @@ MODELS = {
 
 
 def by_hand(model):
-    """The model with x W + (x A) B, and then the bias, in every layer that has an adapter."""
+    """The model with x W + bias, and then (x A) B, in every layer that has an adapter."""
 
     def layer_by_hand(lora, next_fun, args, kwargs, context):
         layer = context.module
@@ -104,10 +104,7 @@ def by_hand(model):
             )
         else:
             rows = jnp.tensordot(x, node.a, node.a.ndim - 1)
-        weights = dict(layer.variables["params"])
-        bias = weights.pop("bias", 0.0)
-        bare = layer.clone(use_bias=False, parent=None, name=None)
-        return bare.apply({"params": weights}, x) + jnp.tensordot(rows, b, 1) + bias
+        return next_fun(x) + jnp.tensordot(rows, b, 1)
 
     def apply(frozen, lora, x):
         with nn.intercept_methods(functools.partial(layer_by_hand, lora)):
