@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jlora import _layout
+
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
@@ -54,17 +56,50 @@ WITHOUT_GAIN = "jlora_without_gain"
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Factored:
-    """``gain * (W + the sum of A B)``: what stands for a weight W without being formed."""
+class Product:
+    """``scaling * A B``, not formed.
 
-    pairs: tuple[tuple[Factor, Factor], ...]  # (A, B), each B with its scaling
+    The scaling stays beside its factors until they are used: scaled in advance, a second B would
+    lie there for as long as the first.
+    """
+
+    a: Factor
+    b: Factor
+    # float32: one for all, or over stack dimensions and the rank; None: 1
+    scaling: Factor | None = None
+
+    @property
+    def scaled_b(self) -> Factor:
+        """``scaling * B``, in float32 or wider."""
+        b = self.b.array.astype(wide(self.b.array.dtype))
+        return Factor(scaled(b, self.b.dims, self.scaling), self.b.dims)
+
+    def formed(self, ndim: int) -> jax.Array:
+        """The array, its dimensions in the weight's order (absent ones have size 1)."""
+        return multiply(self.a, self.scaled_b, ndim=ndim)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Factored:
+    """``gain * (W + the sum of the products)``: what stands for a weight W without being formed."""
+
+    products: tuple[Product, ...]
     # what each entry along some dimensions is multiplied by; its rank axis has size 1
     gain: Factor | None = None
 
     def merged(self, weight: jax.Array) -> jax.Array:
         """The plain array in the weight's dtype, computed in float32 or wider and cast once."""
-        deltas = [multiply(a, b, ndim=weight.ndim) for a, b in self.pairs]
+        deltas = [product.formed(weight.ndim) for product in self.products]
         return combine(weight, deltas, self.gain)
+
+
+def scaled(array: jax.Array, dims: Sequence[int], scaling: Factor | None) -> jax.Array:
+    """An array over ``dims`` times the scaling; a bfloat16 one would round the scaling."""
+    if scaling is None:
+        return array
+    by = _layout.like(along(scaling, dims), array) if scaling.dims else scaling.array
+    return (array.astype(wide(array.dtype)) * by).astype(array.dtype)
 
 
 def multiply(a: Factor, b: Factor, *, ndim: int) -> jax.Array:
@@ -108,11 +143,14 @@ def combine(weight: jax.Array, deltas: Sequence[jax.Array], gain: Factor | None)
 
 def spread(factor: Factor, dims: Sequence[int]) -> jax.Array:
     """A gain as an array over ``dims`` in their order, of size 1 where it does not vary."""
-    array = factor.array.squeeze(factor.dims.index(RANK))
-    have = [dim for dim in factor.dims if dim != RANK]
-    order = [have.index(dim) for dim in dims if dim in have]
-    array = jnp.transpose(array, order)
-    return jnp.expand_dims(array, [at for at, dim in enumerate(dims) if dim not in have])
+    return along(factor, (*dims, RANK)).squeeze(-1)
+
+
+def along(factor: Factor, dims: Sequence[int]) -> jax.Array:
+    """The factor's array over ``dims`` in their order, of size 1 where it has no such dimension."""
+    order = [factor.dims.index(dim) for dim in dims if dim in factor.dims]
+    array = jnp.transpose(factor.array, order)
+    return jnp.expand_dims(array, [at for at, dim in enumerate(dims) if dim not in factor.dims])
 
 
 @jax.custom_jvp

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora._filter import Filter
-from jlora._lowrank import RANK, Axes, Factor, Factored
+from jlora._lowrank import RANK, Axes, Factor, Factored, Product
 from jlora._methods import LoraWeight, Node
 from jlora._methods._node import Dims
 
@@ -59,10 +59,11 @@ class Sketch(Node):
         axes = self.axes
         a = jnp.zeros_like(self.directions[..., :1])
         b = jnp.zeros([*self.energy.shape, *(self.shaped[dim] for dim in axes.outputs)])
-        return Factored(
-            ((Factor(a, (*axes.stack, *axes.inputs, RANK)),
-              Factor(b, (*axes.stack, RANK, *axes.outputs))),)
-        )  # fmt: skip
+        product = Product(
+            Factor(a, (*axes.stack, *axes.inputs, RANK)),
+            Factor(b, (*axes.stack, RANK, *axes.outputs)),
+        )
+        return Factored((product,))
 
     def filter(self, key: jax.Array | None) -> Filter:
         axes = self.axes

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jlora import _layout
 from jlora._filter import Filter
 from jlora._lowrank import RANK as RANK
-from jlora._lowrank import WITHOUT_GAIN, Factor, Factored, combine, multiply, spread
+from jlora._lowrank import WITHOUT_GAIN, Factor, Factored, Product, combine, spread
 from jlora._methods import Node
 
 
@@ -38,11 +38,9 @@ class Origin(str):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Term:
-    """One product A B, added to the whole of a weight or to a window of it."""
+class Term(Product):
+    """One product, added to the whole of a weight or to a window of it."""
 
-    a: Factor
-    b: Factor
     # (dimension, start, size) where the term covers a part: after concatenation of weights
     window: tuple[tuple[int, int, int], ...] = dataclasses.field(
         default=(), metadata={"static": True}
@@ -57,9 +55,10 @@ class Term:
         return dim in self.a.dims, dim in self.b.dims
 
     def map(self, change: Callable[[Factor], Factor], window: Any = None) -> Term:
-        """The same change to both factors; the window stays unless a new one is given."""
+        """The same change to all factors; the window stays unless a new one is given."""
         window = self.window if window is None else tuple(window)
-        return Term(change(self.a), change(self.b), window)
+        scaling = None if self.scaling is None else change(self.scaling)
+        return Term(change(self.a), change(self.b), scaling, window)
 
     def scaled(self, change: Callable[[jax.Array], jax.Array]) -> Term:
         """The term with a linear change of its value, made on A."""
@@ -67,8 +66,8 @@ class Term:
 
     def expand(self, shape: tuple[int, ...]) -> jax.Array:
         """A B as an array that adds to one of ``shape``."""
-        product = multiply(self.a, self.b, ndim=len(shape))
-        return pad(product, shape, {dim: (start, size) for dim, start, size in self.window})
+        window = {dim: (start, size) for dim, start, size in self.window}
+        return pad(self.formed(len(shape)), shape, window)
 
 
 def pad(array: jax.Array, shape: tuple[int, ...], window: dict[int, tuple[int, int]]) -> jax.Array:
@@ -188,5 +187,5 @@ def adapt(weight: jax.Array, node: Node, path: str, filter_: Filter | None) -> A
     value = node.instead_of(weight)
     if not isinstance(value, Factored):
         return value
-    terms = tuple(Term(a, b) for a, b in value.pairs)
+    terms = tuple(Term(p.a, p.b, p.scaling) for p in value.products)
     return Adapted(weight, terms, Origin(path), gain=value.gain, filter=filter_)

@@ -67,7 +67,7 @@ def _convolved_and_mixed(term: Term, output: int, inputs: list[int]) -> tuple[Fa
     """Which factor has the inputs and the window, and which the output channels."""
     if term.window:
         raise Opaque("a convolution with a kernel that was concatenated")
-    for convolved, mixed in ((term.a, term.b), (term.b, term.a)):
+    for convolved, mixed in ((term.a, term.scaled_b), (term.scaled_b, term.a)):
         if output not in convolved.dims and set(mixed.dims) == {output, RANK}:
             return convolved, mixed
     raise Opaque("a convolution whose window is not all on one side of the adapter")
@@ -163,7 +163,7 @@ def _first_and_second(term: Term, group: int, contracted: int, kept: int):
     """The factors as (group, in, rank) and (group, rank, out)."""
     if term.window:
         raise Opaque("a ragged product with weights that were concatenated")
-    for first, second in ((term.a, term.b), (term.b, term.a)):
+    for first, second in ((term.a, term.scaled_b), (term.scaled_b, term.a)):
         if set(first.dims) == {group, contracted, RANK} and set(second.dims) == {group, RANK, kept}:
             return (
                 lax.transpose(first.array, tuple(map(first.dims.index, (group, contracted, RANK)))),

@@ -100,4 +100,5 @@ def _stacked(parts: list[Any], dim: int) -> tuple[Term, ...] | None:
             arrays.append(lax.transpose(array, tuple(have.index(d) for d in dims)))
         return Factor(lax.concatenate(arrays, 0), dims)
 
-    return (Term(joined([t.a for t in terms]), joined([t.b for t in terms]), first.window),)
+    a, b = joined([t.a for t in terms]), joined([t.scaled_b for t in terms])
+    return (Term(a, b, window=first.window),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -81,9 +82,9 @@ def _scale(eqn: Any, value: Adapted, by: Any, *, swapped: bool = False) -> list[
         if any(dim in varies for dim, _, _ in term.window):
             raise Opaque("an elementwise scale along the dimension of an earlier concatenation")
         if varies <= set(term.a.dims):
-            return Term(scaled(term.a), term.b, term.window)
+            return dataclasses.replace(term, a=scaled(term.a))
         if varies <= set(term.b.dims):
-            return Term(term.a, scaled(term.b), term.window)
+            return dataclasses.replace(term, b=scaled(term.b))
         raise Opaque("an elementwise product over inputs and outputs is not of low rank")
 
     return [value.replace(w=w, cast=None, terms=tuple(term(each) for each in value.terms))]

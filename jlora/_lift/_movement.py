@@ -188,6 +188,8 @@ def _regrouped(
         elif wide:
             shape += [new_sizes[dim] for dim in new]
             dims += new
-    rank_axis = factor.dims.index(RANK)
-    array = lax.transpose(factor.array, (*order, rank_axis))
-    return Factor(lax.reshape(array, (*shape, array.shape[-1])), (*dims, RANK))
+    if RANK in factor.dims:
+        order.append(factor.dims.index(RANK))
+        shape.append(factor.array.shape[order[-1]])
+        dims.append(RANK)
+    return Factor(lax.reshape(lax.transpose(factor.array, order), shape), tuple(dims))

@@ -15,7 +15,7 @@ from jlora._lift import _compat
 from jlora._lift._adapted import RANK, Adapted, Opaque, Term, pad
 from jlora._lift._apart import Apart
 from jlora._lift._walk import Walk, rule
-from jlora._lowrank import Factor
+from jlora._lowrank import Factor, scaled
 
 Labels = tuple[int, ...]
 
@@ -130,10 +130,16 @@ def _thin(
         if label in x_labels:
             x = lax.slice_in_dim(x, start, start + size, axis=x_labels.index(label))
 
-    def operand(factor: Factor) -> tuple[jax.Array, Labels]:
-        labels = tuple(rank_label if dim == RANK else w_labels[dim] for dim in factor.dims)
-        return factor.array.astype(dtype), labels
+    def labelled(factor: Factor) -> Factor:
+        return Factor(
+            factor.array,
+            tuple(rank_label if dim == RANK else w_labels[dim] for dim in factor.dims),
+        )
 
+    def operand(factor: Factor) -> tuple[jax.Array, Labels]:
+        return factor.array.astype(dtype), labelled(factor).dims
+
+    scaling = None if term.scaling is None else labelled(term.scaling)
     x_operand, a_operand, b_operand = (x, x_labels), operand(term.a), operand(term.b)
     orders = [
         (x_operand, a_operand, b_operand),
@@ -143,7 +149,11 @@ def _thin(
     costs = [_cost(order, out_labels, sizes) for order in orders]
     (p, p_labels), (q, q_labels), (last, last_labels) = orders[costs.index(min(costs))]
     kept = _kept(p_labels, q_labels, {*last_labels, *out_labels})
+    if rank_label not in kept:  # A B is formed
+        p = scaled(p, p_labels, scaling)
     first = _contract(p, p_labels, q, q_labels, kept, params)
+    if rank_label in kept:
+        first = scaled(first, kept, scaling)
     present = tuple(label for label in out_labels if label in {*kept, *last_labels})
     joined = present
     if _layout.on_one_device(first, last):

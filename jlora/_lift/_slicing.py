@@ -81,6 +81,8 @@ def dynamic_slice(walk: Walk, eqn: Any, value: Any, *starts: Any) -> list[Any]:
     refuse_windows(value, narrowed, "a dynamic slice")
 
     def part(factor: Factor) -> Factor:
+        if narrowed.isdisjoint(factor.dims):
+            return factor
         own = [
             (starts[dim], sizes[dim]) if dim in narrowed else (jnp.zeros_like(starts[0]), size)
             for dim, size in zip(factor.dims, factor.array.shape, strict=True)

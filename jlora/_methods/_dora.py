@@ -49,15 +49,15 @@ class DoraWeight(LoraWeight):
         return super().part(dim, at)
 
     def instead_of(self, weight: jax.Array) -> Factored:
-        pair = self.factors()
-        norms = jax.lax.stop_gradient(_norms(weight, *pair))
+        product = self.product()
+        norms = jax.lax.stop_gradient(_norms(weight, product.a, product.scaled_b))
         gain = self.magnitude / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
         if jnp.ndim(self.scaling):  # a layer that is not adapted keeps its magnitudes too
             adapted = (self.scaling != 0).any(-1)
             adapted = jnp.expand_dims(adapted, tuple(range(-len(self.axes.outputs), 0)))
             gain = jnp.where(adapted, gain, 1)
         dims = (*self.axes.stack, *self.axes.outputs, RANK)
-        return Factored((pair,), Factor(gain[..., None], dims))
+        return Factored((product,), Factor(gain[..., None], dims))
 
     def unmerged(self, weight: jax.Array) -> jax.Array:
         raise ValueError(

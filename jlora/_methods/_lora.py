@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora._filter import Dropout
-from jlora._lowrank import RANK, Axes, Factor, Factored, combine, multiply, wide
+from jlora._lowrank import RANK, Axes, Factor, Factored, Product, combine, wide
 from jlora._methods._node import Dims, Node
 
 
@@ -62,20 +62,18 @@ class LoraWeight(Node):
             return f"A has {self.rank} columns, B has {rows} rows: expected one rank"
         return problem
 
-    def factors(self) -> tuple[Factor, Factor]:
-        """A and scaling * B with their dimensions named; no gradient reaches scaling."""
+    def product(self) -> Product:
+        """``scaling * A B`` with all dimensions named; no gradient reaches scaling."""
         axes = self.axes
-        dtype = wide(self.b.dtype)  # bfloat16 would round the scaling
-        scaling = jax.lax.stop_gradient(self.scaling).astype(dtype)
-        if jnp.ndim(scaling):
-            scaling = jnp.expand_dims(scaling, tuple(range(-len(axes.outputs), 0)))
-        return (
+        scaling = jax.lax.stop_gradient(self.scaling).astype(wide(self.b.dtype))
+        return Product(
             Factor(self.a, (*axes.stack, *axes.inputs, RANK)),
-            Factor(self.b.astype(dtype) * scaling, (*axes.stack, RANK, *axes.outputs)),
+            Factor(self.b, (*axes.stack, RANK, *axes.outputs)),
+            Factor(scaling, (*axes.stack, RANK) if scaling.ndim else ()),
         )
 
     def instead_of(self, weight: jax.Array) -> Factored:
-        return Factored((self.factors(),))
+        return Factored((self.product(),))
 
     def filter(self, key: jax.Array | None) -> Dropout | None:
         return Dropout(key, self.dropout) if key is not None and self.dropout else None
@@ -89,4 +87,4 @@ class LoraWeight(Node):
 
     def delta(self) -> jax.Array:
         """``scaling * A B`` in the weight's shape, float32 or wider."""
-        return multiply(*self.factors(), ndim=len(self.shape))
+        return self.product().formed(len(self.shape))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jlora._lowrank import RANK, Factor, Factored, combine, multiply, wide
+from jlora._lowrank import RANK, Factor, Factored, Product, combine, wide
 from jlora._methods._node import Dims, Node
 
 
@@ -59,8 +59,9 @@ class TokenRows(Node):
         )
         _, *others = self.layout()["delta"]
         dims = (RANK, *(dim for dim in others if dim is not None))
-        return Factored(((Factor(chosen, (self.vocabulary, RANK)), Factor(self.delta, dims)),))
+        product = Product(Factor(chosen, (self.vocabulary, RANK)), Factor(self.delta, dims))
+        return Factored((product,))
 
     def unmerged(self, weight: jax.Array) -> jax.Array:
-        [(rows, delta)] = self.instead_of(weight).pairs
-        return combine(weight, [-multiply(rows, delta, ndim=weight.ndim)], None)
+        [product] = self.instead_of(weight).products
+        return combine(weight, [-product.formed(weight.ndim)], None)

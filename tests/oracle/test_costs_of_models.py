@@ -161,13 +161,14 @@ def plain_ragged(w, x, sizes):
 
 
 def product_by_hand(weight, x):
-    w, a, b = weight
-    return x @ w + (x @ a) @ b
+    w, a, b, scaling = weight
+    return x @ w + (scaling * (x @ a)) @ b
 
 
 def ragged_by_hand(weight, x, sizes):
-    w, a, b = weight
-    return lax.ragged_dot(x, w, sizes) + lax.ragged_dot(lax.ragged_dot(x, a, sizes), b, sizes)
+    w, a, b, scaling = weight
+    rows = lax.ragged_dot(x, a, sizes)
+    return lax.ragged_dot(x, w, sizes) + lax.ragged_dot(rows, scaling * b, sizes)
 
 
 FUNCTIONS = {
@@ -192,7 +193,7 @@ def test_a_step_of_experts_or_of_a_recurrence_costs_what_it_costs_by_hand(networ
 
     def hand(frozen, lora, x):
         weights = {
-            name: (frozen[name], node.a, node.b * lax.stop_gradient(node.scaling))
+            name: (frozen[name], node.a, node.b, lax.stop_gradient(node.scaling))
             for name, node in lora.items()
         }
         return network(product_by_hand, ragged_by_hand, weights, x)
