@@ -107,16 +107,21 @@ def loss_of(model: Model, mesh: Mesh) -> Callable[..., jax.Array]:
 
 
 def state_of(tx: Any, trained: Any, mesh: Mesh) -> Any:
-    """The optimizer's state: moments lie as what they are of (their paths end alike), counts whole.
+    """The optimizer's state: moments lie as what they are of, counts are whole everywhere."""
 
-    `optax.tree.map_params` does not see through the mask of `jlora.optimizer`.
-    """
-    of = {path: leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(trained)}
-    whole = NamedSharding(mesh, PartitionSpec())
+    def placed_like(moment, param):
+        if isinstance(moment, optax.MaskedNode):  # of what does not train
+            return moment
+        return moment.update(sharding=param.sharding)
 
-    def place(path, leaf):
-        ends = (path[at:] for at in range(len(path)))
-        sharding = next((of[end] for end in ends if end in of), whole)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def whole(leaf):
+        return leaf.update(sharding=NamedSharding(mesh, PartitionSpec()))
 
-    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, trained))
+    return optax.tree.map_params(
+        tx,
+        placed_like,
+        jax.eval_shape(tx.init, trained),
+        trained,
+        transform_non_params=whole,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
