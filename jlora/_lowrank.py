@@ -49,10 +49,6 @@ class Factor:
 
 RANK = -1
 
-# jax.ad_checkpoint's name for what a gain multiplies: a policy that keeps it spares the gradient of
-# the gain a product with W
-WITHOUT_GAIN = "jlora_without_gain"
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
-from jlora import _layout
 from jlora._filter import Filter
+from jlora._lift._apart import gained
 from jlora._lowrank import RANK as RANK
-from jlora._lowrank import WITHOUT_GAIN, Factor, Factored, Product, combine, spread
+from jlora._lowrank import Factor, Factored, Product, combine, spread
 from jlora._methods import Node
 
 
@@ -154,12 +153,13 @@ class Adapted:
 
     def gained(self, x: jax.Array, dims: tuple[int | None, ...]) -> jax.Array:
         """An activation times the gain; for each axis of x, the weight's dimension, if any."""
+        return x if self.gain is None else gained(x, self.gain_along(dims))
+
+    def gain_along(self, dims: tuple[int | None, ...]) -> Any:
+        """The gain over these of the weight's dimensions, of size 1 where it does not vary."""
         if self.gain is None:
-            return x
-        at = [-2 if dim is None else dim for dim in dims]
-        array = _layout.like(spread(self.gain, at), x)
-        x = checkpoint_name(x, WITHOUT_GAIN)
-        return (x.astype(jnp.promote_types(x.dtype, array.dtype)) * array).astype(x.dtype)
+            return None
+        return spread(self.gain, [-2 if dim is None else dim for dim in dims])
 
     def expand(self) -> jax.Array:
         """The plain array: the sum in float32 or wider, cast once."""

@@ -1,58 +1,87 @@
-"""A product's result and what the adapter adds to it, while they are still apart.
+"""A product's result in its parts: the base product's, what the adapter adds, what comes after.
 
-What a model does next to the result of a product (`vmap` transposes it, a layer adds its bias) then
-follows the base product directly, as it does without an adapter. XLA folds a transpose into the
-product before it and fuses a bias into it, and does neither across an addition.
+What a model does next to a product (`vmap` transposes it, a layer adds its bias) then follows the
+base product directly, as it does without an adapter. XLA folds a transpose into the product before
+it and fuses a bias into it, and does neither across an addition. And what a model calls by a name,
+to keep it for the gradient, is what a magnitude multiplies: its gradient needs that, and the
+product is quickly made of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jlora import _layout
 from jlora._lift import _compat
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Apart:
-    """``base`` plus what each term of an adapter adds, not yet added."""
+    """``gain * (base + thins) + bias``, not yet computed."""
 
     base: jax.Array
-    thins: tuple[jax.Array, ...]
+    thins: tuple[jax.Array, ...]  # what each term of an adapter adds
+    gain: jax.Array | None = None  # as many dimensions as the base's; those of size 1 repeat
+    bias: jax.Array | None = None  # the same; where there is no gain it is in the base already
 
-    def added(self) -> jax.Array:
-        """The sum, in the base's dtype."""
-        result = self.base
-        for thin in self.thins:
-            result = result + _layout.like(thin.astype(result.dtype), result)
-        return result
+    @property
+    def sum(self) -> jax.Array:
+        """``base + thins``, in the base's dtype."""
+        return functools.reduce(_plus, self.thins, self.base)
+
+    def joined(self) -> jax.Array:
+        """The whole, in the base's dtype."""
+        result = self.sum if self.gain is None else gained(self.sum, self.gain)
+        return result if self.bias is None else _plus(result, self.bias)
+
+    def map(self, change: Callable[[jax.Array], jax.Array]) -> Apart:
+        """The same change to each part."""
+        return jax.tree.map(change, self)
+
+
+def _plus(x: jax.Array, y: jax.Array) -> jax.Array:
+    return x + _layout.like(y.astype(x.dtype), x)
+
+
+def gained(x: jax.Array, gain: jax.Array) -> jax.Array:
+    """The product with a gain, in x's dtype; in the wider of both until then."""
+    wide = jnp.promote_types(x.dtype, gain.dtype)
+    return (x.astype(wide) * _layout.like(gain, x)).astype(x.dtype)
 
 
 def together(value: Any) -> Any:
     """The array that a value stands for; every other value as it is."""
-    return value.added() if isinstance(value, Apart) else value
+    return value.joined() if isinstance(value, Apart) else value
 
 
 def follow(eqn: Any, operands: list[Any]) -> Apart | None:
-    """The result of a transpose, or of a bias that is added; None where the sum has to be made."""
+    """The result, in its parts, of what comes next; None where the whole has to be made."""
     name = eqn.primitive.name
+    [at] = (at for at, operand in enumerate(operands) if isinstance(operand, Apart))
+    value, others = operands[at], [*operands[:at], *operands[at + 1 :]]
     if name == "transpose":
-        [value] = operands
-        base, *thins = (_compat.bind(eqn, [part])[0] for part in (value.base, *value.thins))
-        return Apart(base, tuple(thins))
-    if name in ("add", "add_any"):
-        at = 0 if isinstance(operands[0], Apart) else 1
-        value, other = operands[at], operands[1 - at]
-        if _is_bias(other, value.base):
-            pair = [value.base, other] if at == 0 else [other, value.base]
-            return Apart(_compat.bind(eqn, pair)[0], value.thins)
+        return value.map(lambda part: _compat.bind(eqn, [part])[0])
+    if name in ("add", "add_any") and _is_bias(others[0], value.base) and value.bias is None:
+        if value.gain is not None:
+            return dataclasses.replace(value, bias=others[0])
+        pair = [value.base, *others] if at == 0 else [*others, value.base]
+        return dataclasses.replace(value, base=_compat.bind(eqn, pair)[0])
+    if name == "name" and value.gain is not None:
+        return dataclasses.replace(value, base=_compat.bind(eqn, [value.sum])[0], thins=())
     return None
 
 
 def _is_bias(value: Any, result: jax.Array) -> bool:
-    """Whether it repeats along the result."""
-    return isinstance(value, jax.Array) and math.prod(value.shape) < result.size
+    """Whether it repeats along the result, and the result not along it."""
+    return (
+        isinstance(value, jax.Array)
+        and value.size < result.size
+        and jnp.broadcast_shapes(value.shape, result.shape) == result.shape
+    )

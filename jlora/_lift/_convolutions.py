@@ -55,12 +55,9 @@ def conv_general_dilated(walk: Walk, eqn: Any, x: Any, kernel: Any) -> list[Any]
     x = kernel.filtered(x, (None,) * x.ndim)
     thins = (_thin(x, convolved, mixed, kernel, eqn.params) for convolved, mixed in pairs)
     report_factored(walk, eqn, kernel, base, base_flops, flops)
-    result = Apart(base, tuple(thins))
-    if kernel.gain is None:
-        return [result]
     channel = eqn.params["dimension_numbers"].out_spec[1]
     dims = tuple(output if dim == channel else None for dim in range(base.ndim))
-    return [kernel.gained(result.added(), dims)]
+    return [Apart(base, tuple(thins), kernel.gain_along(dims))]
 
 
 def _convolved_and_mixed(term: Term, output: int, inputs: list[int]) -> tuple[Factor, Factor]:

@@ -58,10 +58,7 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
         thins.append(thin)
         costs.append(cost)
     report_factored(walk, eqn, value, base, 2 * math.prod(sizes.values()), sum(costs))
-    result = Apart(base, tuple(thins))
-    if value.gain is None or not gain_last:
-        return [result]
-    return [value.gained(result.added(), out_dims)]
+    return [Apart(base, tuple(thins), value.gain_along(out_dims) if gain_last else None)]
 
 
 def _gain_last(value: Adapted, x_dims: tuple[int | None, ...], out_dims: tuple[int | None, ...]):

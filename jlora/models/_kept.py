@@ -9,8 +9,6 @@ from __future__ import annotations
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from jlora._lowrank import WITHOUT_GAIN
-
 _PRODUCT = "product"
 
 
@@ -19,5 +17,4 @@ def product(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, _PRODUCT)
 
 
-# what DoRA's magnitudes multiply is kept too: their gradient would need the product again
-PRODUCTS = jax.checkpoint_policies.save_only_these_names(_PRODUCT, WITHOUT_GAIN)
+PRODUCTS = jax.checkpoint_policies.save_only_these_names(_PRODUCT)

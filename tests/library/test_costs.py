@@ -1,9 +1,12 @@
 """Law 4: the compiled lifted step costs what the same step written by hand costs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 import jlora
 
@@ -214,3 +217,26 @@ def test_no_scaled_copy_of_b_lies_beside_it():
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(jlora.lift(base, strict=True)) <= 1.02 * temporary(hand)
+
+
+def test_a_named_product_of_dora_is_kept_once():
+    """Its magnitude's gradient needs what the magnitude multiplies: that is what is kept."""
+    params = {"w": PARAMS["head"], "bias": jnp.ones(352)}
+    policy = jax.checkpoint_policies.save_only_these_names("product")
+
+    def base(params, x):
+        @functools.partial(jax.checkpoint, policy=policy)
+        def layer(x):
+            return jnp.tanh(checkpoint_name(x @ params["w"] + params["bias"], "product"))
+
+        return layer(x).sum()
+
+    config = jlora.LoraConfig(targets="w", rank=4, method="dora")
+    frozen, lora = jlora.split(params, config, KEY)
+    lifted = jlora.lift(base, strict=True)
+    kept = jax.eval_shape(lambda lora: jax.vjp(lambda lora: lifted(frozen, lora, X), lora)[1], lora)
+    results = [leaf for leaf in jax.tree.leaves(kept) if leaf.shape == (TOKENS, 352)]
+    assert len(results) == 1
+    jaxpr = jax.make_jaxpr(jax.grad(lifted, argnums=1))(frozen, lora, X)
+    with_w = str(jaxpr).count(f"f32[{TOKENS},352] = dot_general")
+    assert with_w == 2  # x W and (x A) B, each of them once
