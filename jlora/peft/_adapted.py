@@ -1,0 +1,136 @@
+"""Leaves with factors: LoRA, DoRA and biases on B, out of the pairs of all their layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from jlora._merge import Lora
+from jlora._methods import DoraWeight, LoraWeight
+from jlora.peft import _lora_bias, _matching, _pairs
+from jlora.peft._file import AdapterFile
+from jlora.peft._names import Leaf, Parameter
+from jlora.peft._pairs import Pair
+
+
+def read(file: AdapterFile) -> Lora:
+    """The nodes of all leaves of which the file has factors; what is wrong goes to its problems."""
+    targets = _targets(file)
+    prefixes = _pairs.prefixes(targets)
+    pairs: dict[str, Pair] = {}
+    for parameter in targets:
+        if pair := _pair(file, parameter, prefixes[parameter.full_name]):
+            pairs[parameter.full_name] = pair
+    by_leaf: dict[str, list[Parameter]] = {}
+    for parameter in targets:
+        for part in parameter.parts:
+            by_leaf.setdefault(part.leaf.path, []).append(parameter)
+    lora: Lora = {}
+    for path, parameters in by_leaf.items():
+        if all(parameter.full_name in pairs for parameter in parameters):
+            lora[path] = _node(file, file.layout.leaves[path], parameters, pairs)
+    if file.settings["lora_bias"]:
+        lora |= _lora_bias.read(pairs, file.layout, file.take, file.problems)
+    return lora
+
+
+def _targets(file: AdapterFile) -> list[Parameter]:
+    """The parameters that the file adapts, which must be those that the configuration means."""
+    settings, found = file.settings, []
+    parameters = [p for p in file.layout.parameters.values() if p.is_matrix]
+    for parameter in parameters:
+        if parameter.bare or _is_wrapped(file, parameter):
+            if _matching.is_target_parameter(settings, parameter.full_name):
+                found.append(parameter)
+            continue
+        has = any(n in file.tensors for n in _pairs.tensor_names(parameter, parameter.module))
+        targets = settings["target_modules"]
+        by_file = isinstance(targets, str) and targets.lower() == _matching.ALL_LINEAR
+        # without any list the file itself says it, as for "all-linear"
+        by_file = by_file or (targets is None and settings["target_parameters"] is None)
+        if has if by_file else _matching.is_target(settings, parameter.module):
+            found.append(parameter)
+    return found
+
+
+def _is_wrapped(file: AdapterFile, parameter: Parameter) -> bool:
+    """Whether ``target_parameters`` means a module's own weight."""
+    return _matching.is_target_parameter(file.settings, parameter.full_name)
+
+
+def _pair(file: AdapterFile, parameter: Parameter, prefix: str) -> Pair | None:
+    names = _pairs.tensor_names(parameter, prefix)
+    missing = [name for name in names if file.take(name) is None]
+    magnitude = _pairs.magnitude_name(prefix)
+    if file.settings["use_dora"] and file.take(magnitude) is None:
+        missing.append(magnitude)
+    if missing:
+        file.problems.append(f"{', '.join(missing)}: missing")
+        return None
+    rank, scaling = _matching.rank_and_scaling(file.settings, parameter.target)
+    pair = _pairs.read(parameter, prefix, file.tensors, rank, scaling)
+    if isinstance(pair, str):
+        file.problems.append(pair)
+        return None
+    return pair
+
+
+def _node(
+    file: AdapterFile, leaf: Leaf, parameters: list[Parameter], pairs: Mapping[str, Pair]
+) -> LoraWeight:
+    """The node of one leaf out of the pairs of all its layers."""
+    assert leaf.axes is not None
+    pieces: dict[tuple[int, ...], list[tuple[slice, Pair]]] = {}
+    for parameter in parameters:
+        pair = pairs[parameter.full_name]
+        for part in parameter.parts:
+            if part.leaf.path == leaf.path:
+                magnitude = None if pair.magnitude is None else pair.magnitude[part.theirs]
+                piece = dataclasses.replace(pair, b=pair.b[..., part.theirs], magnitude=magnitude)
+                pieces.setdefault(part.layer, []).append((part.ours, piece))
+    joined = {layer: _pairs.beside(each, leaf.outputs) for layer, each in pieces.items()}
+    rank = max(pair.rank for pair in joined.values())
+    dtype = file.dtype or jnp.result_type(*(p.a.dtype for p in joined.values()))
+    a = np.zeros((*leaf.stack, leaf.inputs, rank), dtype)
+    b = np.zeros((*leaf.stack, rank, leaf.outputs), dtype)
+    scaling = np.zeros((*leaf.stack, rank), np.float32)
+    for layer, pair in joined.items():
+        a[layer][..., : pair.rank] = pair.a
+        b[layer][..., : pair.rank, :] = pair.b
+        scaling[layer][..., : pair.rank] = pair.scaling
+    if (scaling == scaling.flat[0]).all():
+        scaling = scaling.reshape(-1)[0]
+    ins = [leaf.shape[dim] for dim in leaf.axes.inputs]
+    outs = [leaf.shape[dim] for dim in leaf.axes.outputs]
+    node = LoraWeight(
+        a=jnp.asarray(a.reshape(*leaf.stack, *ins, rank)),
+        b=jnp.asarray(b.reshape(*leaf.stack, rank, *outs)),
+        scaling=jnp.asarray(scaling),
+        axes=leaf.axes,
+        dropout=file.settings["lora_dropout"],
+    )
+    if not file.settings["use_dora"]:
+        return node
+    return _dora(file, leaf, node, pieces)
+
+
+def _dora(file: AdapterFile, leaf: Leaf, node: LoraWeight, pieces) -> DoraWeight:
+    """With the magnitudes of the file; where it has none, the norms of the weight."""
+    covered = sum(span.stop - span.start for each in pieces.values() for span, _ in each)
+    places = math.prod(leaf.stack[: leaf.layers]) * leaf.outputs
+    if covered == places:
+        dtype = next(iter(pieces.values()))[0][1].magnitude.dtype
+        magnitude = np.zeros((*leaf.stack, leaf.outputs), dtype)
+    else:
+        magnitude = np.array(DoraWeight.of(node, leaf.base()).magnitude)
+        magnitude = magnitude.reshape(*leaf.stack, leaf.outputs)
+    for layer, each in pieces.items():
+        for span, pair in each:
+            magnitude[layer][..., span] = pair.magnitude
+    fields = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
+    outs = [leaf.shape[dim] for dim in node.axes.outputs]
+    return DoraWeight(**fields, magnitude=jnp.asarray(magnitude.reshape(*leaf.stack, *outs)))

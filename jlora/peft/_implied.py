@@ -1,0 +1,83 @@
+"""The configuration that a file of PEFT's implies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jlora import _starts
+from jlora._config import LoraConfig
+from jlora._merge import Lora
+from jlora._methods import LoraWeight, TokenRows, WholeWeight
+from jlora.peft import _fields, _matching
+
+
+def configuration(settings: Mapping[str, Any], lora: Lora) -> LoraConfig:
+    """The configuration with which `split` gives nodes like these."""
+    adapted = {path: node for path, node in lora.items() if isinstance(node, LoraWeight)}
+    start = settings["init_lora_weights"]
+    start = start.lower() if isinstance(start, str) else start
+    plain = LoraConfig(
+        targets=tuple(map(LoraConfig.pattern_of, adapted)),
+        rank=settings["r"],
+        alpha=settings["lora_alpha"],
+        rslora=settings["use_rslora"],
+        method="dora" if settings["use_dora"] else "lora",
+        dropout=settings["lora_dropout"],
+        dtype=str(jnp.result_type(*(node.a for node in adapted.values()))),
+    )
+    ranks: dict[str, Any] = {}
+    alphas: dict[str, Any] = {}
+    for path, node in adapted.items():
+        rank, alpha = _per_layer(node, plain)
+        if rank != plain.rank:
+            ranks[LoraConfig.pattern_of(path)] = rank
+        if alpha != plain.alpha:
+            alphas[LoraConfig.pattern_of(path)] = alpha
+    highest = [max(r) if isinstance(r, tuple) else r for r in (plain.rank, *ranks.values())]
+    init = start if start in _fields.REPEATED else _fields.STARTS[start]
+    if _starts.find(init).even_rank and any(rank % 2 for rank in highest):
+        init = "kaiming"  # of sums of ranks
+    whole = [path for path, node in lora.items() if isinstance(node, WholeWeight)]
+    bias = {"none": "none", "lora_only": "adapted", "all": "all"}[settings["bias"]]
+    beside = {path.rpartition("/")[0] for path in adapted}
+    biases = [
+        path
+        for path in whole
+        for module, _, last in [path.rpartition("/")]
+        if last in ("bias", "b") and (bias == "all" or (bias == "adapted" and module in beside))
+    ]
+    return dataclasses.replace(
+        plain,
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        init=init,
+        bias="lora" if settings["lora_bias"] else bias if biases else "none",
+        train=tuple(LoraConfig.pattern_of(path) for path in whole if path not in biases),
+        tokens={
+            LoraConfig.pattern_of(path): node.tokens
+            for path, node in lora.items()
+            if isinstance(node, TokenRows)
+        },
+    )
+
+
+def _per_layer(node: LoraWeight, config: LoraConfig) -> tuple[Any, Any]:
+    """The rank and the alpha of one node: a number each, or one a layer where they differ."""
+    scaling = np.asarray(node.scaling)
+    if scaling.ndim == 0:
+        return node.rank, _matching.alpha_of(float(scaling), node.rank, config)
+    if not node.axes.stack:
+        return node.rank, _matching.alpha_of(float(scaling.max()), node.rank, config)
+    layers = scaling.reshape(len(scaling), -1, node.rank)
+    ranks = tuple(int((layer != 0).sum(-1).max()) for layer in layers)
+    alphas = tuple(
+        _matching.alpha_of(float(layer.max()), rank, config) if rank else config.alpha
+        for layer, rank in zip(layers, ranks, strict=True)
+    )
+    same = len(set(alphas)) == 1
+    return ranks[0] if len(set(ranks)) == 1 else ranks, alphas[0] if same else alphas

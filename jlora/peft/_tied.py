@@ -1,0 +1,38 @@
+"""A head that is its model's embedding: PEFT saves both, and both must be one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jlora.peft import _matching, _names, _rows, _whole
+from jlora.peft._file import AdapterFile
+
+
+def check(file: AdapterFile) -> None:
+    """A tied model's head has what its embedding has, or the adapter is of an untied model."""
+    tied, head = file.layout.tied, _names.HEAD
+    if tied is None:
+        return
+    same = {
+        f"{head}.lora_A.weight": (f"{tied}.lora_embedding_B", True),
+        f"{head}.lora_B.weight": (f"{tied}.lora_embedding_A", True),
+        f"{head}.weight": (f"{tied}.weight", False),
+        f"{head}{_whole.BASE_COPY}": (f"{tied}{_whole.BASE_COPY}", False),
+        f"{head}{_rows.SUFFIX}": (f"{tied}{_rows.SUFFIX}", False),
+    }
+    for name, (source, turned) in same.items():
+        mine, other = file.take(name), file.tensors.get(source)
+        if mine is None and other is None:
+            continue
+        follows = name.endswith(_rows.SUFFIX) or not (
+            turned or _matching.is_saved(file.settings, tied)
+        )
+        if mine is None and follows:  # PEFT changes both at once
+            continue
+        other = other.T if turned and other is not None else other
+        if mine is None or other is None or not np.array_equal(mine, other):
+            file.problems.append(
+                f"{name} is not that of {source}: the model's head is its embedding, and the "
+                "adapter changes one of them alone. Untie them, or train with "
+                "ensure_weight_tying=True"
+            )
