@@ -6,12 +6,17 @@ A LoRA train step of SmolLM2's shape, 4 rows of 128 tokens, rank 8 on all linear
 and not run: its temporary memory, and the FLOPs of its matrix products with loops in full.
 """
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 
 from benchmarks.costs._linen import linen_ways
-from benchmarks.costs._models import SMOLLM2, TOKENS
+from benchmarks.costs._models import TOKENS
 from benchmarks.costs._step import step
 from benchmarks.flops import flops
+from benchmarks.llamas import LLAMAS
 from jlora.models import Decoder, _decoder
 
 # what is kept: (the policy of `Decoder`, its ``remat``)
@@ -22,14 +27,22 @@ KEPT = {
 }
 
 
+@contextlib.contextmanager
+def keeping(policy: Any) -> Iterator[None]:
+    """Layers of decoders that are traced within keep what this policy says."""
+    before, _decoder.PRODUCTS = _decoder.PRODUCTS, policy
+    yield
+    _decoder.PRODUCTS = before
+
+
 def main() -> None:
     """The table in Markdown."""
     print("| each layer keeps | temporary MB | TFLOP |\n|---|---|---|")
     for name, (policy, remat) in KEPT.items():
-        _decoder.PRODUCTS = policy
-        way = linen_ways(Decoder(SMOLLM2, remat), TOKENS)["jlora.lift"]
-        gradient = jax.make_jaxpr(jax.value_and_grad(way.loss))(way.trained, way.frozen, TOKENS)
-        memory = step(way, TOKENS).cost.temporary
+        with keeping(policy):
+            way = linen_ways(Decoder(LLAMAS["135M"], remat), TOKENS)["jlora.lift"]
+            gradient = jax.make_jaxpr(jax.value_and_grad(way.loss))(way.trained, way.frozen, TOKENS)
+            memory = step(way, TOKENS).cost.temporary
         print(f"| {name} | {memory / 1e6:.0f} | {flops(gradient.jaxpr) / 1e12:.3f} |", flush=True)
     print(f"\n{jax.default_backend()}, JAX {jax.__version__}")
 

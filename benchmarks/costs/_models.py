@@ -9,13 +9,8 @@ from benchmarks.costs._equinox import equinox_ways
 from benchmarks.costs._linen import Transformer, linen_ways
 from benchmarks.costs._nnx import nnx_ways
 from benchmarks.costs._ways import Way
-from jlora.models import Decoder, DecoderConfig
-
-SMOLLM2 = DecoderConfig(
-    vocabulary=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, mlp_width=1536,
-    max_length=2048, rope_theta=1e5, tied=True,
-)  # fmt: skip
-
+from benchmarks.llamas import LLAMAS
+from jlora.models import Decoder
 
 TOKENS = jax.ShapeDtypeStruct((4, 128), "int32")
 IMAGES = jax.ShapeDtypeStruct((4, 160, 160, 3), "float32")
@@ -28,5 +23,5 @@ MODELS: dict[str, tuple[Callable[[], dict[str, Way]], Any]] = {
     "linen ViT, 4 layers": (lambda: linen_ways(Transformer(4, False), IMAGES), IMAGES),
     "NNX attention, 2 layers": (lambda: nnx_ways(HIDDEN), HIDDEN),
     "Equinox MLP, 5 layers": (lambda: equinox_ways(ROWS), ROWS),
-    "SmolLM2, 30 layers scanned": (lambda: linen_ways(Decoder(SMOLLM2), TOKENS), TOKENS),
+    "SmolLM2, 30 layers scanned": (lambda: linen_ways(Decoder(LLAMAS["135M"]), TOKENS), TOKENS),
 }

@@ -18,9 +18,9 @@ os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
 # More devices than one, as on a slice: `jlora.lift` writes some products otherwise for one alone.
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 
+from benchmarks.llamas import LLAMAS, outlined
 from benchmarks.tpu._compiled import Figures, compiled, held
-from benchmarks.tpu._layout import mesh_of
-from benchmarks.tpu._models import LLAMAS, TENSOR, outlined
+from benchmarks.tpu._layout import SHARING, mesh_of
 from benchmarks.tpu._slices import SLICES, Slice
 from benchmarks.tpu._steps import Step, full_step, lora_step
 
@@ -35,7 +35,7 @@ def main() -> None:
     """The table in Markdown, each row as soon as it is known."""
     every = [str(each) for slices in SLICES.values() for each in slices]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="*", choices=LLAMAS, default=list(LLAMAS), metavar="")
+    parser.add_argument("--models", nargs="*", choices=SHARING, default=list(SHARING), metavar="")
     parser.add_argument("--slices", nargs="*", choices=every, metavar="", help="these alone")
     parser.add_argument("--generations", nargs="*", choices=SLICES, default=list(SLICES))
     parser.add_argument("--trains", nargs="*", choices=STEPS, default=list(STEPS))
@@ -81,7 +81,7 @@ def row(model: str, trains: str, each: Slice, step: Step) -> Figures:
 
 def step_for(model: str, trains: str, each: Slice) -> Step:
     """FSDP over the slice, but for so many chips of tensor parallelism as suit the model."""
-    mesh = mesh_of(each.devices(), min(TENSOR[model], each.chips))
+    mesh = mesh_of(each.devices(), min(SHARING[model], each.chips))
     return STEPS[trains](outlined(LLAMAS[model]), mesh)
 
 

@@ -10,6 +10,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 FSDP, TENSOR = "fsdp", "tensor"
 
+# chips that share activations, where there are so many
+SHARING = {"1B": 1, "8B": 2, "70B": 4}
+
 # (pattern, how the leaf's dimensions lie): each weight is cut along both axes of the mesh, and
 # between the two products of attention and MLP activations stay cut along the tensor axis.
 RULES = (

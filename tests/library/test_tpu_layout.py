@@ -5,18 +5,17 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 
 from benchmarks.flops import flops
+from benchmarks.llamas import LLAMAS, outlined
 from benchmarks.tpu._compiled import needed
-from benchmarks.tpu._layout import FSDP, RULES, TENSOR, shardings_of, spec_of
-from benchmarks.tpu._models import LLAMAS, outlined
-from benchmarks.tpu._models import TENSOR as TENSOR_CHIPS
+from benchmarks.tpu._layout import FSDP, RULES, SHARING, TENSOR, shardings_of, spec_of
 from benchmarks.tpu._slices import SLICES
 
 
-@pytest.mark.parametrize("name", LLAMAS)
+@pytest.mark.parametrize("name", SHARING)
 def test_one_rule_cuts_each_parameter_evenly_on_every_slice(name):
     params = outlined(LLAMAS[name]).params
     for each in (each for slices in SLICES.values() for each in slices):
-        tensor = min(TENSOR_CHIPS[name], each.chips)
+        tensor = min(SHARING[name], each.chips)
         mesh = AbstractMesh((each.chips // tensor, tensor), (FSDP, TENSOR))
 
         def check(leaf, sharding):

@@ -1,0 +1,1 @@
+"""How near a train step comes to the device's matrix products: ``python -m benchmarks.speed``."""

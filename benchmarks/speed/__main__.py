@@ -1,0 +1,58 @@
+"""How near a train step comes to the device's own matrix products, and how many tokens a second.
+
+    python -m benchmarks.speed                                     on CPU: SmolLM2's shape
+    python -m benchmarks.speed --models 1B 8B --dtypes bfloat16 --rows 4 --length 2048 --rank 16
+
+A llama with random weights, AdamW, LoRA on every linear layer and full fine-tuning. The ceiling is
+the fastest of the model's own products, jitted alone in the same process. The share counts what a
+step needs: the products of one that keeps everything for its gradient, whatever is computed twice.
+"""
+
+import argparse
+import importlib.metadata
+
+import jax
+
+from benchmarks.llamas import LLAMAS
+from benchmarks.speed._ceiling import ceiling
+from benchmarks.speed._step import job, needed, seconds
+
+COLUMNS = (
+    "| model | weights | trains | seconds a step | tokens/s | TFLOP a step needs | TFLOP/s "
+    "| of the ceiling | memory, GB |"
+)
+
+
+def main() -> None:
+    """The table in Markdown, each row as soon as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="*", choices=LLAMAS, default=["135M"])
+    parser.add_argument("--dtypes", nargs="*", choices=["float32", "bfloat16"], default=["float32"])
+    parser.add_argument("--trains", nargs="*", choices=["LoRA", "full"], default=["LoRA", "full"])
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--remat", action="store_true", help="keep each layer's input alone")
+    given = parser.parse_args()
+    options = {name: getattr(given, name) for name in ("rows", "length", "rank", "remat")}
+    print(COLUMNS + "\n|" + "---|" * (COLUMNS.count("|") - 1), flush=True)
+    for model in given.models:
+        for dtype in given.dtypes:
+            most = ceiling(LLAMAS[model], given.rows * given.length, dtype, given.rounds)
+            for trains in given.trains:
+                its = job(LLAMAS[model], dtype, trains, **options)
+                flops, (once, memory) = needed(its), seconds(its, given.rounds)
+                print(
+                    f"| {model} | {dtype} | {trains} | {once:.3f} | {its.tokens / once:.0f} "
+                    f"| {flops / 1e12:.3f} | {flops / once / 1e12:.3f} "
+                    f"| {flops / once / most:.0%} of {most / 1e12:.3f} | {memory / 1e9:.2f} |",
+                    flush=True,
+                )
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "flax", "optax"))
+    print(f"\n{jax.devices()[0].device_kind}; {versions}; {given.rows} rows of {given.length} "
+          f"tokens, rank {given.rank}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""A train step of a llama with random weights on one device: LoRA, or everything."""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jlora
+from benchmarks.flops import flops
+from benchmarks.kept import keeping
+from benchmarks.llamas import outlined
+from jlora.models import Decoder, DecoderConfig, Model, answer_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a step is made of; nothing of it is on the device yet."""
+
+    model: Model  # shapes
+    trains: str  # LoRA or full
+    rows: int
+    length: int
+    rank: int
+    remat: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+def job(config: DecoderConfig, dtype: Any, trains: str, **options: Any) -> Job:
+    """The job of a llama of this shape."""
+    return Job(outlined(config, jnp.dtype(dtype)), trains, **options)
+
+
+def needed(job: Job) -> int:
+    """FLOPs of the matrix products in a step that keeps everything for its gradient."""
+    params, batch = job.model.params, jax.eval_shape(functools.partial(_batch, job))
+    kept = dataclasses.replace(job, remat=False)
+    with keeping(jax.checkpoint_policies.everything_saveable):
+        if job.trains == "full":
+            return flops(jax.make_jaxpr(jax.grad(_loss(kept)))(params, batch).jaxpr)
+        trees = jax.eval_shape(functools.partial(adapted, job, batch["tokens"]), params)
+        return flops(jax.make_jaxpr(jax.grad(_loss(kept), 1))(*trees, batch).jaxpr)
+
+
+def adapted(job: Job, tokens: Any, params: Any) -> tuple[Any, Any]:
+    """(frozen, lora): every linear layer adapted."""
+    axes = jlora.trace_axes(job.model.apply, job.model.params, tokens)
+    config = jlora.LoraConfig(targets="all-linear", rank=job.rank)
+    return jlora.split(params, config, jax.random.key(0), axes=axes)
+
+
+def _loss(job: Job) -> Callable[..., jax.Array]:
+    """(params, batch) -> the mean loss of a token; for LoRA (frozen, lora, batch)."""
+
+    def loss(params, batch):
+        total, count = answer_loss(job.model, params, batch, remat=job.remat)
+        return total / count
+
+    return loss if job.trains == "full" else jlora.lift(loss, strict=True)
+
+
+def update(job: Job) -> Callable[..., Any]:
+    """(trained, state, frozen, batch) -> (trained, state, loss), jitted."""
+    loss, tx = _loss(job), optimizer(job)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(trained, state, frozen, batch):
+        trees = (trained,) if frozen is None else (frozen, trained)
+        value, grads = jax.value_and_grad(loss, len(trees) - 1)(*trees, batch)
+        updates, state = tx.update(grads, state, trained)
+        return optax.apply_updates(trained, updates), state, value
+
+    return step
+
+
+def optimizer(job: Job) -> optax.GradientTransformation:
+    """AdamW, of what trains."""
+    adam = optax.adamw(1e-4)
+    return adam if job.trains == "full" else jlora.optimizer(adam)
+
+
+def seconds(job: Job, rounds: int) -> tuple[float, int]:
+    """The median second of a step, and the bytes that it needs on the device."""
+    batch = jax.jit(functools.partial(_batch, job))()
+    frozen, trained = None, jax.jit(functools.partial(_random, job))()
+    if job.trains == "LoRA":
+        frozen, trained = jax.jit(functools.partial(adapted, job, batch["tokens"]))(trained)
+    state = jax.jit(optimizer(job).init)(trained)
+    step = update(job).lower(trained, state, frozen, batch).compile()
+    memory: Any = step.memory_analysis()
+    times = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        trained, state, value = step(trained, state, frozen, batch)
+        assert jnp.isfinite(value), f"the loss is {value}"
+        times.append(time.perf_counter() - began)
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return statistics.median(times[1:]), kept + memory.temp_size_in_bytes
+
+
+def _random(job: Job) -> Any:
+    """Weights as an untrained model has them."""
+    tokens = jnp.zeros((1, 4), "int32")
+    params = Decoder(job.model.config).init(jax.random.key(0), tokens)["params"]
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, job.model.params)
+
+
+def _batch(job: Job) -> dict[str, jax.Array]:
+    """Random text of which every token is predicted."""
+    vocabulary = job.model.config.vocabulary
+    text = jax.random.randint(jax.random.key(1), (job.rows, job.length + 1), 0, vocabulary)
+    return {
+        "tokens": text[:, :-1],
+        "positions": jnp.tile(jnp.arange(job.length), (job.rows, 1)),
+        "labels": text[:, 1:],
+        "weights": jnp.ones((job.rows, job.length)),
+    }
