@@ -31,8 +31,10 @@ KEPT = {
 def keeping(policy: Any) -> Iterator[None]:
     """Layers of decoders that are traced within keep what this policy says."""
     before, _decoder.PRODUCTS = _decoder.PRODUCTS, policy
-    yield
-    _decoder.PRODUCTS = before
+    try:
+        yield
+    finally:
+        _decoder.PRODUCTS = before
 
 
 def main() -> None:

@@ -53,4 +53,6 @@ def like(array: Any, other: Any) -> Any:
         sizes = zip(array.shape, other.shape, want.spec, strict=True)
         entries = [entry if size == full else None for size, full, entry in sizes]
         want = jax.sharding.NamedSharding(want.mesh, jax.sharding.PartitionSpec(*entries))
-    return array if have == want else jax.sharding.reshard(array, want)
+    if have == want or all(entry is None for entry in (*have.spec, *want.spec)):
+        return array
+    return jax.sharding.reshard(array, want)

@@ -40,7 +40,7 @@ class Axes:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """An array that covers some dimensions of a weight, and the rank."""
+    """An array that covers some dimensions of a weight, and the rank; a scaling may do neither."""
 
     array: jax.Array
     # for each axis of the array: the weight's dimension, or RANK
@@ -90,7 +90,7 @@ class Factored:
         return combine(weight, deltas, self.gain)
 
 
-def scaled(array: jax.Array, dims: Sequence[int], scaling: Factor | None) -> jax.Array:
+def scaled(array: jax.Array, dims: Sequence[int | None], scaling: Factor | None) -> jax.Array:
     """An array over ``dims`` times the scaling; a bfloat16 one would round the scaling."""
     if scaling is None:
         return array
@@ -142,7 +142,7 @@ def spread(factor: Factor, dims: Sequence[int]) -> jax.Array:
     return along(factor, (*dims, RANK)).squeeze(-1)
 
 
-def along(factor: Factor, dims: Sequence[int]) -> jax.Array:
+def along(factor: Factor, dims: Sequence[int | None]) -> jax.Array:
     """The factor's array over ``dims`` in their order, of size 1 where it has no such dimension."""
     order = [factor.dims.index(dim) for dim in dims if dim in factor.dims]
     array = jnp.transpose(factor.array, order)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,9 @@ def merge(frozen: Any, lora: Mapping[str, Node]) -> Any:
     Raises:
         ValueError: when ``lora`` names a leaf that ``frozen`` has not, or one of another shape.
     """
-    return _change(frozen, lora, lambda node, weight: node.merged(weight))
+    leaves, structure = check(frozen, lora)
+    new = [lora[path].merged(leaf) if path in lora else leaf for path, leaf in leaves.items()]
+    return jax.tree.unflatten(structure, new)
 
 
 def unmerge(params: Any, lora: Mapping[str, Node]) -> Any:
@@ -37,7 +39,16 @@ def unmerge(params: Any, lora: Mapping[str, Node]) -> Any:
         ValueError: as `merge`, and where the merged weight does not hold the frozen one any more
             (DoRA, leaves that trained whole): each such leaf is named.
     """
-    return _change(params, lora, lambda node, weight: node.unmerged(weight))
+    leaves, structure = check(params, lora)
+    new, problems = [], []
+    for path, leaf in leaves.items():
+        try:
+            new.append(lora[path].unmerged(leaf) if path in lora else leaf)
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+    if problems:
+        raise ValueError("\n  ".join(("this adapter can't be unmerged:", *problems)))
+    return jax.tree.unflatten(structure, new)
 
 
 def check(tree: Any, lora: Mapping[str, Node]) -> tuple[dict[str, Any], Any]:
@@ -58,16 +69,3 @@ def check(tree: Any, lora: Mapping[str, Node]) -> tuple[dict[str, Any], Any]:
     if problems:
         raise ValueError("the adapter does not fit the parameters:\n  " + "\n  ".join(problems))
     return leaves, structure
-
-
-def _change(tree: Any, lora: Mapping[str, Node], change: Callable[[Node, Any], Any]) -> Any:
-    leaves, structure = check(tree, lora)
-    new, problems = [], []
-    for path, leaf in leaves.items():
-        try:
-            new.append(change(lora[path], leaf) if path in lora else leaf)
-        except ValueError as error:
-            problems.append(f"{path}: {error}")
-    if problems:
-        raise ValueError("\n  ".join(("this adapter can't be unmerged:", *problems)))
-    return jax.tree.unflatten(structure, new)

@@ -19,7 +19,6 @@ Bytes, float32, while the backward pass is in a layer:
     frozen     4 (n (4 d² + 3 d m + 2 d) + d V + d)
     adapters   16 r n Σ (in + out)               A and B, Adam's two moments, the gradient
     kept       4 T n (5 d + 2 m)                 the layer's input, q, k, v, o; gate and up
-               4 r n Σ out                       each B with its scaling
     mask       T²
     at work    4 (4 d² + 3 d m + r Σ (in + out)) one layer's weights, cut from the stack
                4 T (8 d + 7 r + max(6 m, 4 h P / T)) its values and gradients
@@ -57,7 +56,7 @@ def memory(config: DecoderConfig, rank: int, length: int) -> float:
     weights = 4 * d * d + 3 * d * m
     frozen = 4 * (layers * (weights + 2 * d) + d * config.vocabulary + d)
     adapters = 16 * rank * layers * (inputs + outputs)
-    kept = 4 * layers * (length * (5 * d + 2 * m) + rank * outputs) + length**2
+    kept = 4 * layers * length * (5 * d + 2 * m) + length**2
     values = 8 * d + 7 * rank + max(6 * m, 4 * config.heads * pairs(length) / length)
     at_work = 4 * (weights + rank * (inputs + outputs) + length * values)
     return frozen + adapters + kept + at_work

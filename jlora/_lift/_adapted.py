@@ -1,4 +1,4 @@
-"""What flows through the walk in place of a weight: ``gain * (w + sum of a b)``, never formed."""
+"""What flows through the walk in place of a weight: ``gain * (w + terms)``, never formed."""
 
 from __future__ import annotations
 
@@ -59,12 +59,18 @@ class Term(Product):
         scaling = None if self.scaling is None else change(self.scaling)
         return Term(change(self.a), change(self.b), scaling, window)
 
-    def scaled(self, change: Callable[[jax.Array], jax.Array]) -> Term:
+    def parted(self) -> tuple[Factor, Factor, Factor | None]:
+        """A, B and a scaling over the rank alone; where it differs along a stack, B has it."""
+        if self.scaling is None or {*self.scaling.dims} <= {RANK}:
+            return self.a, self.b, self.scaling
+        return self.a, self.scaled_b, None
+
+    def on_a(self, change: Callable[[jax.Array], jax.Array]) -> Term:
         """The term with a linear change of its value, made on A."""
         return dataclasses.replace(self, a=Factor(change(self.a.array), self.a.dims))
 
     def expand(self, shape: tuple[int, ...]) -> jax.Array:
-        """A B as an array that adds to one of ``shape``."""
+        """``scaling * A B`` as an array that adds to one of ``shape``."""
         window = {dim: (start, size) for dim, start, size in self.window}
         return pad(self.formed(len(shape)), shape, window)
 

@@ -68,7 +68,7 @@ def follow(eqn: Any, operands: list[Any]) -> Apart | None:
     value, others = operands[at], [*operands[:at], *operands[at + 1 :]]
     if name == "transpose":
         return value.map(lambda part: _compat.bind(eqn, [part])[0])
-    if name in ("add", "add_any") and _is_bias(others[0], value.base) and value.bias is None:
+    if name in ("add", "add_any") and _is_bias(eqn, others[0], value.base) and value.bias is None:
         if value.gain is not None:
             return dataclasses.replace(value, bias=others[0])
         pair = [value.base, *others] if at == 0 else [*others, value.base]
@@ -78,10 +78,12 @@ def follow(eqn: Any, operands: list[Any]) -> Apart | None:
     return None
 
 
-def _is_bias(value: Any, result: jax.Array) -> bool:
-    """Whether it repeats along the result, and the result not along it."""
+def _is_bias(eqn: Any, value: Any, result: jax.Array) -> bool:
+    """Whether it has the result's dimensions, repeats along some, and changes no dtype."""
+    [out] = eqn.outvars
     return (
         isinstance(value, jax.Array)
+        and value.ndim == result.ndim
         and value.size < result.size
-        and jnp.broadcast_shapes(value.shape, result.shape) == result.shape
+        and (out.aval.shape, out.aval.dtype) == (result.shape, result.dtype)
     )

@@ -14,6 +14,9 @@ from jlora._lift._adapted import RANK, Adapted, Factor, Opaque, Term
 from jlora._lift._apart import Apart
 from jlora._lift._products import report_factored
 from jlora._lift._walk import Walk, rule
+from jlora._lowrank import scaled
+
+Parts = tuple[Factor, Factor, Factor | None]
 
 
 @rule(
@@ -39,7 +42,7 @@ def conv_general_dilated(walk: Walk, eqn: Any, x: Any, kernel: Any) -> list[Any]
         raise Opaque("a convolution with groups in the batch")
     output, *inputs = eqn.params["dimension_numbers"].rhs_spec
     groups = eqn.params["feature_group_count"]
-    pairs = [_convolved_and_mixed(term, output, inputs) for term in kernel.terms]
+    parted = [_convolved_and_mixed(term, output, inputs) for term in kernel.terms]
     out = eqn.outvars[0].aval
     base_flops = 2 * out.size * math.prod(kernel.shape[dim] for dim in inputs)
     places = out.size // kernel.shape[output]  # batch and positions
@@ -53,24 +56,26 @@ def conv_general_dilated(walk: Walk, eqn: Any, x: Any, kernel: Any) -> list[Any]
         raise Opaque("a convolution with magnitudes that are not one for each output channel")
     base = kernel.multiply_base(lambda w, x: _compat.bind(eqn, [x, w])[0], x)
     x = kernel.filtered(x, (None,) * x.ndim)
-    thins = (_thin(x, convolved, mixed, kernel, eqn.params) for convolved, mixed in pairs)
+    thins = (_thin(x, parts, kernel, eqn.params) for parts in parted)
     report_factored(walk, eqn, kernel, base, base_flops, flops)
     channel = eqn.params["dimension_numbers"].out_spec[1]
     dims = tuple(output if dim == channel else None for dim in range(base.ndim))
     return [Apart(base, tuple(thins), kernel.gain_along(dims))]
 
 
-def _convolved_and_mixed(term: Term, output: int, inputs: list[int]) -> tuple[Factor, Factor]:
-    """Which factor has the inputs and the window, and which the output channels."""
+def _convolved_and_mixed(term: Term, output: int, inputs: list[int]) -> Parts:
+    """Which factor has the inputs and the window, which the output channels; and the scaling."""
     if term.window:
         raise Opaque("a convolution with a kernel that was concatenated")
-    for convolved, mixed in ((term.a, term.scaled_b), (term.scaled_b, term.a)):
+    a, b, scaling = term.parted()
+    for convolved, mixed in ((a, b), (b, a)):
         if output not in convolved.dims and set(mixed.dims) == {output, RANK}:
-            return convolved, mixed
+            return convolved, mixed, scaling
     raise Opaque("a convolution whose window is not all on one side of the adapter")
 
 
-def _thin(x: jax.Array, convolved: Factor, mixed: Factor, kernel: Adapted, params) -> jax.Array:
+def _thin(x: jax.Array, parts: Parts, kernel: Adapted, params: dict[str, Any]) -> jax.Array:
+    convolved, mixed, scaling = parts
     numbers = params["dimension_numbers"]
     output = numbers.rhs_spec[0]
     groups = params["feature_group_count"]
@@ -100,6 +105,7 @@ def _thin(x: jax.Array, convolved: Factor, mixed: Factor, kernel: Adapted, param
     channel = numbers.out_spec[1]
     hidden = jnp.moveaxis(hidden, channel, -1)
     hidden = hidden.reshape(*hidden.shape[:-1], groups, rank)
+    hidden = scaled(hidden, (*(None,) * (hidden.ndim - 1), RANK), scaling)
     mixed_out = jnp.einsum("...gr,rgo->...go", hidden, b, precision=params["precision"])
     return jnp.moveaxis(mixed_out.reshape(*mixed_out.shape[:-2], -1), -1, channel)
 
@@ -130,16 +136,18 @@ def ragged_dot_general(walk: Walk, eqn: Any, x: Any, kernel: Any, group_sizes: A
     rows = lax.transpose(x, (1 - x_contracted[0], x_contracted[0]))
     rows = kernel.filtered(rows, (None, contracted))
     flops = 0
-    for term, (first, second) in zip(kernel.terms, orders, strict=True):
-        thin = rows
-        for array in (first, second):
-            thin = lax.ragged_dot(
-                thin,
-                array.astype(kernel.dtype),
-                group_sizes,
-                precision=eqn.params["precision"],
-                group_offset=eqn.params["group_offset"],
-            )
+
+    def through(rows: jax.Array, factor: jax.Array) -> jax.Array:
+        return lax.ragged_dot(
+            rows,
+            factor.astype(kernel.dtype),
+            group_sizes,
+            precision=eqn.params["precision"],
+            group_offset=eqn.params["group_offset"],
+        )
+
+    for term, (first, second, scaling) in zip(kernel.terms, orders, strict=True):
+        thin = through(scaled(through(rows, first), (None, RANK), scaling), second)
         base = base + thin.astype(base.dtype)
         sizes = kernel.shape[contracted] + kernel.shape[kept]
         flops += 2 * rows.shape[0] * term.rank * sizes
@@ -157,13 +165,15 @@ def ragged_dot_general(walk: Walk, eqn: Any, x: Any, kernel: Any, group_sizes: A
 
 
 def _first_and_second(term: Term, group: int, contracted: int, kept: int):
-    """The factors as (group, in, rank) and (group, rank, out)."""
+    """The factors as (group, in, rank) and (group, rank, out), and the scaling."""
     if term.window:
         raise Opaque("a ragged product with weights that were concatenated")
-    for first, second in ((term.a, term.scaled_b), (term.scaled_b, term.a)):
+    a, b, scaling = term.parted()
+    for first, second in ((a, b), (b, a)):
         if set(first.dims) == {group, contracted, RANK} and set(second.dims) == {group, RANK, kept}:
             return (
                 lax.transpose(first.array, tuple(map(first.dims.index, (group, contracted, RANK)))),
                 lax.transpose(second.array, tuple(map(second.dims.index, (group, RANK, kept)))),
+                scaling,
             )
     raise Opaque("an adapter that is not one for each group")

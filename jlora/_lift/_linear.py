@@ -19,9 +19,7 @@ from jlora._lift._walk import Walk, rule
 def neg(walk: Walk, eqn: Any, value: Adapted) -> list[Any]:
     [w] = _compat.bind(eqn, [value.base])
     return [
-        value.replace(
-            w=w, cast=None, terms=tuple(term.scaled(jnp.negative) for term in value.terms)
-        )
+        value.replace(w=w, cast=None, terms=tuple(term.on_a(jnp.negative) for term in value.terms))
     ]
 
 
@@ -38,7 +36,7 @@ def add(walk: Walk, eqn: Any, x: Any, y: Any) -> list[Any]:
     x_terms = x.terms if isinstance(x, Adapted) else ()
     y_terms = y.terms if isinstance(y, Adapted) else ()
     if eqn.primitive.name == "sub":
-        y_terms = tuple(term.scaled(jnp.negative) for term in y_terms)
+        y_terms = tuple(term.on_a(jnp.negative) for term in y_terms)
     return [adapted[0].replace(w=w, cast=None, terms=(*x_terms, *y_terms))]
 
 
@@ -124,7 +122,7 @@ def select_n(walk: Walk, eqn: Any, which: Any, *cases: Any) -> list[Any]:
     [w] = _compat.bind(eqn, [which, *bases(cases)])
     number = jnp.asarray(which, jnp.int32)  # a literal, perhaps
     terms = [
-        term.scaled(lambda array, at=at: jnp.where(number == at, array, 0))
+        term.on_a(lambda array, at=at: jnp.where(number == at, array, 0))
         for at, case in enumerate(cases)
         if isinstance(case, Adapted)
         for term in case.terms

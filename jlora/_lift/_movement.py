@@ -20,7 +20,7 @@ def move(
     factor: Callable[[Factor], Factor],
     new: dict[int, int] | None = None,
 ) -> list[Any]:
-    """The moved value: the equation itself on W (and its other operands), ``factor`` on A and B.
+    """The moved value: the equation itself on W (and its other operands), ``factor`` on the others.
 
     ``new`` says where each dimension went, if any changed its place.
     """

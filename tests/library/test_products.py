@@ -189,3 +189,15 @@ def test_a_stack_of_no_matrices_has_no_result():
     )
     lifted = jlora.lift(lambda params, x: jnp.einsum("ebtd,edf->ebtf", x, params["w"]))
     assert lifted(frozen, lora, jnp.ones((0, 2, 3, 7))).shape == (0, 2, 3, 11)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("shape", [(), (11,), (1, 11), (5, 1), (5, 11)], ids=str)
+def test_what_is_added_to_a_product_may_have_any_shape(method, shape):
+    params = {"w": PARAMS["w"], "added": jax.random.normal(jax.random.key(12), shape)}
+    frozen, lora = adapted(params, targets="^w", method=method)
+
+    def model(params):
+        return jnp.tanh(X @ params["w"] + params["added"]), (X @ params["w"] + params["added"]).T
+
+    check_law_1(model, frozen, lora, factored=2)

@@ -1,5 +1,6 @@
 """The laws on a mesh of eight devices, which a process must ask for before JAX starts."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -47,6 +48,31 @@ def test_the_laws_hold_on_an_explicit_mesh_of_one_device(spec):
     for path, node in lifted.items():
         np.testing.assert_allclose(node.a, merged[path].a, rtol=1e-5)
         np.testing.assert_allclose(node.b, merged[path].b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_arrays_that_lie_nowhere_merge_and_lift_under_a_mesh(mode, method):
+    """With ranks that differ by layer, so that the scaling is an array."""
+    params = {"w": jax.random.normal(jax.random.key(1), (3, 7, 11))}
+    config = jlora.LoraConfig(
+        targets="w", rank=4, rank_pattern={"w": (4, 2, 3)}, method=method, init="gaussian"
+    )
+    axes = {"w": jlora.Axes(inputs=(1,), outputs=(2,), stack=(0,))}
+    frozen, lora = jlora.split(params, config, jax.random.key(0), axes=axes)
+    assert lora["w"].scaling.shape == (3, 4)
+    lora["w"] = dataclasses.replace(lora["w"], b=jnp.cos(lora["w"].b + 1))
+
+    def model(params, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w @ w.T), None), x, params["w"])[0]
+
+    x = jnp.ones((5, 7))
+    merged = jlora.merge(frozen, lora)
+    with jax.set_mesh(jax.make_mesh((1,), ("x",), axis_types=(mode,))):
+        again = jlora.merge(frozen, lora)
+        outputs = jax.jit(jlora.lift(model, strict=True))(frozen, lora, x)
+    np.testing.assert_array_equal(again["w"], merged["w"])
+    np.testing.assert_allclose(outputs, model(merged, x), rtol=1e-4)
 
 
 def test_leaves_without_a_layout_are_named():

@@ -168,7 +168,7 @@ def product_by_hand(weight, x):
 def ragged_by_hand(weight, x, sizes):
     w, a, b, scaling = weight
     rows = lax.ragged_dot(x, a, sizes)
-    return lax.ragged_dot(x, w, sizes) + lax.ragged_dot(rows, scaling * b, sizes)
+    return lax.ragged_dot(x, w, sizes) + lax.ragged_dot(scaling * rows, b, sizes)
 
 
 FUNCTIONS = {
