@@ -46,7 +46,9 @@ def optimizer(
     """``tx`` for what trains; every other leaf gets the update zero and no optimizer state.
 
     `optax.masked` alone would pass the gradients of unmasked leaves on as updates. Put clipping,
-    decay and schedules inside ``tx``: they then see what trains and nothing else.
+    decay and schedules inside ``tx``: they then see what trains and nothing else. In the state an
+    `optax.MaskedNode` stands for what does not train: `optax.tree.map_params`, which lays the state
+    out on a mesh as its parameters are, wants to be told so (``is_leaf``).
 
     Args:
         tx: any optax transformation.

@@ -302,3 +302,28 @@ def test_decay_is_for_matrices():
     assert jax.tree.leaves(decay["lora"]["in/kernel"]) == [True, True, False]
     whole = {path: decay["lora"][path].value for path in ("out/kernel", "out/bias", "scale")}
     assert whole == {"out/kernel": True, "out/bias": False, "scale": False}
+
+
+def test_optax_maps_over_the_state_of_what_trains():
+    """As one lays the state out on a mesh: each moment is its parameter's, a count is nobody's."""
+    _, lora = adapted(base(), targets="kernel")
+    tx = jlora.optimizer(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)))
+    state = tx.init(lora)
+    mapped = optax.tree.map_params(
+        tx,
+        lambda moment, param: moment if moment == optax.MaskedNode() else moment + param,
+        state,
+        lora,
+        transform_non_params=lambda count: count - 1,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
+    [adam] = [s for s in jax.tree.leaves(mapped, is_leaf=is_adam) if is_adam(s)]
+    assert adam.count == -1
+    for path, node in lora.items():
+        assert np.array_equal(adam.mu[path].a, node.a)
+        assert np.array_equal(adam.nu[path].b, node.b)
+        assert adam.mu[path].scaling == optax.MaskedNode()
+
+
+def is_adam(node):
+    return isinstance(node, optax.ScaleByAdamState)
