@@ -1,6 +1,6 @@
 """How the time and memory of a LoRA train step grow with rank, layers and length, beside theory.
 
-    pip install -e ".[train]" && python -m benchmarks.growth --out runs/growth
+    pip install -e ".[train]" && python -m benchmarks.growth
 
 A small llama (width 256, MLP 768, 2 heads, vocabulary 1024; one row of text, float32) with LoRA on
 every linear layer, AdamW. Each grid varies one thing; the others stay at rank 16, 2 layers, 256
@@ -38,7 +38,7 @@ GRIDS = {
 def main() -> None:
     """Prints the table in Markdown, writes growth.png."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("runs/growth"), metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each point that are timed")
     given = parser.parse_args()
     steps = {point: step_of(point) for points in GRIDS.values() for point in points}
