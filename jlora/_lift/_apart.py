@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,10 +40,6 @@ class Apart:
         result = self.sum if self.gain is None else gained(self.sum, self.gain)
         return result if self.bias is None else _plus(result, self.bias)
 
-    def map(self, change: Callable[[jax.Array], jax.Array]) -> Apart:
-        """The same change to each part."""
-        return jax.tree.map(change, self)
-
 
 def _plus(x: jax.Array, y: jax.Array) -> jax.Array:
     return x + _layout.like(y.astype(x.dtype), x)
@@ -67,7 +62,7 @@ def follow(eqn: Any, operands: list[Any]) -> Apart | None:
     [at] = (at for at, operand in enumerate(operands) if isinstance(operand, Apart))
     value, others = operands[at], [*operands[:at], *operands[at + 1 :]]
     if name == "transpose":
-        return value.map(lambda part: _compat.bind(eqn, [part])[0])
+        return jax.tree.map(lambda part: _compat.bind(eqn, [part])[0], value)
     if name in ("add", "add_any") and _is_bias(eqn, others[0], value.base) and value.bias is None:
         if value.gain is not None:
             return dataclasses.replace(value, bias=others[0])

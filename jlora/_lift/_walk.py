@@ -102,7 +102,7 @@ class Walk:
                 results, plain = self._equation(eqn, operands, expired)
             for atom, operand, array in zip(eqn.invars, operands, plain, strict=True):
                 if array is not operand and (isinstance(operand, Apart) or _is_activation(operand)):
-                    values[atom] = array  # an activation from here on: expanded once
+                    values[atom] = array  # from here on: it is made once
             values.update(zip(eqn.outvars, results, strict=True))
             for var in expired:
                 del values[var]
