@@ -8,11 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-_SCORES = 2**23  # at a time: 32 MiB in float32
+_SHARE = 0.5  # of the head's own memory, that a chunk's scores in float32 take
 
 
 def answer_loss(
@@ -42,15 +41,35 @@ def answer_loss(
     hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
 
     def loss(head, rows, labels, weights):
-        scores = model.logits(head, rows).astype(jnp.float32)  # (rows, vocabulary)
-        return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(scores, labels))
+        return cross_entropy(model.logits(head, rows), labels, weights)
 
     in_chunks = recomputed_in_chunks if head_trains else sum_in_chunks
-    total = in_chunks(loss, chunk=max(1, _SCORES // model.config.vocabulary))
     rows = hidden.reshape(-1, hidden.shape[-1])
+    total = in_chunks(loss, chunk=rows_at_a_time(rows.shape[-1], rows.dtype))
     labels, weights = batch["labels"].reshape(-1), batch["weights"].reshape(-1)
     head = {name: params[name] for name in model.head_names}
     return total(head, rows, labels, weights), jnp.sum(weights)
+
+
+def rows_at_a_time(width: int, dtype: Any) -> int:
+    """The rows of a chunk: each chunk reads the whole head, so its rows must be worth it.
+
+    A row costs ``width`` times two FLOPs for each number of the head, and the chunk one reading of
+    it: with scores half as large as the head, an accelerator computes longer than it reads.
+    """
+    return max(1, int(_SHARE * width * jnp.dtype(dtype).itemsize / 4))
+
+
+def cross_entropy(scores: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
+    """The weighted sum of the rows' losses; scores (rows, vocabulary).
+
+    A label's score is picked by comparison: the gradient of a gather is a scatter, for which the
+    softmax would be written out in float32 first.
+    """
+    scores = scores.astype(jnp.float32)
+    its = jnp.arange(scores.shape[-1]) == labels[:, None]
+    of_label = jnp.sum(jnp.where(its, scores, 0), axis=-1)
+    return jnp.sum(weights * (jax.nn.logsumexp(scores, axis=-1) - of_label))
 
 
 def sum_in_chunks(loss: Callable[..., jax.Array], *, chunk: int) -> Callable[..., jax.Array]:
