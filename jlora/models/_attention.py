@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jlora.models import _jax_attention
 from jlora.models._config import DecoderConfig
 from jlora.models._kept import product
 from jlora.models._norms import norm
@@ -28,16 +29,16 @@ class Attention(nn.Module):
     """Causal attention with grouped key-value heads; keys and values are never repeated.
 
     Without a cache, queries go by blocks, and no block meets the keys that come after it: for long
-    texts half the FLOPs, and half the scores in memory.
+    texts half the FLOPs, and half the scores in memory. ``attention`` names another way for
+    those: an implementation of `jax.nn.dot_product_attention`.
     """
 
     config: DecoderConfig
+    attention: str = "blocks"
 
     @nn.compact
     def __call__(self, x, rotary, mask, cache, slot):
         config = self.config
-        batch, length, _ = x.shape
-        groups = config.heads // config.kv_heads
         query, key, value = self._project(x)
         if config.qk_norm:
             query, key = norm(config, "q_norm")(query), norm(config, "k_norm")(key)
@@ -46,22 +47,32 @@ class Attention(nn.Module):
             key = jax.lax.dynamic_update_slice(cache[0], key, (0, slot, 0, 0))
             value = jax.lax.dynamic_update_slice(cache[1], value, (0, slot, 0, 0))
             cache = key, value
+        if self.attention != "blocks" and cache is None:
+            mixed = _jax_attention.attend(query, key, value, config, self.attention)
+        else:
+            mixed = self._in_blocks(query, key, value, mask, cache is not None)
+        mixed = mixed.reshape(*x.shape[:2], config.heads * config.head_dim)
+        out = nn.Dense(config.width, use_bias=config.o_bias, name="o_proj")(mixed)
+        return product(out), cache
+
+    def _in_blocks(self, query, key, value, mask, cached: bool) -> jax.Array:
+        """What queries gather from the values: (batch, length, kv_heads, groups, head_dim)."""
+        config = self.config
+        batch, length = query.shape[:2]
+        groups = config.heads // config.kv_heads
         # The small arrays are transposed here, so that XLA transposes no scores.
         query = query.reshape(batch, length, config.kv_heads, groups, config.head_dim)
         query = query.transpose(0, 2, 3, 1, 4)  # (batch, kv_heads, groups, length, head_dim)
         key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-        size = max(1, length) if cache is not None else _block_size(length)
+        size = max(1, length) if cached else _block_size(length)
         blocks = []
         for start in range(0, max(1, length), size):
             end = min(start + size, length)
-            seen = key.shape[2] if cache is not None else end
+            seen = key.shape[2] if cached else end
             rows = query[:, :, :, start:end]
             keys, values = key[:, :, :seen], value[:, :, :seen]
             blocks.append(self._mixed(rows, keys, values, mask[:, start:end, :seen]))
-        mixed = jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4)
-        mixed = mixed.reshape(batch, length, config.heads * config.head_dim)
-        out = nn.Dense(config.width, use_bias=config.o_bias, name="o_proj")(mixed)
-        return product(out), cache
+        return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4)
 
     def _mixed(self, query, key, value, mask) -> jax.Array:
         """What queries of (batch, kv_heads, groups, block, head_dim) gather from the values."""

@@ -28,13 +28,16 @@ class Block(nn.Module):
     """One layer: attention and MLP, each on its normed input and added to it."""
 
     config: DecoderConfig
+    attention: str = "blocks"
 
     @nn.compact
     def __call__(self, x, shared, own, cache, slot):
         config = self.config
         rotary, mask = of_layer(shared, own)
         normed = norm(config, "attn_norm")(x)
-        mixed, cache = Attention(config, name="attn")(normed, rotary, mask, cache, slot)
+        mixed, cache = Attention(config, self.attention, name="attn")(
+            normed, rotary, mask, cache, slot
+        )
         if config.post_norms:
             mixed = norm(config, "attn_post_norm")(mixed)
         x = x + mixed
@@ -53,10 +56,12 @@ class Decoder(nn.Module):
 
     ``head`` beside them unless the embedding is the head, ``positions`` where they are learned.
     For a gradient each layer keeps its products' results; with ``remat`` its input alone.
+    ``attention`` is one of `ATTENTIONS`.
     """
 
     config: DecoderConfig
     remat: bool = False
+    attention: str = "blocks"
 
     def setup(self):
         config = self.config
@@ -71,7 +76,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0, 0, nn.broadcast),  # pyright: ignore
             length=config.layers,
-        )(config)
+        )(config, self.attention)
         self.norm = norm(config)
         if not config.tied:
             self.head = nn.Dense(config.vocabulary, use_bias=False)
