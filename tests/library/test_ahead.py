@@ -1,14 +1,14 @@
-"""The rules by which ``python -m benchmarks.tpu`` lays a llama out: no TPU compiler is needed."""
+"""The rules by which ``python -m benchmarks.ahead`` lays a llama out: no compiler is needed."""
 
 import jax
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 
+from benchmarks.ahead._compiled import needed
+from benchmarks.ahead._layout import FSDP, RULES, SHARING, TENSOR, shardings_of, spec_of
+from benchmarks.ahead._slices import SLICES
 from benchmarks.flops import flops
 from benchmarks.llamas import LLAMAS, outlined
-from benchmarks.tpu._compiled import needed
-from benchmarks.tpu._layout import FSDP, RULES, SHARING, TENSOR, shardings_of, spec_of
-from benchmarks.tpu._slices import SLICES
 
 
 @pytest.mark.parametrize("name", SHARING)

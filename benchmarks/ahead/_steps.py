@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jlora
-from benchmarks.tpu._layout import FSDP, placed, shardings_of
+from benchmarks.ahead._layout import FSDP, placed, shardings_of
 from jlora.models import Model, answer_loss
 
 LENGTH, RANK = 2048, 16

@@ -1,4 +1,4 @@
-"""What the TPU compiler says of one step: bytes on each chip, or that it does not fit."""
+"""What a device's compiler says of one step: bytes on each chip, or that it does not fit."""
 
 import dataclasses
 import math
@@ -8,8 +8,9 @@ from typing import Any
 import jax
 from jax.errors import JaxRuntimeError
 
+from benchmarks.ahead._slices import Slice
+from benchmarks.ahead._steps import Step
 from benchmarks.flops import flops
-from benchmarks.tpu._steps import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,36 +21,38 @@ class Figures:
     adapters: int
     optimizer: int
     temporary: int | None  # None: did not fit
-    peak: int  # what the compiler says that it needs
+    peak: int  # at once
     flops: float  # of the step's products on each chip, loops in full
-    repeated: float | None  # the compiler's FLOPs over those, loops counted once in both
+    repeated: float | None  # the TPU compiler's FLOPs over those, loops counted once in both
+    in_turns: bool = False  # it made loops over chips of some products, each counted once
 
     @property
     def fits(self) -> bool:
         return self.temporary is not None
 
 
-def compiled(step: Step, chips: int) -> Figures:
+def compiled(step: Step, on: Slice) -> Figures:
     """Compiles the step, with what trains and its state donated."""
     traced = jax.jit(step.fn, donate_argnums=(0, 1)).trace(*step.args)
-    weights, adapters, optimizer = kept = held(step)
-    products = flops(traced.jaxpr.jaxpr) / chips
-    once = flops(traced.jaxpr.jaxpr, loops_once=True) / chips
+    kept = held(step)
+    products = flops(traced.jaxpr.jaxpr) / on.chips
+    once = flops(traced.jaxpr.jaxpr, loops_once=True) / on.chips
     try:
         done = traced.lower().compile()
     except JaxRuntimeError as error:
         return Figures(*kept, None, needed(str(error)), products, None)
-    memory: Any = done.memory_analysis()
-    counted: Any = done.cost_analysis()
-    return Figures(
-        weights,
-        adapters,
-        optimizer,
-        memory.temp_size_in_bytes,
-        memory.peak_memory_in_bytes,
-        products,
-        counted["flops"] / once,
-    )
+    peak = peak_of(done.memory_analysis())
+    temporary = done.memory_analysis().temp_size_in_bytes if peak <= on.memory else None
+    counted: Any = done.cost_analysis()  # none for GPUs
+    repeated = counted and counted["flops"] / once
+    in_turns = "windowed_dot_general" in (done.as_text() or "")
+    return Figures(*kept, temporary, peak, products, repeated, in_turns)
+
+
+def peak_of(memory: Any) -> int:
+    """Bytes that a chip holds at most: where the compiler does not say, all that it allocates."""
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.peak_memory_in_bytes or kept + memory.temp_size_in_bytes
 
 
 def held(step: Step) -> tuple[int, int, int]:

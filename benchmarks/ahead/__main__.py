@@ -1,28 +1,28 @@
-"""What a train step needs on TPU slices, by the TPU's own compiler and without a TPU.
+"""What a train step needs on TPU slices and H100s, by their own compilers and without them.
 
-    pip install -e ".[tpu]" && python -m benchmarks.tpu
+    pip install -e ".[ahead]" && python -m benchmarks.ahead
 
 Nothing runs, and shapes are all that is read. For each model and each generation it begins with the
 smallest slice on which weights and optimizer state alone would fit, and goes up until the compiled
-step fits: LoRA of rank 16 on all linear layers, then full fine-tuning. A compilation takes one to
-three minutes. `--models 8B --slices v5e:4x4` compiles that alone, fitting or not.
+step fits: LoRA of rank 16 on all linear layers, then full fine-tuning. A compilation takes half a
+minute to three. `--models 8B --slices v5e:4x4 h100:1` compiles these alone, fitting or not.
 """
 
 import argparse
 import importlib.metadata
 import os
 
-# Before JAX starts: no TPU is asked for, and none is here that two processes could not share.
+# Before JAX starts: no device is asked for, and none is here that two processes could not share.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
 # More devices than one, as on a slice: `jlora.lift` writes some products otherwise for one alone.
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 
+from benchmarks.ahead._compiled import Figures, compiled, held
+from benchmarks.ahead._layout import SHARING, mesh_of
+from benchmarks.ahead._slices import SLICES, Slice
+from benchmarks.ahead._steps import Step, full_step, lora_step
 from benchmarks.llamas import LLAMAS, outlined
-from benchmarks.tpu._compiled import Figures, compiled, held
-from benchmarks.tpu._layout import SHARING, mesh_of
-from benchmarks.tpu._slices import SLICES, Slice
-from benchmarks.tpu._steps import Step, full_step, lora_step
 
 STEPS = {"LoRA": lora_step, "full": full_step}
 COLUMNS = (
@@ -48,7 +48,8 @@ def main() -> None:
                 row(model, trains, each, step_for(model, trains, each))
             for generation in () if chosen else given.generations:
                 walk(model, trains, SLICES[generation])
-    versions = (f"{p} {importlib.metadata.version(p)}" for p in ("jax", "libtpu", "flax", "optax"))
+    packages = ("jax", "libtpu", "jax-cuda12-plugin", "flax", "optax")
+    versions = (f"{package} {importlib.metadata.version(package)}" for package in packages)
     print(f"\n{', '.join(versions)}")
 
 
@@ -62,7 +63,7 @@ def walk(model: str, trains: str, slices: list[Slice]) -> None:
 
 def row(model: str, trains: str, each: Slice, step: Step) -> Figures:
     """Compiles and prints one row."""
-    its = compiled(step, each.chips)
+    its = compiled(step, each)
     temporary = "does not fit" if its.temporary is None else f"{its.temporary / 1e9:.2f}"
     cells = [
         model,
@@ -73,7 +74,7 @@ def row(model: str, trains: str, each: Slice, step: Step) -> Figures:
         temporary,
         f"{its.peak / 1e9:.2f} of {each.memory / 1e9:.1f}",
         f"{its.flops / 1e12:.1f}",
-        "" if its.repeated is None else f"{its.repeated:.2f}",
+        "" if its.repeated is None else f"{its.repeated:.2f}{'*' * its.in_turns}",
     ]
     print(f"| {' | '.join(cells)} |", flush=True)
     return its

@@ -1,1 +1,0 @@
-"""What a train step needs on TPU slices, compiled without one: ``python -m benchmarks.tpu``."""
