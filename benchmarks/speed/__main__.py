@@ -34,8 +34,10 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--remat", action="store_true", help="keep each layer's input alone")
+    parser.add_argument("--attention", choices=["blocks", "xla", "cudnn"], default="blocks")
     given = parser.parse_args()
-    options = {name: getattr(given, name) for name in ("rows", "length", "rank", "remat")}
+    asked = ("rows", "length", "rank", "remat", "attention")
+    options = {name: getattr(given, name) for name in asked}
     print(COLUMNS + "\n|" + "---|" * (COLUMNS.count("|") - 1), flush=True)
     for model in given.models:
         for dtype in given.dtypes:
@@ -51,7 +53,7 @@ def main() -> None:
                 )
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "flax", "optax"))
     print(f"\n{jax.devices()[0].device_kind}; {versions}; {given.rows} rows of {given.length} "
-          f"tokens, rank {given.rank}")  # fmt: skip
+          f"tokens, rank {given.rank}, attention: {given.attention}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -34,15 +34,19 @@ class Job:
         return self.rows * self.length
 
 
-def job(config: DecoderConfig, dtype: Any, trains: str, **options: Any) -> Job:
+def job(
+    config: DecoderConfig, dtype: Any, trains: str, *, attention: str = "blocks", **options: Any
+) -> Job:
     """The job of a llama of this shape."""
-    return Job(outlined(config, jnp.dtype(dtype)), trains, **options)
+    model = dataclasses.replace(outlined(config, jnp.dtype(dtype)), attention=attention)
+    return Job(model, trains, **options)
 
 
 def needed(job: Job) -> int:
     """FLOPs of the matrix products in a step that keeps everything for its gradient."""
     params, batch = job.model.params, jax.eval_shape(functools.partial(_batch, job))
-    kept = dataclasses.replace(job, remat=False)
+    in_blocks = dataclasses.replace(job.model, attention="blocks")  # a fused kernel has no products
+    kept = dataclasses.replace(job, model=in_blocks, remat=False)
     with keeping(jax.checkpoint_policies.everything_saveable):
         if job.trains == "full":
             return flops(jax.make_jaxpr(jax.grad(_loss(kept)))(params, batch).jaxpr)
