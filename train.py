@@ -112,7 +112,7 @@ class Settings:
     remat: bool = setting(False, "recompute layers whole in the backward pass: less memory, slower")
 
 
-FREE = {"out", "checkpoint_every"}
+FREE = {"out", "checkpoint_every", "attention"}
 OF_THE_ADAPTER = {field.name for field in dataclasses.fields(jlora.LoraConfig)} & {
     field.name for field in dataclasses.fields(Settings)
 } - {"dtype"}
@@ -135,11 +135,11 @@ def settle(given: dict[str, Any], run: checkpoint.Run) -> Settings:
     if not resume:
         run.claim(overwrite=overwrite)
         return Settings(**given)
-    begun = run.settings["settings"]
+    begun = {**dataclasses.asdict(Settings()), **run.settings["settings"]}
     changed = [
-        f"{name} was {begun.get(name)!r}, now {value!r}"
+        f"{name} was {begun[name]!r}, now {value!r}"
         for name, value in given.items()
-        if name not in FREE and begun.get(name) != value
+        if name not in FREE and begun[name] != value
     ]
     if changed:
         raise ValueError(

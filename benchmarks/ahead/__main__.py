@@ -50,7 +50,7 @@ def main() -> None:
                 walk(model, trains, SLICES[generation])
     packages = ("jax", "libtpu", "jax-cuda12-plugin", "flax", "optax")
     versions = (f"{package} {importlib.metadata.version(package)}" for package in packages)
-    print(f"\n{', '.join(versions)}")
+    print(f"\n{', '.join(versions)}. *: some products in loops over chips, each counted once")
 
 
 def walk(model: str, trains: str, slices: list[Slice]) -> None:

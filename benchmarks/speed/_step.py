@@ -45,7 +45,8 @@ def job(
 def needed(job: Job) -> int:
     """FLOPs of the matrix products in a step that keeps everything for its gradient."""
     params, batch = job.model.params, jax.eval_shape(functools.partial(_batch, job))
-    in_blocks = dataclasses.replace(job.model, attention="blocks")  # a fused kernel has no products
+    # which hide no product in a kernel
+    in_blocks = dataclasses.replace(job.model, attention="blocks")
     kept = dataclasses.replace(job, model=in_blocks, remat=False)
     with keeping(jax.checkpoint_policies.everything_saveable):
         if job.trains == "full":

@@ -49,7 +49,7 @@ class Model:
     config: DecoderConfig
     tokenizer: Tokenizer
     name: str
-    attention: str = "blocks"
+    attention: str = "blocks"  # as `load` describes it
 
     @property
     def stored(self) -> Mapping[str, Stored]:
@@ -158,6 +158,7 @@ def load(
         >>> model = jlora.models.load("smollm2")
         >>> logits = model.apply(model.params, tokens)
     """
+    _jax_attention.known(attention)
     opened = _source.opened(_source.located(source))
     _jax_attention.check(attention, opened.config, dtype)
     params = assemble(opened, dtype)

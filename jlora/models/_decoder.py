@@ -56,7 +56,7 @@ class Decoder(nn.Module):
 
     ``head`` beside them unless the embedding is the head, ``positions`` where they are learned.
     For a gradient each layer keeps its products' results; with ``remat`` its input alone.
-    ``attention`` is one of `ATTENTIONS`.
+    ``attention`` is blocks, xla or cudnn, as `load` describes them.
     """
 
     config: DecoderConfig

@@ -24,7 +24,8 @@ def answer_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """The pair (summed cross-entropy of the answers' tokens, their number), float32 scalars.
 
-    Scores exist only where a token of an answer is predicted, and for a few positions at a time.
+    Scores exist only where a token of an answer is predicted, and for some positions at a time: as
+    many as take half of the head's memory.
 
     Args:
         model: from `jlora.models.load`.
@@ -52,23 +53,27 @@ def answer_loss(
 
 
 def rows_at_a_time(width: int, dtype: Any) -> int:
-    """The rows of a chunk: each chunk reads the whole head, so its rows must be worth it.
+    """The rows of a chunk: so many that their scores take half of what the head takes.
 
-    A row costs ``width`` times two FLOPs for each number of the head, and the chunk one reading of
-    it: with scores half as large as the head, an accelerator computes longer than it reads.
+    Each chunk reads the whole head for every product with it. With fewer rows that is most of what
+    moves through memory; with these the scores are, which are written and read several times, and
+    there are ``width / 4`` FLOPs of the products to each byte of the head.
     """
     return max(1, int(_SHARE * width * jnp.dtype(dtype).itemsize / 4))
 
 
 def cross_entropy(scores: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
-    """The weighted sum of the rows' losses; scores (rows, vocabulary).
+    """The weighted sum of the rows' losses; scores (rows, vocabulary) float32.
 
     A label's score is picked by comparison: the gradient of a gather is a scatter, for which the
-    softmax would be written out in float32 first.
+    softmax would be written out in float32 first. A label that is no token, but for a row of weight
+    0, makes the loss NaN.
     """
-    scores = scores.astype(jnp.float32)
-    its = jnp.arange(scores.shape[-1]) == labels[:, None]
+    vocabulary = scores.shape[-1]
+    its = jnp.arange(vocabulary) == labels[:, None]
     of_label = jnp.sum(jnp.where(its, scores, 0), axis=-1)
+    possible = (labels >= 0) & (labels < vocabulary) | (weights == 0)
+    of_label = jnp.where(possible, of_label, jnp.nan)
     return jnp.sum(weights * (jax.nn.logsumexp(scores, axis=-1) - of_label))
 
 

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 import jlora
+from benchmarks.flops import flops
 from jlora import models
 from jlora.models import Decoder, DecoderConfig, _attention, _jax_attention
+from jlora.models._decoder import empty_cache
 
 CONFIG = DecoderConfig(
     vocabulary=37, width=22, layers=3, heads=6, kv_heads=2, head_dim=16, mlp_width=26, max_length=64
 )
 CONFIGS = {
     "llama": CONFIG,
-    "a window as wide as the text": dataclasses.replace(CONFIG, windows=(19, None, 40)),
+    "a window": dataclasses.replace(CONFIG, windows=(5, 5, 5)),
     "its own scale": dataclasses.replace(CONFIG, query_scalar=5.0),
     "normed heads, learned positions": dataclasses.replace(
         CONFIG, qk_norm=True, learned_positions=True
@@ -75,16 +77,37 @@ def test_adapters_stay_factored_beside_it(remat):
     assert np.isclose(jax.jit(apart)(frozen, both, TOKENS)[0], got[0], rtol=1e-5)
 
 
-def test_answers_through_the_cache_are_those_of_blocks(tiny):
-    rows = [[{"role": "user", "content": "12?"}], [{"role": "user", "content": "a longer one"}]]
-    loaded = [models.load(tiny, attention=attention) for attention in ("xla", "blocks")]
-    said = [models.answer(model, rows, max_new_tokens=6) for model in loaded]
-    assert said[0] == said[1]
+def test_a_loaded_model_and_its_loss_go_by_it_and_blocks_compute_less(tiny):
+    tokens = jnp.zeros((1, 128), jnp.int32)
+    batch = {"tokens": tokens, "positions": tokens, "labels": tokens, "weights": tokens * 1.0}
+
+    def counted(fn, attention):
+        model = models.load(tiny, attention=attention)
+        return flops(jax.make_jaxpr(lambda params: fn(model, params))(model.params).jaxpr)
+
+    def loss(model, params):
+        return models.answer_loss(model, params, batch)[0]
+
+    for fn in (loss, lambda model, params: model.apply(params, tokens)):
+        assert counted(fn, "xla") > counted(fn, "blocks")
+
+
+@pytest.mark.parametrize("config", [CONFIG, CONFIGS["a window"]])
+def test_tokens_through_a_cache_are_as_all_at_once(config):
+    decoder, params = Decoder(config, attention="xla"), {"params": params_of(config)}
+    whole = decoder.apply(params, TOKENS, method="hidden")
+    cache, places = empty_cache(config, 2, 19, jnp.float32), jnp.arange(19)
+    seen = jnp.broadcast_to(places <= places[:, None], (2, 19, 19))
+    for at, until in ((0, 11), (11, 12), (12, 19)):
+        rows = (TOKENS[:, at:until], jnp.tile(places[at:until], (2, 1)), seen[:, at:until])
+        out, cache = decoder.apply(params, *rows, cache, at, method="extend")
+        assert distance(out, whole[:, at:until]) < 1e-5
 
 
 def test_the_fused_kernel_is_as_near_as_xla_or_refused_where_there_is_none(tiny):
+    """At an odd length, for which its gradient needs padding."""
     if jax.default_backend() != "gpu":
-        with pytest.raises(ValueError, match="needs an NVIDIA GPU, and JAX runs on cpu here"):
+        with pytest.raises(ValueError, match="JAX, which runs on cpu here, says 'cuDNN is not"):
             models.load(tiny, dtype="bfloat16", attention="cudnn")
         return
     narrow = params_of(CONFIG, "bfloat16")
@@ -99,6 +122,7 @@ def test_the_fused_kernel_is_as_near_as_xla_or_refused_where_there_is_none(tiny)
     [
         ("flash", {}, "bfloat16", ["attention is 'flash': expected one of blocks, xla, cudnn"]),
         ("xla", {"attention_cap": 50.0}, "float32", ["caps its scores at 50: use"]),
+        ("xla", {"windows": (9, None, 9)}, "float32", ["see differently far back"]),
         (
             "cudnn",
             {"attention_cap": 50.0, "head_dim": 20},
@@ -114,7 +138,20 @@ def test_a_model_that_can_not_have_it_is_refused_with_every_reason(attention, ch
     assert all(words in str(raised.value) for words in told)
 
 
-def test_a_text_longer_than_a_window_is_refused():
-    config = dataclasses.replace(CONFIG, windows=(18, None, 40))
-    with pytest.raises(ValueError, match="has one of 18 tokens, which is less than the text's 19"):
-        jax.eval_shape(loss_of(config, "xla"), params_of(config), TOKENS)
+@pytest.mark.parametrize(
+    ("attention", "changes", "told"),
+    [
+        ("xla", {"attention_cap": 50.0}, "caps its scores at 50"),
+        ("cudnn", {"windows": (9, None, 9)}, "see differently far back"),
+        ("flash", {}, "attention is 'flash'"),
+    ],
+)
+def test_it_is_never_silently_another_one(attention, changes, told):
+    config = dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(ValueError, match=told):
+        jax.eval_shape(loss_of(config, attention), params_of(CONFIG), TOKENS)
+
+
+def test_a_wrong_name_is_refused_before_anything_is_looked_for():
+    with pytest.raises(ValueError, match="attention is 'flash'"):
+        models.load("nobody/nothing", attention="flash")

@@ -62,6 +62,13 @@ def test_cross_entropy_is_that_of_optax_and_its_gradient_no_scatter():
     assert "scatter" in str(jax.make_jaxpr(jax.grad(wanted))(scores))
 
 
+@pytest.mark.parametrize(("label", "weight"), [(-100, 1), (-1, 1), (VOCABULARY, 1), (-100, 0)])
+def test_a_label_that_is_no_token_is_not_learned_in_silence(label, weight):
+    labels, weights = LABELS.at[3].set(label), WEIGHTS.at[3].set(weight)
+    total = _loss.cross_entropy(HIDDEN @ HEAD["w"], labels, weights)
+    assert bool(jnp.isfinite(total)) == (weight == 0)
+
+
 @pytest.mark.parametrize(
     ("width", "dtype", "rows"), [(576, "float32", 288), (2048, "bfloat16", 512)]
 )
@@ -125,6 +132,9 @@ def test_the_loss_of_answers_is_that_of_all_scores(tiny, monkeypatch, adapts):
         losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["labels"])
         return jnp.sum(losses * batch["weights"])
 
+    traced = str(jax.make_jaxpr(in_chunks)(model.params, batch))
+    assert "f32[4,259]" in traced  # two chunks
+    assert "f32[8,259]" not in traced
     axes = jlora.trace_axes(whole, model.params, batch)
     config = jlora.LoraConfig(targets=adapts, rank=2, init="orthogonal")
     frozen, lora = jlora.split(model.params, config, KEYS[3], axes=axes)

@@ -42,6 +42,7 @@ def refused(arguments, capsys):
         (["--learning-rate=nan"], "--learning-rate is nan: expected at least 0"),
         (["--layers=0,7"], "has the layers 0 to 1, but layers names 7"),
         (["--tokens", '{"embed": [999]}'], "tokens names row 999"),
+        (["--attention=cudnn"], "it computes in bfloat16 or float16, not in float32"),
         (["--resume"], "holds no run to go on with: run.json is missing"),
         (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
     ],
@@ -97,6 +98,18 @@ def test_resuming_with_other_settings_lists_the_differences(finished, capsys):
     assert "rank was 3, now 4" in told
     assert "seed was 0, now 2" in told
     assert "steps was" not in told
+
+
+def test_what_a_run_was_begun_without_had_its_default(finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    run = json.loads((out / "run.json").read_text())
+    del run["settings"]["remat"], run["settings"]["attention"]  # as before there were these
+    (out / "run.json").write_text(json.dumps(run))
+    told = refused([f"--out={out}", "--resume", "--remat", "--attention=blocks"], capsys)
+    assert "remat was False, now True" in told
+    assert "attention was" not in told
+    assert train.main([f"--out={out}", "--resume", "--attention=blocks"]) == 0
 
 
 def test_resuming_on_a_model_whose_weights_changed_is_refused(
