@@ -11,6 +11,7 @@ from jax.errors import JaxRuntimeError
 from benchmarks.ahead._slices import Slice
 from benchmarks.ahead._steps import Step
 from benchmarks.flops import flops
+from benchmarks.memory import allocated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +42,13 @@ def compiled(step: Step, on: Slice) -> Figures:
         done = traced.lower().compile()
     except JaxRuntimeError as error:
         return Figures(*kept, None, needed(str(error)), products, None)
-    peak = peak_of(done.memory_analysis())
-    temporary = done.memory_analysis().temp_size_in_bytes if peak <= on.memory else None
+    memory: Any = done.memory_analysis()
+    peak = memory.peak_memory_in_bytes or allocated(memory)  # not every compiler says
+    temporary = memory.temp_size_in_bytes if peak <= on.memory else None
     counted: Any = done.cost_analysis()  # none for GPUs
-    repeated = counted and counted["flops"] / once
+    repeated = counted["flops"] / once if counted else None
     in_turns = "windowed_dot_general" in (done.as_text() or "")
     return Figures(*kept, temporary, peak, products, repeated, in_turns)
-
-
-def peak_of(memory: Any) -> int:
-    """Bytes that a chip holds at most: where the compiler does not say, all that it allocates."""
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.peak_memory_in_bytes or kept + memory.temp_size_in_bytes
 
 
 def held(step: Step) -> tuple[int, int, int]:

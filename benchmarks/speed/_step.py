@@ -15,6 +15,7 @@ import jlora
 from benchmarks.flops import flops
 from benchmarks.kept import keeping
 from benchmarks.llamas import outlined
+from benchmarks.memory import allocated
 from jlora.models import Decoder, DecoderConfig, Model, answer_loss
 
 
@@ -101,7 +102,6 @@ def seconds(job: Job, rounds: int) -> tuple[float, int]:
         frozen, trained = split(trained)
     state = jax.jit(optimizer(job).init)(trained)
     step = update(job).lower(trained, state, frozen, batch).compile()
-    memory: Any = step.memory_analysis()
     times = []
     for _ in range(rounds + 1):
         began = time.perf_counter()
@@ -110,8 +110,7 @@ def seconds(job: Job, rounds: int) -> tuple[float, int]:
         times.append(time.perf_counter() - began)
     if not jnp.isfinite(value):
         raise SystemExit(f"the loss is {value}")
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return statistics.median(times[1:]), kept + memory.temp_size_in_bytes
+    return statistics.median(times[1:]), allocated(step.memory_analysis())
 
 
 def _random(job: Job) -> Any:

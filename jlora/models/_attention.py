@@ -79,8 +79,7 @@ class Attention(nn.Module):
         config = self.config
         # A group's heads stand beside its tokens: one product a key-value head.
         rows = query.reshape(*query.shape[:2], math.prod(query.shape[2:4]), config.head_dim)
-        scale = (config.query_scalar or config.head_dim) ** -0.5
-        scores = jnp.einsum("bktd,bksd->bkts", rows, key) * scale
+        scores = jnp.einsum("bktd,bksd->bkts", rows, key) * config.score_scale
         scores = capped(scores.astype(jnp.float32), config.attention_cap)
         mask = jnp.tile(mask, (1, query.shape[2], 1))[:, None]
         weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1).astype(query.dtype)

@@ -75,6 +75,11 @@ class DecoderConfig:
     logit_cap: float | None = None
     scaled_embedding: bool = False  # the embedding is multiplied by the root of the width
 
+    @property
+    def score_scale(self) -> float:
+        """What attention's scores are multiplied by."""
+        return (self.query_scalar or self.head_dim) ** -0.5
+
     def __post_init__(self):
         """Checks what can't be a decoder.
 

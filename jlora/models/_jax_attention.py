@@ -57,7 +57,7 @@ def attend(
     window = None if config.windows is None else config.windows[0]
     out = jax.nn.dot_product_attention(
         *(query, key, value),
-        scale=(config.query_scalar or config.head_dim) ** -0.5,
+        scale=config.score_scale,
         is_causal=True,
         local_window_size=None if window is None else (window - 1, 0),
         implementation=attention,

@@ -38,6 +38,10 @@ def loss_of(config, attention, remat=False):
     return lambda params, tokens: jnp.square(decoder.apply({"params": params}, tokens)).mean()
 
 
+def step(config, attention):
+    return jax.jit(jax.value_and_grad(loss_of(config, attention)))
+
+
 def distance(one, other):
     """The largest difference of two trees' leaves, each over the other leaf's largest entry."""
     leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
@@ -49,8 +53,8 @@ def distance(one, other):
 def test_values_and_gradients_are_those_of_blocks(config, monkeypatch):
     monkeypatch.setattr(_attention, "_block_size", lambda length: 5)
     params = params_of(config)
-    step = lambda attention: jax.jit(jax.value_and_grad(loss_of(config, attention)))  # noqa: E731
-    assert distance(step("xla")(params, TOKENS), step("blocks")(params, TOKENS)) < 1e-5
+    got, want = (step(config, attention)(params, TOKENS) for attention in ("xla", "blocks"))
+    assert distance(got, want) < 1e-5
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_blocks_are():
@@ -111,9 +115,8 @@ def test_the_fused_kernel_is_as_near_as_xla_or_refused_where_there_is_none(tiny)
             models.load(tiny, dtype="bfloat16", attention="cudnn")
         return
     narrow = params_of(CONFIG, "bfloat16")
-    step = lambda attention: jax.jit(jax.value_and_grad(loss_of(CONFIG, attention)))  # noqa: E731
-    exact = step("xla")(params_of(CONFIG), TOKENS)
-    off = {a: distance(step(a)(narrow, TOKENS), exact) for a in ("xla", "cudnn")}
+    exact = step(CONFIG, "xla")(params_of(CONFIG), TOKENS)
+    off = {a: distance(step(CONFIG, a)(narrow, TOKENS), exact) for a in ("xla", "cudnn")}
     assert off["cudnn"] < 2 * off["xla"]
 
 
