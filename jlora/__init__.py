@@ -9,11 +9,11 @@ from jlora._from_data import eva as eva
 from jlora._from_data import lora_ga as lora_ga
 from jlora._lift import MaterialisedWarning as MaterialisedWarning
 from jlora._lift import Report as Report
+from jlora._lift import TracedAxes as TracedAxes
 from jlora._lift import Use as Use
 from jlora._lift import explain as explain
 from jlora._lift import lift as lift
-from jlora._lift._axes import TracedAxes as TracedAxes
-from jlora._lift._axes import trace_axes as trace_axes
+from jlora._lift import trace_axes as trace_axes
 from jlora._lowrank import Axes as Axes
 from jlora._merge import merge as merge
 from jlora._merge import unmerge as unmerge

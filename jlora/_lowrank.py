@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora import _layout
+from jlora import _placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Product:
         b = self.b.array.astype(wide(self.b.array.dtype))
         return Factor(scaled(b, self.b.dims, self.scaling), self.b.dims)
 
-    def formed(self, ndim: int) -> jax.Array:
-        """The array, its dimensions in the weight's order (absent ones have size 1)."""
+    def delta(self, ndim: int) -> jax.Array:
+        """The array itself, its dimensions in the weight's order (absent ones have size 1)."""
         return multiply(self.a, self.scaled_b, ndim=ndim)
 
 
@@ -86,15 +86,15 @@ class Factored:
 
     def merged(self, weight: jax.Array) -> jax.Array:
         """The plain array in the weight's dtype, computed in float32 or wider and cast once."""
-        deltas = [product.formed(weight.ndim) for product in self.products]
-        return combine(weight, deltas, self.gain)
+        deltas = [product.delta(weight.ndim) for product in self.products]
+        return add_deltas(weight, deltas, self.gain)
 
 
 def scaled(array: jax.Array, dims: Sequence[int | None], scaling: Factor | None) -> jax.Array:
     """An array over ``dims`` times the scaling; a bfloat16 one would round the scaling."""
     if scaling is None:
         return array
-    by = _layout.like(along(scaling, dims), array) if scaling.dims else scaling.array
+    by = _placement.like(along(scaling, dims), array) if scaling.dims else scaling.array
     return (array.astype(wide(array.dtype)) * by).astype(array.dtype)
 
 
@@ -120,7 +120,7 @@ def wide(*dtypes: Any) -> Any:
     return functools.reduce(jnp.promote_types, dtypes, jnp.float32)
 
 
-def combine(weight: jax.Array, deltas: Sequence[jax.Array], gain: Factor | None) -> jax.Array:
+def add_deltas(weight: jax.Array, deltas: Sequence[jax.Array], gain: Factor | None) -> jax.Array:
     """``gain * (weight + deltas)``, in float32 or wider and cast once to the weight's dtype.
 
     A bfloat16 sum would lose a small delta whole. Where the delta is zero the weight comes back bit
@@ -166,3 +166,59 @@ def matrix_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
         math.prod(shape[dim] for dim in axes.inputs),
         math.prod(shape[dim] for dim in axes.outputs),
     )
+
+
+def squared_sums(
+    weight: jax.Array, products: Sequence[Product], over: Sequence[int]
+) -> jax.Array | None:
+    """The sum of squares over some dimensions of W + sum of products, none of them formed.
+
+    ``|w + A b|^2 = |w|^2 + 2 b.(A'w) + b.(A'A)b`` for each column w of W and b of B. The result is
+    in float32 or wider, over the weight's other dimensions in their order; None where a product has
+    the dimensions in both of its factors.
+    """
+    dims, kept = list(range(weight.ndim)), [d for d in range(weight.ndim) if d not in over]
+    rank, other = weight.ndim, weight.ndim + 1  # labels
+    pairs: list[tuple[Factor, Factor]] = []  # with and without what is summed over
+    for product in products:
+        for inner, outer in ((product.a, product.scaled_b), (product.scaled_b, product.a)):
+            if set(over) <= set(inner.dims) and not set(over) & set(outer.dims):
+                pairs.append((inner, outer))
+                break
+        else:
+            return None
+    dtype = wide(weight.dtype)
+
+    def einsum(x, x_labels, y, y_labels, out):
+        where = _placement.out_sharding(x, x_labels, y, y_labels, out)
+        product = jnp.einsum(x, x_labels, y, y_labels, out, precision="highest", out_sharding=where)
+        return product.astype(dtype)
+
+    def labels(factor: Factor, of_rank: int) -> list[int]:
+        return [of_rank if dim == RANK else dim for dim in factor.dims]
+
+    total = jnp.sum(jnp.square(weight.astype(dtype)), axis=tuple(over))
+    for inner, outer in pairs:
+        inner_labels, outer_labels = labels(inner, rank), labels(outer, rank)
+        # a bfloat16 weight meets A as it does in the forward pass; no wider copy of it is made
+        across = einsum(inner.array.astype(weight.dtype), inner_labels, weight, dims, [rank, *kept])
+        summed = 2 * across
+        for second, second_outer in pairs:
+            second_labels = labels(second, other)
+            stack = [d for d in kept if d in inner_labels or d in second_labels]
+            within = einsum(
+                inner.array, inner_labels, second.array, second_labels, [*stack, rank, other]
+            )
+            against = einsum(
+                within,
+                [*stack, rank, other],
+                second_outer.array,
+                labels(second_outer, other),
+                [rank, *(d for d in kept if d in stack or d in second_outer.dims)],
+            )
+            present = [d for d in kept if d in stack or d in second_outer.dims]
+            absent = [1 + at for at, d in enumerate(kept) if d not in present]
+            summed = summed + jnp.expand_dims(against, absent)
+        own = along(Factor(outer.array, tuple(outer_labels)), [rank, *kept])
+        total = total + jnp.sum(own * summed, axis=0)
+    return jnp.maximum(total, 0)

@@ -52,5 +52,5 @@ def _of_node(node: Node, sharding: NamedSharding) -> Node:
 
     return dataclasses.replace(
         node,  # type: ignore
-        **{name: along(dims) for name, dims in node.layout().items()},
+        **{name: along(dims) for name, dims in node.dimensions().items()},
     )

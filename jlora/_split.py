@@ -64,7 +64,7 @@ def split(
                 axes=its_axes,
                 rank=max(ranks) if isinstance(ranks, tuple) else ranks,
                 method=method,
-                dropout=config.dropout,
+                dropout=jnp.float32(config.dropout) if config.dropout else None,
                 dtype=config.dtype,
             )
             leaves[path] = leaves[path] if start.moves_weight else leaf
@@ -98,7 +98,7 @@ def _layer_scaling(config: LoraConfig, path: str, ranks: Ranks) -> jax.Array:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("start", "shape", "axes", "rank", "method", "dropout", "dtype"),
+    static_argnames=("start", "shape", "axes", "rank", "method", "dtype"),
 )
 def _adapted(
     weight: Any,
@@ -110,7 +110,7 @@ def _adapted(
     axes: Axes,
     rank: int,
     method: type[LoraWeight],
-    dropout: float,
+    dropout: jax.Array | None,
     dtype: str,
 ) -> tuple[Node, Any]:
     """A fresh node for one leaf, and the weight without what the start took into the adapter."""

@@ -9,10 +9,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jlora._filter import Filter
+from jlora._input_filter import InputFilter
 from jlora._lowrank import RANK, Axes, Factor, Factored, Product
 from jlora._methods import LoraWeight, Node
-from jlora._methods._node import Dims
+from jlora._node import Dims
 
 
 @jax.tree_util.register_dataclass
@@ -50,11 +50,11 @@ class Sketch(Node):
     def shape(self) -> tuple[int, ...]:
         return self.shaped
 
-    def layout(self) -> dict[str, Dims]:
+    def dimensions(self) -> dict[str, Dims]:
         axes = self.axes
         return {"directions": (*axes.stack, *axes.inputs, None), "energy": (*axes.stack, None)}
 
-    def instead_of(self, weight: jax.Array) -> Factored:
+    def adapt(self, weight: jax.Array) -> Factored:
         """A product with zeros of rank 1, so that the filter is asked."""
         axes = self.axes
         a = jnp.zeros_like(self.directions[..., :1])
@@ -65,7 +65,7 @@ class Sketch(Node):
         )
         return Factored((product,))
 
-    def filter(self, key: jax.Array | None) -> Filter:
+    def input_filter(self, key: jax.Array | None) -> InputFilter:
         axes = self.axes
         return Probe(
             Factor(self.directions, (*axes.stack, *axes.inputs, RANK)),
@@ -78,7 +78,7 @@ class Sketch(Node):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Probe(Filter):
+class Probe(InputFilter):
     """Gives the activation on as it is, and as gradient of its own factors tells of it."""
 
     directions: Factor

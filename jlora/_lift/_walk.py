@@ -1,41 +1,29 @@
-"""The interpreter: one walk over a jaxpr in which some values are adapted weights.
+"""The one walk over a jaxpr in which some values stand for weights.
 
-The walk knows nothing of low rank: an equation that no adapted value touches runs as it was; one
-that an adapted value touches goes to the rule registered for its primitive; where there is none, or
-the rule declines, it gets the merged weight. So the worst case is slower, never different.
+The walk knows nothing of low rank: an equation that no weight touches runs as it was; one that a
+weight touches goes to the rule registered for its primitive; where there is none, or the rule
+declines, it gets the merged weight. So the worst case is slower, never different.
+
+What running means is said by its runner: `_compute` runs equations, `_look` only looks at them.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from jlora._lift import _compat
-from jlora._lift._adapted import Adapted, Opaque, at_place
-from jlora._lift._apart import Apart, follow, together
-
-
-@dataclasses.dataclass(frozen=True)
-class Use:
-    """One meeting of an adapted leaf with an operation that computes with it."""
-
-    path: str
-    operation: str  # the primitive's name
-    source: str  # file:line (function)
-    factored: bool  # False: the merged weight was formed
-    why: str
-    times: int  # executions a call: the lengths of the scans around it; a while counts once
-    base_flops: int = 0  # of the operation with W, once
-    adapter_flops: int = 0  # of what the adapter adds, once
-    adapter_bytes: int = 0  # read and written for it, once
-    where: tuple[int, ...] = dataclasses.field(default=(), repr=False)  # equations, outermost first
+from jlora._lift import _jax
+from jlora._lift._movement import Movement
+from jlora._lift._sums import ProductSum, Squares, added_up
+from jlora._lift._weight import Decline, Weight, fold_in
+from jlora._lowrank import Factor
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How a primitive acts on adapted values, and the parameters that its author knew of."""
+    """How a primitive acts on weights, and the parameters that its author knew of."""
 
     apply: Callable[..., list[Any]]
     reads: frozenset[str]
@@ -53,13 +41,17 @@ class Rule:
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str, reads: tuple[str, ...] = (), carries: tuple[str, ...] = ()):
-    """Register ``apply(walk, eqn, *operands) -> list of results`` for the named primitives.
+def rule(*names: str, reads: Sequence[str] = (), carries: Sequence[str] = ()):
+    """Registers ``apply(walk, equation, *operands) -> results`` for the named primitives.
+
+    Operands are arrays, and a `Weight` at one place at least; results are arrays, or weights that
+    are still not formed. A rule raises `Decline` where an equation needs the merged weight.
 
     Args:
         names: primitives, by the names of all supported releases.
         reads: parameters that the rule uses.
-        carries: parameters that may be there and that the rule passes on or may leave aside.
+        carries: parameters that may be there and that the rule passes on or may leave aside. With
+            any other parameter, which a later JAX has, the rule is not used.
     """
 
     def register(apply):
@@ -71,114 +63,147 @@ def rule(*names: str, reads: tuple[str, ...] = (), carries: tuple[str, ...] = ()
 
 
 class Walk:
-    """Runs jaxprs on operands of which some are `Adapted`, and tells ``on_use`` what they met."""
+    """Runs jaxprs on operands of which some are weights."""
 
-    def __init__(self, on_use: Callable[[Use], object], *, share_jits: bool = True):
-        self.on_use = on_use
-        self.share_jits = share_jits  # one trace for equal calls; off where each use is reported
-        self.jits: dict[Any, Any] = {}
-        self.times = 1
-        self.where: tuple[int, ...] = ()
+    def __init__(self, run: Any):
+        self.run = run  # a `Compute` or a `Look`
+        self.times = 1  # executions a call: the lengths of the scans around
+        self.calls: tuple[Any, ...] = ()  # the equations around, outermost first
+        self.asked: Any = None  # that of them which called a function of JAX's own
+        self._jaxpr: Any = None
 
-    def inside(self, eqn: Any, *, times: int = 1) -> Walk:
+    def inside(self, eqn: Any, *, times: int = 1, jaxpr: Any = None) -> Walk:
         """The same walk in the body of an equation that runs it so many times."""
         inner = copy.copy(self)
         inner.times *= times
-        inner.where = (*self.where, id(eqn))
+        inner.calls = (*self.calls, eqn)
+        if self.asked is None and jaxpr is not None and _jax.is_jax_function(jaxpr):
+            inner.asked = eqn
         return inner
 
     def __call__(self, jaxpr: Any, operands: list[Any]) -> list[Any]:
-        """The results of a jaxpr (open, or closed over its constants); they may be adapted."""
-        jaxpr, consts = _compat.open_jaxpr(jaxpr)
+        """The results of a jaxpr (open, or closed over its constants); they may be weights."""
+        jaxpr, consts = _jax.open_jaxpr(jaxpr)
+        self._jaxpr = jaxpr
         values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         values.update(zip(jaxpr.invars, operands, strict=True))
 
         def read(atom):
-            return atom.val if isinstance(atom, _compat.Literal) else values[atom]
+            return atom.val if isinstance(atom, _jax.Literal) else values[atom]
 
         for number, (eqn, expired) in enumerate(_live(jaxpr)):
-            operands = at_place([read(atom) for atom in eqn.invars], number)
-            with _compat.site(eqn):
-                results, plain = self._equation(eqn, operands, expired)
-            for atom, operand, array in zip(eqn.invars, operands, plain, strict=True):
-                if array is not operand and (isinstance(operand, Apart) or _is_activation(operand)):
-                    values[atom] = array  # from here on: it is made once
+            operands = [read(atom) for atom in eqn.invars]
+            with self.run.site(eqn):
+                if not any(isinstance(operand, _CARRIED) for operand in operands):
+                    results = self.run.bind(eqn, operands)
+                else:
+                    operands = fold_in(operands, number)
+                    results, plain = self._equation(eqn, operands, expired)
+                    for atom, operand, array in zip(eqn.invars, operands, plain, strict=True):
+                        if array is not operand and _made_once(operand):
+                            values[atom] = array
             values.update(zip(eqn.outvars, results, strict=True))
             for var in expired:
                 del values[var]
-        return [together(read(atom)) for atom in jaxpr.outvars]
+        return [self._result(read(atom)) for atom in jaxpr.outvars]
 
     def _equation(
         self, eqn: Any, operands: list[Any], expired: list[Any]
     ) -> tuple[list[Any], list[Any]]:
         """The results, and the operands as the equation got them; nothing reads ``expired`` on."""
-        apart = [
-            atom
-            for atom, operand in zip(eqn.invars, operands, strict=True)
-            if isinstance(operand, Apart)
-        ]
-        if len(apart) == 1 and apart[0] in expired and (result := follow(eqn, operands)):
-            return [result], operands
-        operands = list(map(together, operands))
-        adapted = [operand for operand in operands if isinstance(operand, Adapted)]
-        if not adapted:
-            return _compat.bind(eqn, operands), operands
-        if any(value.activation for value in adapted) and not all(
-            value.activation for value in adapted
-        ):  # rows that were looked up meet a weight: they are its input
-            rows = "the input of an adapted weight"
+        for at, operand in enumerate(operands):
+            if isinstance(operand, Squares) or (
+                isinstance(operand, ProductSum) and eqn.invars[at] in expired
+            ):
+                others = [*operands[:at], *operands[at + 1 :]]
+                if not any(isinstance(other, _SUMS) for other in others):
+                    result = operand.follow(self, eqn, others, first=at == 0)
+                    if result is not None:
+                        return [result], operands
+        operands = list(map(added_up, operands))
+        weights = [operand for operand in operands if isinstance(operand, Weight)]
+        squares = any(isinstance(operand, Squares) for operand in operands)
+        if not weights and not squares:
+            return self.run.bind(eqn, operands), operands
+        if any(value.rows for value in weights) and not all(value.rows for value in weights):
+            # rows that were looked up meet a weight: they are its input
             operands = [
-                self.expand(value, eqn, rows) if _is_activation(value) else value
+                self.merge(value, eqn, "the input of an adapted weight")
+                if _is_rows(value)
+                else value
                 for value in operands
             ]
         known = RULES.get(eqn.primitive.name)
         try:
-            if known is None:
-                raise Opaque("jlora has no rule for it")
+            if known is None or squares:
+                raise Decline("jlora has no rule for it")
             if reason := known.decline(eqn.params):
-                raise Opaque(reason)
+                raise Decline(reason)
             return known.apply(self, eqn, *operands), operands
-        except Opaque as verdict:
-            plain = self.plain(operands, eqn, str(verdict))
-            return _compat.bind(eqn, plain), plain
+        except Decline as verdict:
+            plain = self.merged(operands, eqn, str(verdict))
+            return self.run.bind(eqn, plain), plain
 
-    def plain(self, values: list[Any], eqn: Any, why: str) -> list[Any]:
-        """The values with every adapted one expanded, each reported."""
-        return [self.expand(v, eqn, why) if isinstance(v, Adapted) else v for v in values]
+    def bind(self, eqn: Any, operands: list[Any]) -> list[Any]:
+        """The results of an equation on other operands, arrays all of them."""
+        return self.run.bind(eqn, operands)
 
-    def expand(self, value: Adapted, eqn: Any, why: str) -> Any:
-        """The merged array of an adapted value; chosen or summed rows count as factored."""
-        if value.activation:
-            why = "the chosen or summed rows of W, and those of A times B"
-        rank_flops = sum(2 * value.w.size * term.rank for term in value.terms)
-        self.report(
-            value,
-            eqn,
-            factored=value.activation,
-            why=why,
-            adapter_flops=rank_flops,
-            adapter_bytes=value.w.size * value.dtype.itemsize,
-        )
-        return value.expand()
+    def move(
+        self,
+        eqn: Any,
+        value: Weight,
+        movement: Movement,
+        factor: Callable[[Factor], Factor],
+        *others: Any,
+    ) -> Weight:
+        """The moved value: the equation itself on W and its other operands, ``factor`` beside."""
+        w = self.run.move(eqn, [value.w, *others], movement, factor)
+        return value.moved(w, movement, factor)
 
-    def report(self, value: Adapted, eqn: Any, *, factored: bool, why: str, **costs: int) -> None:
-        """Tell ``on_use`` that an adapted value met this equation."""
-        self.on_use(
-            Use(
-                path=str(value.origin),
-                operation=eqn.primitive.name if eqn is not None else "return",
-                source=_compat.source(eqn) if eqn is not None else "the function's result",
-                factored=factored,
-                why=why,
-                times=self.times,
-                where=(*self.where, id(eqn)),
-                **costs,
-            )
-        )
+    def merged(self, values: Sequence[Any], eqn: Any, why: str) -> list[Any]:
+        """The values with each weight as the plain array, each of them reported."""
+        return [self.merge(value, eqn, why) for value in values]
+
+    def merge(self, value: Any, eqn: Any, why: str) -> Any:
+        """The plain array of a weight, reported; any other value as it is."""
+        if isinstance(value, Squares):
+            merged = self.merge(value.weight, eqn, why)
+            return self.run.square(merged)
+        return self.run.merge(self, value, eqn, why) if isinstance(value, Weight) else value
+
+    def repeats(self, atom: Any) -> frozenset[int]:
+        """The dimensions along which an operand is known to repeat: it was broadcast there."""
+        if isinstance(atom, _jax.Literal):
+            return frozenset()
+        for eqn in self._jaxpr.eqns:
+            if atom in eqn.outvars:
+                if eqn.primitive.name != "broadcast_in_dim":
+                    return frozenset()
+                kept = {
+                    new
+                    for old, new in enumerate(eqn.params["broadcast_dimensions"])
+                    if eqn.invars[0].aval.shape[old] == atom.aval.shape[new]
+                }
+                return frozenset(range(len(atom.aval.shape))) - kept
+        return frozenset()
+
+    def _result(self, value: Any) -> Any:
+        if isinstance(value, Squares):
+            return self.merge(value, None, "its squares are returned")
+        return added_up(value)
 
 
-def _is_activation(value: Any) -> bool:
-    return isinstance(value, Adapted) and value.activation
+_SUMS = (ProductSum, Squares)
+_CARRIED = (Weight, *_SUMS)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, Weight) and value.rows
+
+
+def _made_once(value: Any) -> bool:
+    """Whether later equations take the array that was made of it here."""
+    return isinstance(value, ProductSum) or _is_rows(value)
 
 
 def _live(jaxpr: Any) -> list[tuple[Any, list[Any]]]:
@@ -187,12 +212,12 @@ def _live(jaxpr: Any) -> list[tuple[Any, list[Any]]]:
     An equation is dropped if nothing reads its results and it has no effect: a weight that is only
     asked for its shape is not used.
     """
-    needed = {var for var in jaxpr.outvars if isinstance(var, _compat.Var)}
+    needed = {var for var in jaxpr.outvars if isinstance(var, _jax.Var)}
     kept = []
     for eqn in reversed(jaxpr.eqns):
         if not eqn.effects and not needed.intersection(eqn.outvars):
             continue
-        read = {var for var in eqn.invars if isinstance(var, _compat.Var)}
+        read = {var for var in eqn.invars if isinstance(var, _jax.Var)}
         unread = [var for var in eqn.outvars if var not in needed]
         kept.append((eqn, [*(read - needed), *unread]))
         needed |= read

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jlora._filter import Dropout
-from jlora._lowrank import RANK, Axes, Factor, Factored, Product, combine, wide
-from jlora._methods._node import Dims, Node
+from jlora._input_filter import Dropout
+from jlora._lowrank import RANK, Axes, Factor, Factored, Product, add_deltas, wide
+from jlora._node import Dims, Node
 
 
 @jax.tree_util.register_dataclass
@@ -28,8 +28,8 @@ class LoraWeight(Node):
     # (*stack, rank) where layers differ: what a layer has less than the rank is zero there
     scaling: jax.Array
     axes: Axes = dataclasses.field(metadata={"static": True})
-    # the share of A's inputs that a call with dropout_key leaves out
-    dropout: float = dataclasses.field(default=0.0, metadata={"static": True}, kw_only=True)
+    # float32, never trained: the share of A's inputs that a call with dropout_key leaves out
+    dropout: jax.Array | None = dataclasses.field(default=None, kw_only=True)
 
     trainable: ClassVar[tuple[str, ...]] = ("a", "b")
     decayed: ClassVar[tuple[str, ...]] = ("a", "b")
@@ -46,14 +46,15 @@ class LoraWeight(Node):
         """The number of columns of A, which is the number of rows of B."""
         return self.a.shape[-1]
 
-    def layout(self) -> dict[str, Dims]:
+    def dimensions(self) -> dict[str, Dims]:
         axes = self.axes
         uniform = jnp.ndim(self.scaling) == 0
-        return {
+        dims: dict[str, Dims] = {
             "a": (*axes.stack, *axes.inputs, None),
             "b": (*axes.stack, None, *axes.outputs),
             "scaling": () if uniform else (*axes.stack, None),
         }
+        return dims if self.dropout is None else {**dims, "dropout": ()}
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         problem = super().misfit(shape)
@@ -72,19 +73,21 @@ class LoraWeight(Node):
             Factor(scaling, (*axes.stack, RANK) if scaling.ndim else ()),
         )
 
-    def instead_of(self, weight: jax.Array) -> Factored:
+    def adapt(self, weight: jax.Array) -> Factored:
         return Factored((self.product(),))
 
-    def filter(self, key: jax.Array | None) -> Dropout | None:
-        return Dropout(key, self.dropout) if key is not None and self.dropout else None
+    def input_filter(self, key: jax.Array | None) -> Dropout | None:
+        if key is None or self.dropout is None:
+            return None
+        return Dropout(key, Factor(jax.lax.stop_gradient(self.dropout), ()))
 
     def unmerged(self, weight: jax.Array) -> jax.Array:
         return self.taken_from(weight)
 
     def taken_from(self, weight: jax.Array) -> jax.Array:
         """``W - scaling * A B``, in the weight's dtype: what stays frozen after a start with it."""
-        return combine(weight, [-self.delta()], None)
+        return add_deltas(weight, [-self.delta()], None)
 
     def delta(self) -> jax.Array:
         """``scaling * A B`` in the weight's shape, float32 or wider."""
-        return self.product().formed(len(self.shape))
+        return self.product().delta(len(self.shape))

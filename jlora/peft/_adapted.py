@@ -111,7 +111,7 @@ def _node(
         b=jnp.asarray(b.reshape(*leaf.stack, rank, *outs)),
         scaling=jnp.asarray(scaling),
         axes=leaf.axes,
-        dropout=file.settings["lora_dropout"],
+        dropout=jnp.float32(rate) if (rate := file.settings["lora_dropout"]) else None,
     )
     if not file.settings["use_dora"]:
         return node

@@ -115,7 +115,7 @@ quintupled.defjvp(lambda primals, tangents: (quintupled(*primals), 5 * X @ tange
 @pytest.mark.parametrize("fn", [tripled, quintupled])
 def test_a_function_with_its_own_derivative_keeps_it(fn):
     frozen, lora = adapted({"w": PARAMS["w"]})
-    check_law_1(lambda p: fn(p["w"]), frozen, lora, merged=1)
+    check_law_1(lambda p: fn(p["w"]), frozen, lora, factored=1)
 
 
 def layers(p, x):
@@ -185,7 +185,7 @@ def test_arguments_keep_their_kind():
         out = activation(x @ p["w"]) * scale
         return {"out": out, "mode": mode, "train": train, "none": None, "fn": activation}
 
-    lifted = jlora.lift(fn, argnum=1, strict=True)
+    lifted = jlora.lift(fn, argnums=1, strict=True)
     got = lifted(2.0, frozen, lora, X, "sum", train=True)
     expected = fn(2.0, jlora.merge(frozen, lora), X, "sum", train=True)
     assert_close(got.pop("out"), expected.pop("out"), 1e-5)

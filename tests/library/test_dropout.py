@@ -22,7 +22,9 @@ def revealing(*stack, rate=RATE):
     dims = len(stack)
     eye = jnp.broadcast_to(jnp.eye(SIZE), (*stack, SIZE, SIZE))
     axes = jlora.Axes((dims,), (dims + 1,), tuple(range(dims)))
-    node = jlora.LoraWeight(eye, eye, jnp.float32(1), axes, dropout=rate)
+    node = jlora.LoraWeight(
+        eye, eye, jnp.float32(1), axes, dropout=None if rate == 0 else jnp.float32(rate)
+    )
     return {"w": jnp.zeros((*stack, SIZE, SIZE))}, {"w": node}
 
 
@@ -127,7 +129,11 @@ def test_convolutions_and_experts():
     assert_masks([masks(experts, 2)])
     window = jnp.zeros((3, 3, SIZE, SIZE)).at[1, 1].set(jnp.eye(SIZE))
     node = jlora.LoraWeight(
-        window, jnp.eye(SIZE), jnp.float32(1), jlora.Axes((0, 1, 2), (3,)), dropout=RATE
+        window,
+        jnp.eye(SIZE),
+        jnp.float32(1),
+        jlora.Axes((0, 1, 2), (3,)),
+        dropout=jnp.float32(RATE),
     )
     apply = jlora.lift(
         strict=True,
@@ -177,7 +183,9 @@ def test_gradients_are_those_of_the_same_mask():
         return lax.scan(step, x, p["w"])[0].sum()
 
     direction = jax.tree.map(lambda v: jnp.cos(jnp.arange(v.size)).reshape(v.shape), lora)
-    direction["w"] = dataclasses.replace(direction["w"], scaling=jnp.float32(0))
+    direction["w"] = dataclasses.replace(
+        direction["w"], scaling=jnp.float32(0), dropout=jnp.float32(0)
+    )
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda v: v.astype("float64"), (frozen, x, lora, direction))
 

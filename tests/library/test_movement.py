@@ -57,6 +57,12 @@ EXACT = {
     ),
     "sums": lambda p: X @ (p["w"] + p["v"] - jnp.ones((7, 11))),
     "sums of rows": lambda p: p["w"].sum(0) + p["w"].sum(),
+    "a gather that fills, of a repeated weight": lambda p: jnp.einsum(
+        "bi,eio->ebo",
+        X,
+        jnp.broadcast_to(p["w"], (3, 7, 11)).at[jnp.array([0, 9])].get(mode="fill", fill_value=0),
+    ),
+    "a norm": lambda p: jnp.sqrt((p["w"] * p["w"]).sum(0)),
     "chosen whole": lambda p: X @ jnp.where(X[0, 0] > 0, p["w"], p["v"]),
 }
 
@@ -72,14 +78,8 @@ MERGED = {
     "a mask": lambda p: X @ (p["w"] * (jnp.arange(77).reshape(7, 11) % 3 > 0)),
     "a function": lambda p: jnp.sin(p["w"]),
     "a sort": lambda p: X @ jnp.sort(p["w"], axis=0),
-    "a gather that fills, of a repeated weight": lambda p: jnp.einsum(
-        "bi,eio->ebo",
-        X,
-        jnp.broadcast_to(p["w"], (3, 7, 11)).at[jnp.array([0, 9])].get(mode="fill", fill_value=0),
-    ),
     "a cumulative sum": lambda p: jnp.cumsum(p["w"], axis=1),
     "the weight itself": lambda p: p["w"],
-    "a norm": lambda p: jnp.sqrt((p["w"] * p["w"]).sum(0)),
 }
 
 

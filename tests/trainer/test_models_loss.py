@@ -143,11 +143,8 @@ def test_the_loss_of_answers_is_that_of_all_scores(tiny, monkeypatch, adapts):
     lifted = jlora.lift(in_chunks, strict=True)
     assert_near(jax.jit(jax.value_and_grad(lifted, 1))(frozen, lora, batch), want)
     if adapts == "embed":
-        with pytest.warns(jlora.MaterialisedWarning, match="custom_vjp"):
-            untold = jax.jit(
-                jax.value_and_grad(
-                    lambda *trees: jlora.lift(in_chunks)(*trees, head_trains=False), 1
-                )
-            )(frozen, lora, batch)
+        untold = jax.jit(jax.value_and_grad(lambda *trees: lifted(*trees, head_trains=False), 1))(
+            frozen, lora, batch
+        )
         assert_near(untold, want)
     assert int(answer_loss(model, model.params, batch)[1]) == 7

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora._lowrank import wide
-from jlora._methods._node import Dims, Node
+from jlora._node import Dims, Node
 
 
 @jax.tree_util.register_dataclass
@@ -36,10 +36,10 @@ class WholeWeight(Node):
         """None: 0."""
         return 0
 
-    def layout(self) -> dict[str, Dims]:
+    def dimensions(self) -> dict[str, Dims]:
         return {"value": tuple(range(jnp.ndim(self.value)))}
 
-    def instead_of(self, weight: jax.Array) -> jax.Array:
+    def adapt(self, weight: jax.Array) -> jax.Array:
         return self.value.astype(weight.dtype)
 
     def unmerged(self, weight: jax.Array) -> jax.Array:

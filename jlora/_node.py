@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jlora._filter import Filter
+from jlora._input_filter import InputFilter
 from jlora._lowrank import Factored
 
 Dims = tuple[int | None, ...]  # for each axis of an array: the weight's dimension, if it is one
@@ -26,14 +26,14 @@ class Node(abc.ABC):
     decayed: ClassVar[tuple[str, ...]]  # those of them that weight decay is meant for
 
     @abc.abstractmethod
-    def layout(self) -> dict[str, Dims]:
+    def dimensions(self) -> dict[str, Dims]:
         """Which dimensions of the weight each array field has, in the field's order."""
 
     @abc.abstractmethod
-    def instead_of(self, weight: Any) -> Factored | jax.Array:
+    def adapt(self, weight: Any) -> Factored | jax.Array:
         """What computes in the weight's place: something factored, or a whole array."""
 
-    def filter(self, key: jax.Array | None) -> Filter | None:
+    def input_filter(self, key: jax.Array | None) -> InputFilter | None:
         """What stands between an activation and A in a call with this ``dropout_key``."""
         return None
 
@@ -52,7 +52,7 @@ class Node(abc.ABC):
 
     def merged(self, weight: jax.Array) -> jax.Array:
         """The plain weight for inference, in its own dtype."""
-        result = self.instead_of(weight)
+        result = self.adapt(weight)
         return result.merged(weight) if isinstance(result, Factored) else result
 
     def part(self, dim: int, at: int) -> Node:
@@ -63,7 +63,7 @@ class Node(abc.ABC):
         """
         sliced = {  # dynamic, so that all layers of a stack share one program
             name: jax.lax.dynamic_slice_in_dim(getattr(self, name), at, 1, axis=dims.index(dim))
-            for name, dims in self.layout().items()
+            for name, dims in self.dimensions().items()
             if dim in dims
         }
         return dataclasses.replace(self, **sliced)  # type: ignore
@@ -72,7 +72,7 @@ class Node(abc.ABC):
     def shape(self) -> tuple[int, ...]:
         """The shape of the weight that this node adapts, as far as its fields tell it."""
         sizes: dict[int, int] = {}
-        for name, dims in self.layout().items():
+        for name, dims in self.dimensions().items():
             for dim, size in zip(dims, getattr(self, name).shape, strict=False):
                 if dim is not None:
                     sizes[dim] = size
@@ -80,7 +80,7 @@ class Node(abc.ABC):
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Why this node can't adapt a leaf of ``shape``, or None."""
-        for name, dims in self.layout().items():
+        for name, dims in self.dimensions().items():
             if (have := jnp.ndim(getattr(self, name))) != len(dims):
                 return (
                     f"{name} has {have} dimensions, but {len(dims)} were expected. "

@@ -65,7 +65,8 @@ def _within(*packages: str) -> tuple[str, ...]:
     return tuple(os.path.join("site-packages", name) + os.sep for name in packages)
 
 
-_JAX = (*_within("jax", "jaxlib"), f"{os.sep}functools.py", f"{os.sep}contextlib.py", "<frozen")
+_OF_JAX = _within("jax", "jaxlib")
+_HIDDEN = (*_OF_JAX, f"{os.sep}functools.py", f"{os.sep}contextlib.py", "<frozen")
 _LIBRARIES = _within("flax", "haiku", "equinox", "optax", "einops", "jaxtyping")
 
 
@@ -77,13 +78,23 @@ def source(eqn: Any) -> str:
     library = None
     for frame in getattr(eqn.source_info.traceback, "frames", ()):
         name = frame.file_name
-        if name.startswith(_HERE) or any(part in name for part in _JAX):
+        if name.startswith(_HERE) or any(part in name for part in _HIDDEN):
             continue
         place = f"{os.path.basename(name)}:{frame.line_num} ({frame.function_name})"
         if not any(part in name for part in _LIBRARIES):
             return place
         library = library or place
     return library or source_info_util.summarize(eqn.source_info)
+
+
+def is_jax_function(jaxpr: Any) -> bool:
+    """Whether the body of a jit is one of JAX's own functions (``jnp.var``, ``nn.softmax``).
+
+    It is traced once for all callers, so that its equations tell of the first one's lines.
+    """
+    debug_info = getattr(open_jaxpr(jaxpr)[0], "debug_info", None)
+    where = getattr(debug_info, "func_filename", None) or ""
+    return any(part in where for part in _OF_JAX)
 
 
 def is_array(value: Any) -> bool:

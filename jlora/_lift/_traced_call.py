@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from jlora._lift import _compat
+from jlora._lift import _jax
 
 
-class Staged:
+class TracedCall:
     """The jaxpr of ``fn(*args, **kwargs)``, and how flat results become its result again.
 
     Attributes:
@@ -21,7 +21,7 @@ class Staged:
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.leaves, structure = jax.tree.flatten((args, kwargs))
-        self.traced = [at for at, leaf in enumerate(self.leaves) if _compat.is_array(leaf)]
+        self.traced = [at for at, leaf in enumerate(self.leaves) if _jax.is_array(leaf)]
         self._static: dict[int, Any] = {}
         self._structure: Any = None
 
@@ -31,10 +31,8 @@ class Staged:
                 filled[at] = array
             args, kwargs = jax.tree.unflatten(structure, filled)
             results, self._structure = jax.tree.flatten(fn(*args, **kwargs))
-            self._static = {
-                at: leaf for at, leaf in enumerate(results) if not _compat.is_array(leaf)
-            }
-            return [leaf for leaf in results if _compat.is_array(leaf)]
+            self._static = {at: leaf for at, leaf in enumerate(results) if not _jax.is_array(leaf)}
+            return [leaf for leaf in results if _jax.is_array(leaf)]
 
         flat_fn.__name__ = getattr(fn, "__name__", "fn")
         self.jaxpr = jax.make_jaxpr(flat_fn)(*(self.leaves[at] for at in self.traced))

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jlora._lowrank import RANK, Factor, Factored, Product, combine, wide
-from jlora._methods._node import Dims, Node
+from jlora._lowrank import RANK, Factor, Factored, Product, add_deltas, wide
+from jlora._node import Dims, Node
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +41,7 @@ class TokenRows(Node):
     def shape(self) -> tuple[int, ...]:
         return self.table
 
-    def layout(self) -> dict[str, Dims]:
+    def dimensions(self) -> dict[str, Dims]:
         others = (dim for dim in range(len(self.table)) if dim != self.vocabulary)
         return {"delta": (None, *others)}
 
@@ -53,15 +53,15 @@ class TokenRows(Node):
         rows = self.delta[jnp.array(here, int)]
         return dataclasses.replace(self, delta=rows, tokens=(0,) * len(here), table=table)
 
-    def instead_of(self, weight: jax.Array) -> Factored:
+    def adapt(self, weight: jax.Array) -> Factored:
         chosen = jax.nn.one_hot(
             jnp.array(self.tokens, int), self.table[self.vocabulary], axis=0, dtype=self.delta.dtype
         )
-        _, *others = self.layout()["delta"]
+        _, *others = self.dimensions()["delta"]
         dims = (RANK, *(dim for dim in others if dim is not None))
         product = Product(Factor(chosen, (self.vocabulary, RANK)), Factor(self.delta, dims))
         return Factored((product,))
 
     def unmerged(self, weight: jax.Array) -> jax.Array:
-        [product] = self.instead_of(weight).products
-        return combine(weight, [-product.formed(weight.ndim)], None)
+        [product] = self.adapt(weight).products
+        return add_deltas(weight, [-product.delta(weight.ndim)], None)

@@ -1,4 +1,4 @@
-"""Products of an adapted weight: the base product, and two thin ones beside it."""
+"""Products of a weight: the base product, and two thin ones beside it for each term."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from jlora import _layout
-from jlora._lift import _compat
-from jlora._lift._adapted import RANK, Adapted, Opaque, Term, pad
-from jlora._lift._apart import Apart
+from jlora import _placement
+from jlora._lift._sums import ProductSum
 from jlora._lift._walk import Walk, rule
-from jlora._lowrank import Factor, scaled
+from jlora._lift._weight import Decline, Term, Weight, padded
+from jlora._lowrank import RANK, Factor, along, scaled
 
 Labels = tuple[int, ...]
+
+FACTORED = "the base product and two thin ones"
 
 
 @rule(
@@ -30,12 +32,14 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
 
     A gain is the result's, or x's where its dimensions are contracted.
     """
-    if isinstance(lhs, Adapted) and isinstance(rhs, Adapted):
-        small = min(lhs, rhs, key=lambda value: value.w.size)
-        merged = walk.expand(small, eqn, "the other operand is adapted too")
-        lhs, rhs = (merged, rhs) if small is lhs else (lhs, merged)
+    (contracted, kept) = _sides(eqn.params["dimension_numbers"], lhs, rhs)
+    for side, value in enumerate((lhs, rhs)):
+        if isinstance(value, Weight):
+            walk.run.contracts(value, contracted[side], kept[side])
+    if isinstance(lhs, Weight) and isinstance(rhs, Weight):
+        lhs, rhs = walk.run.one_of_two(walk, eqn, lhs, rhs)
     lhs_labels, rhs_labels, out_labels = _label(eqn.params["dimension_numbers"], lhs, rhs)
-    on_left = isinstance(lhs, Adapted)
+    on_left = isinstance(lhs, Weight)
     value, w_labels = (lhs, lhs_labels) if on_left else (rhs, rhs_labels)
     x, x_labels = (rhs, rhs_labels) if on_left else (lhs, lhs_labels)
     dims = {label: dim for dim, label in enumerate(w_labels)}
@@ -43,49 +47,54 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
     gain_last = _gain_last(value, x_dims, out_dims)
     if not gain_last:
         x = value.gained(x, x_dims)
-    base = value.multiply_base(
-        lambda w, x: _compat.bind(eqn, [w, x] if on_left else [x, w])[0],
-        x,
+    base = value.multiply(
+        lambda w, x: walk.bind(eqn, [w, x] if on_left else [x, w])[0], x, kept=out_dims
     )
-    x = value.filtered(x, x_dims)
-
     sizes = dict(zip(x_labels, x.shape, strict=True)) | dict(
         zip(w_labels, value.shape, strict=True)
     )
-    thins, costs = [], []
+    thins, flops = [], []
     for term in value.terms:
-        thin, cost = _thin(x, x_labels, term, w_labels, out_labels, sizes, value.dtype, eqn.params)
+        seen = x if term.filter is None else term.filter(x, x_dims)
+        thin, cost = _thin(
+            seen, x_labels, term, w_labels, out_labels, sizes, value.dtype, eqn.params
+        )
         thins.append(thin)
-        costs.append(cost)
-    report_factored(walk, eqn, value, base, 2 * math.prod(sizes.values()), sum(costs))
-    return [Apart(base, tuple(thins), value.gain_along(out_dims) if gain_last else None)]
+        flops.append(cost)
+    report_factored(walk, eqn, value, base, 2 * math.prod(sizes.values()), flops)
+    return [ProductSum(base, tuple(thins), value.gain_along(out_dims) if gain_last else None)]
 
 
-def _gain_last(value: Adapted, x_dims: tuple[int | None, ...], out_dims: tuple[int | None, ...]):
+def _gain_last(value: Weight, x_dims: tuple[int | None, ...], out_dims: tuple[int | None, ...]):
     """Whether the gain multiplies the result (True) or the activation (False)."""
     varies = set() if value.gain is None else {dim for dim in value.gain.dims if dim != RANK}
     if varies <= set(out_dims):
         return True
     if varies <= set(x_dims):
         return False
-    raise Opaque("the weight's magnitudes lie on both sides of the product")
+    raise Decline("the weight's magnitudes lie on both sides of the product")
 
 
 def report_factored(
-    walk: Walk, eqn: Any, value: Adapted, result: Any, base_flops: int, thin_flops: int
+    walk: Walk, eqn: Any, value: Weight, result: Any, base_flops: int, thin_flops: Sequence[int]
 ) -> None:
-    """Tell of a product that was computed without forming the merged weight."""
-    factors = [factor.array for term in value.terms for factor in (term.a, term.b)]
-    read = sum(array.size * array.dtype.itemsize for array in factors)
-    walk.report(
-        value,
-        eqn,
-        factored=True,
-        why="the base product and two thin ones",
-        base_flops=base_flops,
-        adapter_flops=thin_flops + result.size * len(value.terms),
-        adapter_bytes=read + result.size * result.dtype.itemsize,
-    )
+    """Tells of a product that was computed without forming the merged weight."""
+    written = result.size * result.dtype.itemsize
+    costs = []
+    for term, flops in zip(value.terms, thin_flops, strict=True):
+        read = sum(f.array.size * f.array.dtype.itemsize for f in (term.a, term.b))
+        costs.append((flops + result.size, read + written / len(value.terms)))
+    walk.run.report(walk, value, eqn, FACTORED, base_flops, costs)
+
+
+def _sides(dimension_numbers: Any, lhs: Any, rhs: Any) -> tuple[list[Any], list[Any]]:
+    """For each operand the dimensions that are contracted, and those that the result keeps."""
+    contracted, batch = dimension_numbers
+    kept = [
+        [dim for dim in range(len(value.shape)) if dim not in {*contracted[side], *batch[side]}]
+        for side, value in enumerate((lhs, rhs))
+    ]
+    return list(contracted), kept
 
 
 def _label(dimension_numbers, lhs, rhs) -> tuple[Labels, Labels, Labels]:
@@ -136,6 +145,10 @@ def _thin(
     def operand(factor: Factor) -> tuple[jax.Array, Labels]:
         return factor.array.astype(dtype), labelled(factor).dims
 
+    present = None if term.present is None else labelled(term.present)
+    if present is not None and set(present.dims) <= set(x_labels):
+        x = jnp.where(along(present, x_labels), x, jnp.zeros((), x.dtype))
+        present = None
     scaling = None if term.scaling is None else labelled(term.scaling)
     x_operand, a_operand, b_operand = (x, x_labels), operand(term.a), operand(term.b)
     orders = [
@@ -151,20 +164,29 @@ def _thin(
     first = _contract(p, p_labels, q, q_labels, kept, params)
     if rank_label in kept:
         first = scaled(first, kept, scaling)
-    present = tuple(label for label in out_labels if label in {*kept, *last_labels})
-    joined = present
-    if _layout.on_one_device(first, last):
-        first, kept, joined = _joined(first, kept, last_labels, present)
+    first = first.astype(last.dtype)  # it was accumulated in what the model prefers
+    present_labels = tuple(label for label in out_labels if label in {*kept, *last_labels})
+    joined = present_labels
+    if _placement.on_one_device(first, last):
+        first, kept, joined = _joined(first, kept, last_labels, present_labels)
     thin = _contract(first, kept, last, last_labels, joined, params)
-    if joined != present:
-        thin = thin.reshape([sizes[label] for label in present])
+    if joined != present_labels:
+        thin = thin.reshape([sizes[label] for label in present_labels])
     shape = tuple(sizes[label] for label in out_labels)
-    kept_dims = tuple(dim for dim, label in enumerate(out_labels) if label in present)
+    kept_dims = tuple(dim for dim, label in enumerate(out_labels) if label in present_labels)
     thin = lax.broadcast_in_dim(thin, shape, kept_dims) if thin.shape != shape else thin
-    padded = {
-        out_labels.index(label): part for label, part in window.items() if label in out_labels
-    }
-    return pad(thin, tuple(whole[label] for label in out_labels), padded), min(costs)
+    if present is not None:
+        if not set(present.dims) <= set(out_labels):
+            raise Decline("rows that an index may have missed are contracted in part")
+        thin = jnp.where(along(present, out_labels), thin, jnp.zeros((), thin.dtype))
+    thin = padded(thin, tuple(whole[label] for label in out_labels), _windows(window, out_labels),
+                  range(len(out_labels)))  # fmt: skip
+    return thin, min(costs)
+
+
+def _windows(window: dict[int, tuple[int, int]], labels: Labels) -> dict[int, tuple[int, int]]:
+    """The windows by the places of their labels."""
+    return {labels.index(label): part for label, part in window.items() if label in labels}
 
 
 def _kept(p: Labels, q: Labels, needed: set[int]) -> Labels:
@@ -213,7 +235,8 @@ def _contract(
             (dims(x_labels, batch), dims(y_labels, batch)),
         ),
         precision=params["precision"],
-        out_sharding=_layout.out_sharding(x, x_labels, y, y_labels, order),
+        preferred_element_type=params["preferred_element_type"],
+        out_sharding=_placement.out_sharding(x, x_labels, y, y_labels, order),
     )
     if order != out:
         result = lax.transpose(result, tuple(order.index(label) for label in out))

@@ -1,10 +1,48 @@
-"""What became of every adapted leaf: the report that `explain` returns."""
+"""`explain`: what became of every adapted leaf, as a report that prints as a table."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
-from jlora._lift._walk import Use
+import jax
+
+from jlora._lift import _jax
+from jlora._lift._compute import Compute, Use
+from jlora._lift._lift import run
+
+
+def explain(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any) -> Report:
+    """What `lift` does with every adapted leaf of ``fn``: a `Report`, printable as a table.
+
+    Nothing is computed: shapes are enough, and ``jax.ShapeDtypeStruct`` will do for every array.
+
+    Args:
+        fn: the function of parameters.
+        *args: those of the lifted function: ``frozen``, ``lora`` and the others of ``fn``.
+        argnums: as for `lift`.
+        **kwargs: keyword arguments of ``fn``.
+
+    Raises:
+        ValueError: when ``lora`` does not fit ``frozen``.
+
+    Example:
+        >>> print(jlora.explain(model.apply, frozen, lora, tokens))
+    """
+    uses: dict[Use, None] = {}  # a loop's body may be traced more than once
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = {at: leaf for at, leaf in enumerate(leaves) if _jax.is_array(leaf)}
+
+    def traced(arrays):
+        filled = (arrays.get(at, leaf) for at, leaf in enumerate(leaves))
+        args, kwargs = jax.tree.unflatten(structure, filled)
+        compute = Compute(lambda use: uses.setdefault(use), share_jits=False)
+        return jax.tree.leaves(run(compute, fn, argnums, args, kwargs))
+
+    jax.eval_shape(lambda arrays: [leaf for leaf in traced(arrays) if _jax.is_array(leaf)], arrays)
+    lora = args[argnums + len(args) if argnums < 0 else argnums + 1]
+    return Report(tuple(uses), tuple(lora))
 
 
 @dataclasses.dataclass(frozen=True)

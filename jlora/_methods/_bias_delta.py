@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jlora._lowrank import combine, wide
-from jlora._methods._node import Dims, Node
+from jlora._lowrank import add_deltas, wide
+from jlora._node import Dims, Node
 
 
 @jax.tree_util.register_dataclass
@@ -36,17 +36,17 @@ class BiasDelta(Node):
         """None: 0."""
         return 0
 
-    def layout(self) -> dict[str, Dims]:
+    def dimensions(self) -> dict[str, Dims]:
         return {
             "delta": tuple(range(jnp.ndim(self.delta))),
             "scaling": tuple(range(jnp.ndim(self.scaling))),
         }
 
-    def instead_of(self, weight: jax.Array) -> jax.Array:
-        return combine(weight, [self._scaled()], None)
+    def adapt(self, weight: jax.Array) -> jax.Array:
+        return add_deltas(weight, [self._scaled()], None)
 
     def unmerged(self, weight: jax.Array) -> jax.Array:
-        return combine(weight, [-self._scaled()], None)
+        return add_deltas(weight, [-self._scaled()], None)
 
     def _scaled(self) -> jax.Array:
         scaling = jax.lax.stop_gradient(self.scaling).astype(self.delta.dtype)

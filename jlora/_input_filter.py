@@ -1,0 +1,66 @@
+"""What an adapter gets of its input: dropout, one mask for each use and each step of a loop."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jlora._lowrank import Factor, spread
+
+
+class InputFilter(abc.ABC):
+    """A registered pytree that stands between an activation and A; W gets the activation whole."""
+
+    @abc.abstractmethod
+    def __call__(self, x: jax.Array, dims: tuple[int | None, ...]) -> jax.Array:
+        """The filtered activation; for each axis of x, the weight's dimension that it meets."""
+
+    def fold_in(self, place: Any) -> InputFilter:
+        """The filter of one place among several: an equation's number, a step, a device's index."""
+        return self
+
+    def moved(self, factor: Callable[[Factor], Factor]) -> InputFilter:
+        """The filter with its factors moved as the weight's are."""
+        return self
+
+    def of_all_steps(self) -> InputFilter:
+        """The filter of a weight that a loop gave back; its arrays are those of all steps."""
+        return self
+
+    def stacked(self, others: Sequence[InputFilter], dim: int) -> InputFilter | None:
+        """One filter for weights that are stacked along ``dim``, or None if there can be none."""
+        return None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dropout(InputFilter):
+    """Each entry is zero with probability ``rate``, and the others are 1 / (1 - rate) as large."""
+
+    key: jax.Array
+    rate: Factor  # float32, over no dimension; over one, where weights were stacked along it
+
+    def __call__(self, x: jax.Array, dims: tuple[int | None, ...]) -> jax.Array:
+        kept = 1 - spread(self.rate, [-2 if dim is None else dim for dim in dims])
+        mask = jax.random.bernoulli(self.key, kept, x.shape)
+        return jnp.where(mask, x / kept.astype(x.dtype), jnp.zeros((), x.dtype))
+
+    def fold_in(self, place: Any) -> Dropout:
+        return Dropout(jax.random.fold_in(self.key, place), self.rate)
+
+    def moved(self, factor: Callable[[Factor], Factor]) -> Dropout:
+        return Dropout(self.key, factor(self.rate))
+
+    def of_all_steps(self) -> Dropout:
+        return Dropout(self.key[0], self.rate)
+
+    def stacked(self, others: Sequence[InputFilter], dim: int) -> Dropout | None:
+        rates = [each.rate for each in (self, *others) if isinstance(each, Dropout)]
+        if len(rates) <= len(others) or any(rate.dims for rate in rates):
+            return None
+        return Dropout(self.key, Factor(jnp.stack([rate.array for rate in rates]), (dim,)))

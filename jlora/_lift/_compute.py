@@ -1,0 +1,238 @@
+"""Running equations for real: on arrays, or on tracers of the transformation around."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jlora._lift import _jax
+from jlora._lift._movement import Movement
+from jlora._lift._walk import Walk
+from jlora._lift._weight import Base, Decline, Term, Weight
+from jlora._lowrank import Factor, spread, squared_sums
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One meeting of an adapted leaf with an operation that computes with it."""
+
+    path: str
+    operation: str  # the primitive's name
+    source: str  # file:line (function)
+    factored: bool  # False: the merged weight was formed
+    why: str
+    times: int  # executions a call: the lengths of the scans around it; a while counts once
+    base_flops: int = 0  # of the operation with W, once
+    adapter_flops: int = 0  # of what the adapter adds, once
+    adapter_bytes: int = 0  # read and written for it, once
+    where: tuple[int, ...] = dataclasses.field(default=(), repr=False)  # equations, outermost first
+
+
+class Compute:
+    """Computes, and tells ``on_use`` what each weight met."""
+
+    def __init__(self, on_use: Callable[[Use], object], *, share_jits: bool = True):
+        self._on_use = on_use
+        self._share_jits = share_jits  # one trace for equal calls; off where each use is reported
+        self._jits: dict[Any, Any] = {}
+
+    # equations
+
+    site = staticmethod(_jax.site)
+    bind = staticmethod(_jax.bind)
+
+    def move(
+        self,
+        eqn: Any,
+        operands: list[Any],
+        movement: Movement,
+        factor: Callable[[Factor], Factor],
+    ) -> Any:
+        """W after a movement; ``operands`` are W and the equation's others."""
+        if isinstance(operands[0], Base):
+            return operands[0].move(movement, factor)
+        return _jax.bind(eqn, operands)[0]
+
+    def place(self, eqn: Any, values: list[Any]) -> list[Any]:
+        """The same values somewhere else, or by a name."""
+        if any(isinstance(value, Base) for value in values):
+            return values
+        return _jax.bind(eqn, values)
+
+    def parts(self, eqn: Any, w: Any, movement: Movement) -> list[Any]:
+        """The parts of W, side by side along one dimension."""
+        if isinstance(w, Base):
+            raise Decline("a frozen leaf that is no array is not taken apart")
+        return _jax.bind(eqn, [w])
+
+    def join(
+        self, eqn: Any, operands: list[Any], movement: Movement, varies: frozenset[int] | None
+    ) -> Any:
+        """What an equation makes of several bases, or of one and of arrays."""
+        if any(isinstance(operand, Base) for operand in operands):
+            raise Decline("a frozen leaf that is no array can't be put together with others")
+        return _jax.bind(eqn, operands)[0]
+
+    def one_of_two(self, walk: Walk, eqn: Any, lhs: Weight, rhs: Weight) -> tuple[Any, Any]:
+        """Two weights that meet in a product: the smaller one is merged."""
+        small = min(lhs, rhs, key=lambda value: value.size)
+        merged = self.merge(walk, small, eqn, "the other operand is adapted too")
+        return (merged, rhs) if small is lhs else (lhs, merged)
+
+    def square(self, array: Any) -> Any:
+        return jnp.square(array)
+
+    def sum_of_squares(self, walk: Walk, eqn: Any, value: Weight, over: Sequence[int]) -> Any:
+        """The sum of a weight's squares over some dimensions, without forming it."""
+        if isinstance(value.w, Base) or value.rows or any(term.present for term in value.terms):
+            raise Decline("it is no plain weight")
+        value = value.filled(range(value.ndim))
+        gain = value.gain
+        if gain is not None and set(over) & set(gain.dims):
+            raise Decline("the weight's magnitudes vary over what is summed")
+        sums = squared_sums(value.base, value.terms, over)
+        if sums is None:
+            raise Decline("a sum over inputs and outputs")
+        if gain is not None:
+            kept = [dim for dim in range(value.ndim) if dim not in over]
+            sums = sums * jnp.square(spread(gain, kept))
+        flops = [(2 * value.size * term.rank, 0) for term in value.terms]
+        self.report(walk, value, eqn, "|W|² + 2 <W, A B> + |A B|²", 2 * value.size, flops)
+        [out] = eqn.outvars
+        return sums.astype(out.aval.dtype)
+
+    # what is told
+
+    def contracts(self, value: Weight, contracted: Any, kept: Any) -> None:
+        """Nothing: how a product uses each dimension is asked by `Look` alone."""
+
+    def merge(self, walk: Walk, value: Weight, eqn: Any, why: str) -> Any:
+        """The merged array; chosen or summed rows count as factored."""
+        if value.rows:
+            why = "the chosen or summed rows of W, and those of A times B"
+        size = value.size * value.dtype.itemsize
+        costs = [(2 * value.size * term.rank, size) for term in value.terms]
+        self.report(walk, value, eqn, why, 0, costs, factored=value.rows)
+        return value.merged()
+
+    def report(
+        self,
+        walk: Walk,
+        value: Weight,
+        eqn: Any,
+        why: str,
+        base_flops: int,
+        costs: Sequence[tuple[int, int]],
+        *,
+        factored: bool = True,
+    ) -> None:
+        """Tells of each leaf in a value that it met this equation.
+
+        ``costs`` are the FLOPs and bytes of each term.
+        """
+        shares: dict[str, list[float]] = {}
+        for term, (flops, moved) in zip(value.terms, costs, strict=True):
+            for origin in term.origins:
+                share = shares.setdefault(str(origin), [0.0, 0.0, 0.0])
+                share[0] = max(share[0], _part(term, value.shape) / len(term.origins))
+                share[1] += flops / len(term.origins)
+                share[2] += moved / len(term.origins)
+        if isinstance(value.w, Base) and (origin := getattr(value.w, "origin", None)) is not None:
+            shares.setdefault(str(origin), [0.0, 0.0, 0.0])[0] = 1.0
+        whole = max(sum(share[0] for share in shares.values()), 1.0)
+        asked = walk.asked if walk.asked is not None else eqn
+        for path, (part, flops, moved) in shares.items():
+            self._on_use(
+                Use(
+                    path=path,
+                    operation=eqn.primitive.name if eqn is not None else "return",
+                    source=_jax.source(asked) if asked is not None else "the function's result",
+                    factored=factored,
+                    why=why,
+                    times=walk.times,
+                    base_flops=round(base_flops * part / whole),
+                    adapter_flops=round(flops),
+                    adapter_bytes=round(moved),
+                    where=(*map(id, walk.calls), id(eqn)),
+                )
+            )
+
+    # control flow
+
+    def jit(self, eqn: Any, body: Callable[..., list[Any]], operands: Sequence[Any]) -> list[Any]:
+        """A call of a nested jit, which keeps its name; equal calls are traced once."""
+        name = eqn.params["name"]
+        if not self._share_jits:
+            return body(*operands)
+        body.__name__ = body.__qualname__ = name
+        # Equal calls have one jaxpr: with one jitted function for it, JAX's own cache knows them.
+        key = (id(eqn.params["jaxpr"]), name)
+        return self._jits.setdefault(key, jax.jit(body))(*operands)
+
+    def checkpoint(self, body: Callable[..., Any], operands: Sequence[Any], **options: Any) -> Any:
+        return jax.checkpoint(body, **options)(*operands)
+
+    scan = staticmethod(lax.scan)
+    while_loop = staticmethod(lax.while_loop)
+
+    def switch(
+        self,
+        index: Any,
+        branches: Sequence[Callable[..., Any]],
+        platforms: Any,
+        operands: Sequence[Any],
+    ) -> list[Any]:
+        """One of several branches, by an index or by the platform that the program runs on."""
+        if platforms is None:
+            return lax.switch(index, branches, *operands)
+        named = {
+            name: branch
+            for branch, names in zip(branches, platforms, strict=True)
+            for name in names or ()
+        }
+        default = [branch for branch, names in zip(branches, platforms, strict=True) if not names]
+        return lax.platform_dependent(*operands, default=(default or [None])[0], **named)
+
+    def shard_map(
+        self,
+        body: Callable[..., Any],
+        operands: Sequence[Any],
+        specs: Callable[[], Any],
+        **options: Any,
+    ) -> Any:
+        return jax.shard_map(body, in_specs=specs(), **options)(*operands)
+
+    constrain = staticmethod(lax.with_sharding_constraint)
+
+    def custom_jvp(self, function: Any) -> list[Any]:
+        """A function that has its own rule for tangents (`_rules._custom_derivatives`)."""
+        values = jax.custom_jvp(function.values)
+        values.defjvp(function.tangents)
+        return values(*function.flat)
+
+    def custom_vjp(self, function: Any) -> list[Any]:
+        """A function that has its own rule for gradients."""
+        values = jax.custom_vjp(function.values)
+        backward: list[Callable[..., list[Any]]] = []
+
+        def forward(*primals):
+            wanted = [primal.perturbed for primal in primals]
+            results, saved, back = function.forward([primal.value for primal in primals], wanted)
+            backward[:] = [back]
+            return results, saved
+
+        values.defvjp(forward, lambda *told: tuple(backward[0](*told)), symbolic_zeros=True)
+        return values(*function.flat)
+
+
+def _part(term: Term, shape: tuple[int, ...]) -> float:
+    """The share of a weight that a term covers."""
+    part = 1.0
+    for dim, _, size in term.window:
+        part *= size / max(shape[dim], 1)
+    return part

@@ -1,0 +1,174 @@
+"""`lift`: a function of parameters made a function of (frozen, lora)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from jlora import _merge, _paths
+from jlora._lift._compute import Compute, Use
+from jlora._lift._traced_call import TracedCall
+from jlora._lift._walk import Walk
+from jlora._lift._weight import Origin, Term, Weight
+from jlora._lowrank import Factored
+from jlora._node import Node
+
+
+class MaterialisedWarning(UserWarning):
+    """An operation got the merged weight ``W + scaling * A B`` because jlora has no rule for it."""
+
+
+def lift(fn: Callable[..., Any], *, argnums: int = 0, strict: bool = False) -> Callable[..., Any]:
+    """The function of (frozen, lora) that computes ``fn(merge(frozen, lora), ...)`` unmerged.
+
+    ``lift(f)(frozen, lora, *args)`` equals ``f(merge(frozen, lora), *args)`` within rounding, and
+    so do its gradients. Where a product uses an adapted weight, the base product and two thin
+    products are added; W + scaling * A B is not formed. An operation that jlora does not know gets
+    the merged weight, with one `MaterialisedWarning` that names the leaf, the operation and the
+    source line.
+
+    The lifted function is pure as ``fn`` is, and composes with jit, grad, vmap, scan and sharding.
+    jit it as you would ``fn``: without, it is traced at each call.
+
+    Each call may pass ``dropout_key``: a random key, with which every adapter whose node has a
+    dropout rate gets its activations through a mask of its own for each use and each step of a
+    loop. Lookups and merged weights have no activations, and no dropout. ``fn`` gets the key too if
+    it has an argument of that name.
+
+    Args:
+        fn: any function of a parameter tree. Arrays in its arguments are traced; every other
+            Python value (bool, int, str, None, functions) stays as it is.
+        argnums: which positional argument of ``fn`` is the parameter tree; ``frozen`` and ``lora``
+            stand there, one after the other, in the lifted function. As in `jax.grad`, a negative
+            one counts from the end.
+        strict: raise instead of forming a merged weight.
+
+    Raises:
+        ValueError: at the call, when ``lora`` does not fit ``frozen``; with ``strict``, when an
+            operation would get a merged weight.
+
+    Example:
+        >>> apply = jax.jit(jlora.lift(model.apply))
+        >>> logits = apply(frozen, lora, tokens)
+    """
+    if not isinstance(argnums, int):
+        raise ValueError(f"argnums is {argnums!r}: expected one position, that of the parameters")
+
+    takes_key = False
+    with contextlib.suppress(TypeError, ValueError):  # a builtin has no signature
+        takes_key = _DROPOUT.name in inspect.signature(fn).parameters
+
+    @functools.wraps(fn)
+    def lifted(*args, **kwargs):
+        key = kwargs.get(_DROPOUT.name) if takes_key else kwargs.pop(_DROPOUT.name, None)
+        return run(Compute(_refuse if strict else _Warner()), fn, argnums, args, kwargs, key)
+
+    del lifted.__wrapped__  # jit reads argument names from a signature: it must be this one's
+    with contextlib.suppress(TypeError, ValueError):  # a builtin has none
+        vars(lifted)["__signature__"] = _signature(fn, argnums)
+    lifted.__doc__ = f"``{getattr(fn, '__name__', 'fn')}`` of (frozen, lora), made by jlora.lift."
+    return lifted
+
+
+def run(
+    compute: Compute,
+    fn: Callable[..., Any],
+    argnums: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    key: Any = None,
+) -> Any:
+    """The lifted function's result on these arguments.
+
+    Raises:
+        ValueError: when ``lora`` does not fit ``frozen``.
+    """
+    at = argnums + len(args) - 1 if argnums < 0 else argnums
+    if len(args) < at + 2 or at < 0:
+        raise ValueError(
+            f"the lifted function takes (frozen, lora) as arguments {at} and {at + 1}, "
+            f"but got {len(args)} positional arguments"
+        )
+    frozen, lora = args[at : at + 2]
+    if not isinstance(lora, Mapping):
+        raise ValueError(
+            f"argument {at + 1} of the lifted function is the lora dict that split returns, "
+            f"got {type(lora).__name__}"
+        )
+    leaves, _ = _merge.check(frozen, lora)
+    call = TracedCall(fn, (*args[:at], frozen, *args[at + 2 :]), kwargs)
+    operands = {place: call.leaves[place] for place in call.traced}
+    for place, path in enumerate(leaves, start=len(jax.tree.leaves(args[:at]))):
+        if path in lora:
+            operands[place] = _adapted(call.leaves[place], lora[path], path, key)
+    walk = Walk(compute)
+    results = walk(call.jaxpr, list(operands.values()))
+    return call.unflatten(walk.merged(results, None, "returned by the function"))
+
+
+def _adapted(weight: jax.Array, node: Node, path: str, key: Any) -> Weight | jax.Array:
+    """The value in flight for an adapted leaf; a plain array where a node replaces the leaf."""
+    value = node.adapt(weight)
+    if not isinstance(value, Factored):
+        return value
+    filter_ = node.input_filter(None if key is None else _paths.key_for(key, path))
+    origins = (Origin(path),)
+    terms = (Term(p.a, p.b, p.scaling, origins, filter=filter_) for p in value.products)
+    return Weight(weight, tuple(terms), value.gain)
+
+
+_DROPOUT = inspect.Parameter("dropout_key", inspect.Parameter.KEYWORD_ONLY, default=None)
+
+
+def _signature(fn: Callable[..., Any], argnums: int) -> inspect.Signature:
+    """The lifted function's own: (frozen, lora) in the place of the parameters."""
+    signature = inspect.signature(fn)
+    parameters = list(signature.parameters.values())
+    kind = inspect.Parameter.POSITIONAL_ONLY
+    if (
+        0 <= argnums < len(parameters)
+        and parameters[argnums].kind is not parameters[argnums].VAR_POSITIONAL
+    ):
+        names = ("frozen", "lora")
+        before = [parameter.replace(kind=kind) for parameter in parameters[:argnums]]
+        pair = [inspect.Parameter(name, kind) for name in names]
+        parameters = [*before, *pair, *parameters[argnums + 1 :]]
+    elif argnums < 0:  # which one it is, the call says
+        raise ValueError("no signature")
+    if _DROPOUT.name not in signature.parameters:
+        last = [p for p in parameters if p.kind is inspect.Parameter.VAR_KEYWORD]
+        parameters = [*(p for p in parameters if p not in last), _DROPOUT, *last]
+    return signature.replace(parameters=parameters)
+
+
+def _message(use: Use) -> str:
+    return (
+        f"{use.path} was merged for `{use.operation}` at {use.source}: {use.why}. The result is "
+        "right, and costs memory and time of the weight's size; jlora.explain shows every use"
+    )
+
+
+class _Warner:
+    """Warns of each merged weight once, by leaf, operation and place."""
+
+    def __init__(self):
+        self.warned: set[tuple[str, str, str]] = set()
+
+    def __call__(self, use: Use) -> None:
+        key = (use.path, use.operation, use.source)
+        if not use.factored and key not in self.warned:
+            self.warned.add(key)
+            warnings.warn(_message(use), MaterialisedWarning, stacklevel=2)
+
+
+def _refuse(use: Use) -> None:
+    if not use.factored:
+        raise ValueError(
+            f"strict: {use.path} would be merged for `{use.operation}` at {use.source}: {use.why}"
+        )

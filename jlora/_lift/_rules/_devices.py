@@ -1,0 +1,151 @@
+"""Where weights live: placements, shardings, and functions of each device's own part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax import lax
+
+from jlora._lift._movement import unmoved
+from jlora._lift._walk import Walk, rule
+from jlora._lift._weight import Decline, Weight, fold_in
+from jlora._lowrank import RANK, Factor
+
+
+@rule(
+    "copy",
+    "copy_p",
+    "optimization_barrier",
+    "name",
+    "sharding_constraint",
+    "reshard",
+    "mesh_cast",
+    "device_put",
+    "pvary",
+    "pcast",
+    carries=(
+        "name",
+        "sharding",
+        "layout",
+        "context_mesh",
+        "unconstrained_dims",
+        "dst_sharding",
+        "concrete_mesh",
+        "devices",
+        "srcs",
+        "copy_semantics",
+        "axes",
+        "axis_name",
+        "to",
+    ),
+)
+def placed(walk: Walk, eqn: Any, *values: Any) -> list[Any]:
+    """Says where the weight lives or how it is called: the thin factors live where they are."""
+    bare = [value.w if isinstance(value, Weight) else value for value in values]
+    return [
+        value.replace(w=result) if isinstance(value, Weight) else result
+        for value, result in zip(values, walk.run.place(eqn, bare), strict=True)
+    ]
+
+
+@rule(
+    "shard_map",
+    reads=("mesh", "in_specs", "out_specs", "jaxpr", "check_vma", "newly_manual_axes"),
+    carries=("debug_info",),
+)
+def shard_map(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
+    """Each device has its part of W, and the parts of A and B that belong to it."""
+    params = eqn.params
+    inside = walk.inside(eqn)
+    named = [dict(enumerate(spec)) for spec in params["in_specs"]]
+    operands = tuple(
+        value.filled(dim for dim, axis in names.items() if axis is not None)
+        if isinstance(value, Weight)
+        else value
+        for value, names in zip(operands, named, strict=True)
+    )
+
+    def body(*operands):
+        operands = [
+            value.replace(parts=_parts(names)) if isinstance(value, Weight) else value
+            for value, names in zip(operands, named, strict=True)
+        ]
+        if any(isinstance(value, Weight) and value.drops for value in operands):
+            for axis in params["newly_manual_axes"]:
+                operands = fold_in(operands, lax.axis_index(axis))
+        results = inside(params["jaxpr"], list(operands))
+        return inside.merged(results, eqn, "returned from a shard_map")
+
+    def specs():
+        return tuple(map(_specs, operands, params["in_specs"]))
+
+    return walk.run.shard_map(
+        body,
+        operands,
+        specs,
+        mesh=params["mesh"],
+        out_specs=list(params["out_specs"]),
+        check_vma=params["check_vma"],
+        axis_names=set(params["newly_manual_axes"]),
+    )
+
+
+def _parts(names: dict[int, Any]) -> tuple[tuple[str, int], ...]:
+    """The mesh axes over which a weight is divided, and the dimension of each."""
+    return tuple(
+        (axis, dim)
+        for dim, axes in names.items()
+        for axis in (axes if isinstance(axes, tuple) else (axes,))
+        if axis is not None
+    )
+
+
+def _specs(value: Any, spec: Any) -> Any:
+    """W's own partition, and for each factor the same mesh axes on the dimensions that it has."""
+    if not isinstance(value, Weight):
+        return spec
+    named = dict(enumerate(spec))
+
+    def of(factor: Factor) -> Factor:
+        entries = (None if dim == RANK else named.get(dim) for dim in factor.dims)
+        return Factor(jax.sharding.PartitionSpec(*entries), factor.dims)  # pyright: ignore
+
+    moved, everywhere = value.moved(spec, unmoved(value.ndim), of), jax.sharding.PartitionSpec()
+    return jax.tree.map(  # what is left are a filter's own arrays
+        lambda leaf: leaf if isinstance(leaf, jax.sharding.PartitionSpec) else everywhere,
+        moved,
+        is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec),
+    )
+
+
+@rule(
+    "all_gather",
+    reads=("all_gather_dimension", "axis_name", "axis_index_groups", "tiled"),
+    carries=("axis_size",),
+)
+def all_gather(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
+    """A weight kept in parts (as fully sharded training does): the factors' parts are gathered."""
+    params = eqn.params
+    dim, name = params["all_gather_dimension"], params["axis_name"]
+    names = name if isinstance(name, tuple) else (name,)
+    if not params["tiled"]:
+        raise Decline("an all_gather that makes a new dimension")
+    own = None if value.parts is None else dict(value.parts)
+    if own is None or any(own.get(each, dim) != dim for each in names):
+        raise Decline("an all_gather along another dimension than that which is divided")
+    value = value.filled([dim])
+
+    def whole(factor: Factor) -> Factor:
+        if dim not in factor.dims:
+            return factor
+        gathered = lax.all_gather(
+            factor.array,
+            name,
+            axis_index_groups=params["axis_index_groups"],
+            axis=factor.dims.index(dim),
+            tiled=True,
+        )
+        return Factor(gathered, factor.dims)
+
+    return [walk.move(eqn, value, unmoved(value.ndim), whole)]

@@ -1,0 +1,130 @@
+"""Parts of a weight written anew: ``stack.at[i].set(w)`` and `lax.dynamic_update_slice`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from jlora._lift._movement import unmoved
+from jlora._lift._walk import Walk, rule
+from jlora._lift._weight import Decline, Term, Weight, bases, put_together, refuse_gain
+from jlora._lowrank import RANK, Factor
+
+# Writes a part into an array along one of its axes.
+Write = Callable[[Any, Any, int], Any]
+
+
+@rule("dynamic_update_slice")
+def dynamic_update_slice(walk: Walk, eqn: Any, value: Any, part: Any, *starts: Any) -> list[Any]:
+    if any(isinstance(start, Weight) for start in starts):
+        raise Decline("an index that is itself adapted")
+    dims = [dim for dim, size in enumerate(part.shape) if size != value.shape[dim]]
+    if len(dims) != 1:
+        raise Decline("an update along several dimensions, or along none")
+    [dim] = dims
+
+    def write(array: Any, part: Any, axis: int) -> Any:
+        return lax.dynamic_update_slice_in_dim(array, part, starts[dim], axis)
+
+    w = walk.run.join(eqn, [*bases((value, part)), *starts], unmoved(value.ndim), None)
+    return [_updated(w, value, part, dim, part.shape[dim], write)]
+
+
+@rule(
+    "scatter",
+    reads=("dimension_numbers", "mode"),
+    carries=("indices_are_sorted", "unique_indices", "update_jaxpr", "update_consts"),
+)
+def scatter(walk: Walk, eqn: Any, value: Any, indices: Any, part: Any) -> list[Any]:
+    """Whole slices at one place along one dimension."""
+    numbers, mode = eqn.params["dimension_numbers"], eqn.params["mode"]
+    if isinstance(indices, Weight):
+        raise Decline("an index that is itself adapted")
+    dims = numbers.scatter_dims_to_operand_dims
+    inserted = numbers.inserted_window_dims
+    if (
+        len(dims) != 1
+        or inserted not in ((), dims)
+        or indices.shape != (1,)
+        or numbers.operand_batching_dims
+    ):
+        raise Decline("a scatter of other than whole slices at one place of one dimension")
+    [dim] = dims
+    kept = [d for d in range(value.ndim) if d not in inserted]
+    sizes = dict(zip(kept, (part.shape[d] for d in numbers.update_window_dims), strict=True))
+    if any(sizes[d] != value.shape[d] for d in kept if d != dim) or sizes.get(dim, 1) != 1:
+        raise Decline("a scatter of other than whole slices at one place of one dimension")
+
+    def write(array: Any, part: Any, axis: int) -> Any:
+        where = (slice(None),) * axis + (indices,)
+        return array.at[where].set(part, mode=mode, wrap_negative_indices=False)
+
+    if isinstance(part, Weight) and inserted:  # the dimension with size 1
+        new = {old: old + (old >= dim) for old in range(part.ndim)}
+        w = walk.run.join(eqn, [value.base if isinstance(value, Weight) else value, indices,
+                                part.base], unmoved(value.ndim), None)  # fmt: skip
+        part = part.map_terms(lambda term: _relabelled(term, new))
+    else:
+        w = walk.run.join(eqn, bases((value, indices, part)), unmoved(value.ndim), None)
+    return [_updated(w, value, part, dim, 1, write)]
+
+
+def _relabelled(term: Term, new: dict[int, int]) -> Term:
+    def one(factor: Factor) -> Factor:
+        return Factor(factor.array, tuple(d if d == RANK else new[d] for d in factor.dims))
+
+    return term.map(one, [(new[dim], *rest) for dim, *rest in term.window])
+
+
+def _updated(w: Any, value: Any, part: Any, dim: int, size: int, write: Write) -> Weight:
+    """The old terms without what was written over, and the new ones at its place."""
+    refuse_gain(value, part)
+    weights = [each for each in (value, part) if isinstance(each, Weight)]
+    if any(each.rows for each in weights):
+        raise Decline("rows are written")  # activations from here on
+    shape = w.shape
+    terms: list[Term] = []
+    for term in value.terms if isinstance(value, Weight) else ():
+        terms.append(_cleared(term.filled([dim], shape), dim, size, shape, write))
+    for term in part.terms if isinstance(part, Weight) else ():
+        terms.append(_placed(term.filled([dim], (*shape[:dim], size, *shape[dim + 1 :])), dim, size,
+                             shape, write))  # fmt: skip
+    return put_together(w, terms)
+
+
+def _cleared(term: Term, dim: int, size: int, shape: tuple[int, ...], write: Write) -> Term:
+    """The term with zeros where something else was written."""
+    name = "b" if term.covers(dim) == (False, True) else "a"
+    factor = _with(getattr(term, name), dim, shape[dim])
+    axis = factor.dims.index(dim)
+    zeros = jnp.zeros([size if k == axis else n for k, n in enumerate(factor.array.shape)])
+    cleared = write(factor.array, zeros.astype(factor.array.dtype), axis)
+    return dataclasses.replace(term, **{name: Factor(cleared, factor.dims)})
+
+
+def _placed(term: Term, dim: int, size: int, shape: tuple[int, ...], write: Write) -> Term:
+    """The term at the place that it was written to, and zeros elsewhere."""
+    name = "b" if term.covers(dim) == (False, True) else "a"
+
+    def placed(factor: Factor) -> Factor:
+        factor = _with(factor, dim, size)
+        axis = factor.dims.index(dim)
+        sizes = [shape[dim] if k == axis else n for k, n in enumerate(factor.array.shape)]
+        zeros = jnp.zeros(sizes, factor.array.dtype)
+        return Factor(write(zeros, factor.array, axis), factor.dims)
+
+    def one(factor: Factor) -> Factor:
+        return placed(factor) if dim in factor.dims else factor
+
+    return dataclasses.replace(term, **{name: _with(getattr(term, name), dim, size)}).map(one)
+
+
+def _with(factor: Factor, dim: int, size: int) -> Factor:
+    """The factor with a dimension along which it repeated."""
+    if dim in factor.dims:
+        return factor
+    return Factor(jnp.broadcast_to(factor.array, (size, *factor.array.shape)), (dim, *factor.dims))

@@ -1,0 +1,99 @@
+"""`trace_axes`: how a function uses each of its weights, read off its jaxpr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jlora import _paths
+from jlora._lift._look import Look, Seen
+from jlora._lift._traced_call import TracedCall
+from jlora._lift._walk import Walk
+from jlora._lift._watched import Watched, WatchedBase
+from jlora._lift._weight import Weight
+from jlora._lowrank import Axes
+
+
+class TracedAxes(dict[str, Axes]):
+    """The axes of every weight that a product uses; ``unclear`` says why others are missing.
+
+    Attributes:
+        unclear: from the path of a weight of two or more dimensions (stacks not counted) that no
+            product was seen to use as it is, to what was seen instead.
+        linear: the paths of the weights that ``targets="all-linear"`` means.
+        left_out: from the path of every other weight with axes to why ``"all-linear"`` leaves it
+            out: rows are looked up in it, it is an output head, or `lift` would merge it.
+    """
+
+    unclear: dict[str, str]
+    linear: frozenset[str]
+    left_out: dict[str, str]
+
+
+def trace_axes(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> TracedAxes:
+    """How ``fn(params, *args)`` uses each weight: which dimensions are in, out and stacked.
+
+    Runs ``fn`` abstractly (no FLOPs; ``jax.ShapeDtypeStruct`` will do for any array) and reads off
+    each product: dimensions that it contracts are inputs, those that it keeps are outputs, those
+    that a scan or a batch runs over are stacks. In a lookup the chosen dimension is the input. A
+    weight used twice, as a tied embedding, is read by its first use; a second use that only swaps
+    inputs and outputs is as cheap.
+
+    Every weight that products use is linear for ``targets="all-linear"``, but tables that rows are
+    looked up in, output heads (the product with the weight alone makes a result of ``fn`` that no
+    other product reads) and what `lift` would get merged at every use.
+
+    Returns:
+        A dict from the leaf's path to its `Axes`, to be passed to `split`; leaves that no product
+        uses (biases, scales) are not in it, and ``.unclear`` explains the doubtful ones.
+
+    Example:
+        >>> axes = jlora.trace_axes(model.apply, params, tokens)
+        >>> frozen, lora = jlora.split(params, config, key, axes=axes)
+    """
+    leaves, _ = _paths.flatten(params)
+    call = TracedCall(fn, (params, *args), kwargs)
+    paths = dict(enumerate(leaves))
+    look = Look()
+    operands = [
+        _watched(paths[at], leaves[paths[at]], look) if at in paths else _data(call.leaves[at])
+        for at in call.traced
+    ]
+    walk = Walk(look)
+    results = walk.merged(walk(call.jaxpr, operands), None, "returned by the function")
+    return _told(look, {path: np.shape(leaf) for path, leaf in leaves.items()}, results)
+
+
+def _watched(path: str, leaf: Any, look: Look) -> Weight:
+    shape = np.shape(leaf)
+    one = Watched(path, tuple((dim,) for dim in range(len(shape))), shape)
+    return Weight(WatchedBase(shape, leaf.dtype, (one,), look.plain))
+
+
+def _data(leaf: Any) -> Seen:
+    return Seen(np.shape(leaf), leaf.dtype, data=True)
+
+
+def _told(look: Look, shapes: dict[str, tuple[int, ...]], results: list[Any]) -> TracedAxes:
+    found = TracedAxes({path: look.found[path] for path in shapes if path in look.found})
+    wide = {path for path, shape in shapes.items() if sum(size != 1 for size in shape) >= 2}
+    other = look.other | dict.fromkeys(wide - look.met, "no operation was seen to use it")
+    found.unclear = {path: other[path] for path in shapes if path in other.keys() - found.keys()}
+    heads = look.heads(results)
+    reasons = [
+        (look.looked_up, "rows are looked up in it"),
+        (heads, "its product alone makes a result of the function: an output head"),
+        (look.merged_at.keys() - look.multiplied, "lift would merge it: {}"),
+        (found.keys() - look.multiplied, "no product uses it"),
+    ]
+    found.left_out = {
+        path: next(why for paths, why in reasons if path in paths).format(
+            look.merged_at.get(path, "")
+        )
+        for path in found
+        if any(path in paths for paths, _ in reasons)
+    }
+    found.linear = frozenset(found.keys() - found.left_out.keys())
+    return found
