@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jlora import _optim
+from jlora._lift import told_left_out
 from jlora._methods import Node
 
 
@@ -24,6 +25,7 @@ class Summary:
     frozen_bytes: int
     leaves: int  # adapted leaves
     rank: tuple[int, int]  # lowest, highest
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)  # by all-linear, and why
 
     @property
     def total(self) -> int:
@@ -37,15 +39,25 @@ class Summary:
 
     def __str__(self) -> str:
         low, high = self.rank
-        return (
+        counts = (
             f"trainable {self.trainable:,} of {self.total:,} parameters ({self.percent:.3f} %) "
             f"in {self.leaves} adapted leaves of rank {low if low == high else f'{low}-{high}'}; "
             f"{_megabytes(self.trainable_bytes)} beside {_megabytes(self.frozen_bytes)} frozen"
         )
+        return "\n".join([counts, *told_left_out(self.left_out)])
 
 
-def summary(frozen: Any, lora: Mapping[str, Node]) -> Summary:
-    """The parameter counts and bytes of what trains and what is frozen (shapes are enough)."""
+def summary(frozen: Any, lora: Mapping[str, Node], axes: Any = None) -> Summary:
+    """The parameter counts and bytes of what trains and what is frozen (shapes are enough).
+
+    Args:
+        frozen: from `split`.
+        lora: from `split`.
+        axes: from `trace_axes`: tells what ``targets="all-linear"`` left out, and why.
+
+    Example:
+        >>> print(jlora.summary(frozen, lora))
+    """
     trains = _optim.mask(lora)
     trained = [
         leaf
@@ -61,6 +73,7 @@ def summary(frozen: Any, lora: Mapping[str, Node]) -> Summary:
         frozen_bytes=sum(_bytes(leaf) for leaf in frozen_leaves),
         leaves=len(lora),
         rank=(min(ranks, default=0), max(ranks, default=0)),
+        left_out={p: why for p, why in getattr(axes, "left_out", {}).items() if p not in lora},
     )
 
 

@@ -13,4 +13,5 @@ from jlora._lift._explain import explain as explain
 from jlora._lift._lift import MaterialisedWarning as MaterialisedWarning
 from jlora._lift._lift import lift as lift
 from jlora._lift._trace_axes import TracedAxes as TracedAxes
+from jlora._lift._trace_axes import told_left_out as told_left_out
 from jlora._lift._trace_axes import trace_axes as trace_axes

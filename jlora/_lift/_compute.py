@@ -71,9 +71,16 @@ class Compute:
         return _jax.bind(eqn, [w])
 
     def join(
-        self, eqn: Any, operands: list[Any], movement: Movement, varies: frozenset[int] | None
+        self,
+        eqn: Any,
+        operands: list[Any],
+        movements: Sequence[Movement],
+        varies: frozenset[int] | None,
     ) -> Any:
-        """What an equation makes of several bases, or of one and of arrays."""
+        """What an equation makes of several bases, or of one and of arrays.
+
+        ``varies`` are the dimensions along which a base is multiplied; None where it is not.
+        """
         if any(isinstance(operand, Base) for operand in operands):
             raise Decline("a frozen leaf that is no array can't be put together with others")
         return _jax.bind(eqn, operands)[0]
@@ -179,6 +186,10 @@ class Compute:
 
     scan = staticmethod(lax.scan)
     while_loop = staticmethod(lax.while_loop)
+
+    def shapes(self, body: Callable[..., list[Any]], operands: Sequence[Any]) -> list[Any]:
+        """What a branch gives out, without computing it."""
+        return jax.eval_shape(body, *operands)
 
     def switch(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import jax
 from jlora._lift import _jax
 from jlora._lift._compute import Compute, Use
 from jlora._lift._lift import run
+from jlora._lift._trace_axes import told_left_out, trace_axes
 
 
 def explain(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any) -> Report:
@@ -41,8 +42,11 @@ def explain(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any)
         return jax.tree.leaves(run(compute, fn, argnums, args, kwargs))
 
     jax.eval_shape(lambda arrays: [leaf for leaf in traced(arrays) if _jax.is_array(leaf)], arrays)
-    lora = args[argnums + len(args) if argnums < 0 else argnums + 1]
-    return Report(tuple(uses), tuple(lora))
+    at = argnums + len(args) - 1 if argnums < 0 else argnums
+    frozen, lora = args[at], args[at + 1]
+    axes = trace_axes(fn, *args[:at], frozen, *args[at + 2 :], argnums=at, **kwargs)
+    left_out = {path: why for path, why in axes.left_out.items() if path not in lora}
+    return Report(tuple(uses), tuple(lora), left_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Report:
 
     uses: tuple[Use, ...]
     paths: tuple[str, ...]  # all adapted leaves, also those that nothing uses
+    # weights of products that are not adapted and that all-linear would leave out, and why
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def factored(self) -> int:
@@ -100,7 +106,7 @@ class Report:
             f"{self.materialised} materialised. {_units(base)}FLOP with W, "
             f"{_units(extra)}FLOP for the adapters{share}."
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *told_left_out(self.left_out)])
 
 
 def _units(count: float) -> str:

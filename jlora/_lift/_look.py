@@ -13,12 +13,11 @@ import numpy as np
 
 from jlora._lift import _jax
 from jlora._lift._movement import Movement
-from jlora._lift._walk import Walk
+from jlora._lift._walk import PRODUCTS, Walk
 from jlora._lift._watched import Watched, WatchedBase
 from jlora._lift._weight import Decline, Weight
 from jlora._lowrank import Axes, Factor
 
-PRODUCTS = ("dot_general", "ragged_dot_general", "conv_general_dilated")
 _OTHER = ""  # stands for a product that no weight alone made
 
 
@@ -93,7 +92,22 @@ class Look:
         movement: Movement,
         factor: Callable[[Factor], Factor],
     ) -> Any:
-        return operands[0].changed(eqn.outvars[0].aval.shape, movement)
+        base = operands[0]
+        if movement.summed:  # rows that were looked up are lost in their sum
+            self._note_lookups(base.leaves)
+        return base.changed(eqn.outvars[0].aval.shape, movement)
+
+    def _note_lookups(self, leaves: Sequence[Watched]) -> list[Watched]:
+        """Notes the leaves that rows were looked up in; the others."""
+        others = []
+        for leaf in leaves:
+            if leaf.picked and leaf.left:
+                self.met.add(leaf.path)
+                self.looked_up.add(leaf.path)
+                self._product(leaf, leaf.picked, leaf.left)
+            else:
+                others.append(leaf)
+        return others
 
     def place(self, eqn: Any, values: list[Any]) -> list[Any]:
         return values
@@ -102,7 +116,11 @@ class Look:
         return [w.changed(var.aval.shape, movement) for var in eqn.outvars]
 
     def join(
-        self, eqn: Any, operands: list[Any], movement: Movement, varies: frozenset[int] | None
+        self,
+        eqn: Any,
+        operands: list[Any],
+        movements: Sequence[Movement],
+        varies: frozenset[int] | None,
     ) -> Any:
         """Weights side by side, or summed, are each used as the whole is; with data they are not.
 
@@ -117,12 +135,14 @@ class Look:
             shape = weights[0].shape
             if {dim for dim, size in enumerate(shape) if size != 1} <= varies:
                 raise Decline("an elementwise product over all dimensions")
-        if any(leaf.spread or leaf.chosen for each in weights for leaf in each.leaves) and (
-            len(weights) > 1
-        ):
-            raise Decline("what was broadcast or indexed is put together")
+        if len(weights) > 1 and any(leaf.is_vector for each in weights for leaf in each.leaves):
+            raise Decline("rows or biases are put together")
         [out] = eqn.outvars
-        moved = [each.changed(out.aval.shape, movement) for each in weights]
+        moved = [
+            each.changed(out.aval.shape, movement)
+            for each, movement in zip(operands, movements, strict=True)
+            if isinstance(each, WatchedBase)
+        ]
         leaves = tuple(leaf for each in moved for leaf in each.leaves)
         return dataclasses.replace(moved[0], dtype=out.aval.dtype, leaves=leaves)
 
@@ -180,13 +200,9 @@ class Look:
     def merge(self, walk: Walk, value: Weight, eqn: Any, why: str) -> Any:
         """A use that is no product from factors: a lookup has its roles, anything else is told."""
         last = set()
-        for leaf in value.w.leaves:
+        for leaf in self._note_lookups(value.w.leaves):
             self.met.add(leaf.path)
             kept = leaf.left
-            if leaf.picked and kept:
-                self.looked_up.add(leaf.path)
-                self._product(leaf, leaf.picked, kept)
-                continue
             if eqn is not None and eqn.primitive.name in PRODUCTS:
                 self.merged_at.setdefault(leaf.path, why)
             wide = leaf.at(dim for dim, size in enumerate(value.shape) if size != 1)
@@ -198,7 +214,8 @@ class Look:
                 self.other.setdefault(
                     leaf.path, f"{name}{at} computes with it, and that is no product"
                 )
-        return Seen(value.shape, value.dtype, frozenset(last), data=value.rows)
+        looked_up = any(leaf.picked for leaf in value.w.leaves)
+        return Seen(value.shape, value.dtype, frozenset(last), data=value.rows and looked_up)
 
     def plain(self, base: WatchedBase) -> Any:
         return Seen(base.shape, base.dtype)
@@ -227,6 +244,9 @@ class Look:
     def while_loop(self, cond: Callable[[Any], Any], body: Callable[[Any], Any], init: Any) -> Any:
         cond(init)
         return _until_settled(lambda state: (body(state), None), init)[0]
+
+    def shapes(self, body: Callable[..., list[Any]], operands: Sequence[Any]) -> list[Any]:
+        return body(*operands)
 
     def switch(
         self,
@@ -309,7 +329,8 @@ def _many_of(value: Any, length: int) -> Any:
 def _either(*values: Any) -> Any:
     seen = [value for value in values if isinstance(value, Seen)]
     if not seen:
-        return values[0]
+        leaves = dict.fromkeys(leaf for value in values for leaf in value.leaves)
+        return dataclasses.replace(values[0], leaves=tuple(leaves))
     last = frozenset().union(*(each.last for each in seen))
     return dataclasses.replace(seen[0], last=last, data=any(each.data for each in seen))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jlora import _paths
@@ -32,7 +33,7 @@ class TracedAxes(dict[str, Axes]):
     left_out: dict[str, str]
 
 
-def trace_axes(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> TracedAxes:
+def trace_axes(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any) -> TracedAxes:
     """How ``fn(params, *args)`` uses each weight: which dimensions are in, out and stacked.
 
     Runs ``fn`` abstractly (no FLOPs; ``jax.ShapeDtypeStruct`` will do for any array) and reads off
@@ -45,6 +46,12 @@ def trace_axes(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
     looked up in, output heads (the product with the weight alone makes a result of ``fn`` that no
     other product reads) and what `lift` would get merged at every use.
 
+    Args:
+        fn: a function of a parameter tree.
+        *args: its arguments, the parameters among them.
+        argnums: which of them the parameters are, as in `lift`.
+        **kwargs: keyword arguments of ``fn``.
+
     Returns:
         A dict from the leaf's path to its `Axes`, to be passed to `split`; leaves that no product
         uses (biases, scales) are not in it, and ``.unclear`` explains the doubtful ones.
@@ -53,9 +60,12 @@ def trace_axes(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
         >>> axes = jlora.trace_axes(model.apply, params, tokens)
         >>> frozen, lora = jlora.split(params, config, key, axes=axes)
     """
-    leaves, _ = _paths.flatten(params)
-    call = TracedCall(fn, (params, *args), kwargs)
-    paths = dict(enumerate(leaves))
+    at = argnums + len(args) if argnums < 0 else argnums
+    if not 0 <= at < len(args):
+        raise ValueError(f"argnums is {argnums}: expected one of {len(args)} positional arguments")
+    leaves, _ = _paths.flatten(args[at])
+    call = TracedCall(fn, args, kwargs)
+    paths = dict(enumerate(leaves, start=len(jax.tree.leaves(args[:at]))))
     look = Look()
     operands = [
         _watched(paths[at], leaves[paths[at]], look) if at in paths else _data(call.leaves[at])
@@ -97,3 +107,11 @@ def _told(look: Look, shapes: dict[str, tuple[int, ...]], results: list[Any]) ->
     }
     found.linear = frozenset(found.keys() - found.left_out.keys())
     return found
+
+
+def told_left_out(left_out: Mapping[str, str]) -> list[str]:
+    """What ``"all-linear"`` leaves out and why, as a line of text, if there is anything."""
+    if not left_out:
+        return []
+    each = ", ".join(f"{path} ({why})" for path, why in left_out.items())
+    return [f"left out by all-linear: {each}"]

@@ -40,6 +40,8 @@ class Rule:
 
 RULES: dict[str, Rule] = {}
 
+PRODUCTS = ("dot_general", "ragged_dot_general", "conv_general_dilated")  # what uses up a weight
+
 
 def rule(*names: str, reads: Sequence[str] = (), carries: Sequence[str] = ()):
     """Registers ``apply(walk, equation, *operands) -> results`` for the named primitives.

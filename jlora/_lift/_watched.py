@@ -39,8 +39,16 @@ class Watched:
     @property
     def is_rows(self) -> bool:
         """Whether what an index has left is no matrix any more, but rows."""
-        wide = {dim for dim in self.left if self.shape[dim] != 1}
-        return bool(self.picked) and 0 < len(wide) < 2
+        return bool(self.picked) and 0 < self._width < 2
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is rows, or a bias that is repeated."""
+        return self.is_rows or (self.spread and self._width < 2)
+
+    @property
+    def _width(self) -> int:
+        return sum(self.shape[dim] != 1 for dim in self.left)
 
     def move(self, movement: Movement) -> Watched:
         lost = self.at(movement.chosen | movement.summed)

@@ -27,7 +27,7 @@ from jlora._lowrank import RANK, Factor, spread
 
 @rule("neg")
 def neg(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
-    w = walk.run.join(eqn, [value.base], unmoved(value.ndim), frozenset())
+    w = walk.run.join(eqn, [value.base], [unmoved(value.ndim)], frozenset())
     return [value.replace(w=w, cast=None).map_terms(lambda term: term.on_a(jnp.negative))]
 
 
@@ -41,7 +41,7 @@ def add(walk: Walk, eqn: Any, x: Any, y: Any) -> list[Any]:
     shape = eqn.outvars[0].aval.shape
     if any(value.shape != shape for value in weights):
         raise Decline("a sum that broadcasts the weight")
-    w = walk.run.join(eqn, bases((x, y)), unmoved(len(shape)), None)
+    w = walk.run.join(eqn, bases((x, y)), [unmoved(len(shape))] * 2, None)
     x_terms = x.terms if isinstance(x, Weight) else ()
     y_terms = y.terms if isinstance(y, Weight) else ()
     if eqn.primitive.name == "sub":
@@ -95,12 +95,15 @@ def _scale(walk: Walk, eqn: Any, value: Weight, by: Any, *, first: bool = True) 
         raise Decline("a product that broadcasts the weight")
     varies = _varies(walk, eqn.invars[1 if first else 0], shape)
     operands = [value.base, by] if first else [by, value.base]
-    w = walk.run.join(eqn, operands, unmoved(value.ndim), varies)
+    w = walk.run.join(eqn, operands, [unmoved(value.ndim)] * 2, varies)
     divides = eqn.primitive.name == "div"
 
     def scaled(factor: Factor) -> Factor:
-        along = _over(by, varies, factor).astype(factor.array.dtype)
-        return Factor(factor.array / along if divides else factor.array * along, factor.dims)
+        dtype = factor.array.dtype
+        if jnp.iscomplexobj(by):
+            dtype = jnp.promote_types(dtype, jnp.complex64)
+        array, along = factor.array.astype(dtype), _over(by, varies, factor).astype(dtype)
+        return Factor(array / along if divides else array * along, factor.dims)
 
     scaled_terms = [_on_one(term, varies, scaled) for term in value.terms]
     return [put_together(w, scaled_terms, value.gain).replace(rows=value.rows)]
@@ -171,7 +174,7 @@ def select_n(walk: Walk, eqn: Any, which: Any, *cases: Any) -> list[Any]:
         raise Decline("rows are chosen")  # an activation from here on
     varies = _varies(walk, eqn.invars[0], np.shape(which))
     ndim = weights[0].ndim
-    w = walk.run.join(eqn, [which, *bases(cases)], unmoved(ndim), None)
+    w = walk.run.join(eqn, [which, *bases(cases)], [unmoved(ndim)] * (1 + len(cases)), None)
     terms = []
     for at, case in enumerate(cases):
         if not isinstance(case, Weight):
@@ -217,7 +220,7 @@ def complex_(walk: Walk, eqn: Any, re: Any, im: Any) -> list[Any]:
     if any(value.rows for value in weights):
         raise Decline("rows are made complex")
     dtype = eqn.outvars[0].aval.dtype
-    w = walk.run.join(eqn, bases((re, im)), unmoved(weights[0].ndim), None)
+    w = walk.run.join(eqn, bases((re, im)), [unmoved(weights[0].ndim)] * 2, None)
     turn = {0: 1, 1: 1j}
     terms = [
         term.on_a(lambda array, at=at: array.astype(dtype) * jnp.asarray(turn[at], dtype))

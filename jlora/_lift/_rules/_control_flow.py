@@ -7,6 +7,7 @@ into what is scanned and what stays.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from jlora._lift import _jax
 from jlora._lift._movement import unmoved, with_new, without
-from jlora._lift._walk import Walk, rule
+from jlora._lift._walk import PRODUCTS, RULES, Walk, rule
 from jlora._lift._weight import Base, Term, Weight, fold_in
 from jlora._lowrank import RANK, Factor
 
@@ -165,38 +166,67 @@ def while_loop(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
 
 @rule("cond", reads=("branches",), carries=("linear", "name", "branches_platforms"))
 def cond(walk: Walk, eqn: Any, index: Any, *operands: Any) -> list[Any]:
-    """Each branch uses the weights that it uses; weights alike in all branches may come out."""
+    """Each branch uses the weights that it uses; a weight of one form in all of them comes out."""
     inside = walk.inside(eqn)
-    alike = _alike(walk, eqn, inside, operands)
+    bodies = [functools.partial(_branch, inside, jaxpr) for jaxpr in eqn.params["branches"]]
+    alike: list[Weight | None] = [None] * len(eqn.outvars)
+    if any(_hands_out(jaxpr, operands) for jaxpr in eqn.params["branches"]):
+        each = [walk.run.shapes(body, operands) for body in bodies]
+        alike = [_alike(values) for values in zip(*each, strict=True)]
 
-    def branch(jaxpr):
-        def run(*operands):
-            results = inside(jaxpr, list(operands))
-            return [
-                value if same else walk.merge(value, eqn, "returned from a branch")
-                for value, same in zip(results, alike, strict=True)
-            ]
+    def plain(body):
+        return lambda *operands: [
+            value if form is not None else inside.merge(value, eqn, "returned from a branch")
+            for value, form in zip(body(*operands), alike, strict=True)
+        ]
 
-        return run
+    platforms = eqn.params.get("branches_platforms")
+    results = walk.run.switch(index, list(map(plain, bodies)), platforms, operands)
+    return [
+        value if form is None else _from_all(value, form)
+        for value, form in zip(results, alike, strict=True)
+    ]
 
-    branches = [branch(jaxpr) for jaxpr in eqn.params["branches"]]
-    return walk.run.switch(index, branches, eqn.params.get("branches_platforms"), operands)
+
+def _alike(values: Sequence[Any]) -> Weight | None:
+    """The form that a result has in all branches, with the origins of each, if it is a weight."""
+    if not all(isinstance(value, Weight) for value in values):
+        return None
+    forms = [
+        (jax.tree.structure(v), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(v)])
+        for v in values
+    ]
+    if any(form != forms[0] for form in forms):
+        return None
+    terms = [
+        dataclasses.replace(each[0], origins=tuple(o for term in each for o in term.origins))
+        for each in zip(*(value.terms for value in values), strict=True)
+    ]
+    return values[0].replace(terms=tuple(terms))
 
 
-def _alike(walk: Walk, eqn: Any, inside: Walk, operands: Sequence[Any]) -> list[bool]:
-    """Which results are weights of one form in every branch: handed on by all of them."""
-    alike = []
-    for at in range(len(eqn.outvars)):
-        forms = set()
-        for branch in eqn.params["branches"]:
-            jaxpr, _ = _jax.open_jaxpr(branch)
-            out = jaxpr.outvars[at]
-            given = None
-            if not isinstance(out, _jax.Literal) and out in jaxpr.invars:
-                given = operands[jaxpr.invars.index(out)]
-            forms.add(jax.tree.structure(given) if isinstance(given, Weight) else None)
-        alike.append(len(forms) == 1 and None not in forms)
-    return alike
+def _from_all(value: Weight, form: Weight) -> Weight:
+    """A weight that came out of one of several branches, as one of all their leaves."""
+    pairs = zip(value.terms, form.terms, strict=True)
+    return value.replace(
+        terms=tuple(dataclasses.replace(term, origins=other.origins) for term, other in pairs)
+    )
+
+
+def _branch(inside: Walk, jaxpr: Any, *operands: Any) -> list[Any]:
+    return inside(jaxpr, list(operands))
+
+
+def _hands_out(jaxpr: Any, operands: Sequence[Any]) -> bool:
+    """Whether a weight may come out of a branch: by operations that only move it."""
+    jaxpr, _ = _jax.open_jaxpr(jaxpr)
+    weights = {var for var, v in zip(jaxpr.invars, operands, strict=True) if isinstance(v, Weight)}
+    for eqn in jaxpr.eqns:
+        read = [var for var in eqn.invars if isinstance(var, _jax.Var)]
+        moves = eqn.primitive.name in RULES and eqn.primitive.name not in PRODUCTS
+        if moves and not weights.isdisjoint(read):
+            weights.update(eqn.outvars)
+    return not weights.isdisjoint(v for v in jaxpr.outvars if isinstance(v, _jax.Var))
 
 
 def _is_stored(value: Any) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jlora._lift._movement import Movement, unmoved, without
 from jlora._lift._walk import Walk, rule
 from jlora._lift._watched import is_rows
-from jlora._lift._weight import Decline, Term, Weight, refuse_gain, relabel
-from jlora._lowrank import RANK, Factor
+from jlora._lift._weight import Decline, Term, Weight, relabel
+from jlora._lowrank import RANK, Factor, along
 
 Ranges = dict[int, tuple[int, int, int]]  # from a dimension to start, limit and stride
 
@@ -152,11 +154,6 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
     movement = Movement(tuple(sources), parted=frozenset([at]), chosen=frozenset([at]))
     mode = eqn.params["mode"]
     fills = mode == lax.GatherScatterMode.FILL_OR_DROP
-    fill = eqn.params["fill_value"]
-    if fills and not (fill is None or fill == 0 or fill != fill):
-        # Any other filling than zero and NaN would be multiplied. (NaN, as flax.linen.Embed fills
-        # rows that are not there, makes the gradient of the magnitudes NaN too: it says so.)
-        refuse_gain(value)
 
     def index() -> Any:
         return lax.slice_in_dim(indices, column, column + 1, axis=indices.ndim - 1)
@@ -185,11 +182,23 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
     if fills and value.terms:
         start = lax.squeeze(index(), (indices.ndim - 1,))
         inside = Factor((start >= 0) & (start < value.shape[at]), tuple(index_dims))
+        if value.gain is not None:
+            return [_filled_rows(walk, eqn, _chosen(moved, value, movement, _ONE_SIDED), inside)]
         moved = moved.map_terms(lambda term: _only_present(term, inside))
-    return [_chosen(moved, value, movement, sides=_ONE_SIDED)]
+    return [_chosen(moved, value, movement, _ONE_SIDED)]
 
 
 _ONE_SIDED = ((True, False), (False, True))  # a table may be read by its rows as by its columns
+
+
+def _filled_rows(walk: Walk, eqn: Any, rows: Weight, inside: Factor) -> jax.Array:
+    """Rows with magnitudes, which no filled row may reach: neither its value nor a gradient."""
+    if not rows.rows:
+        raise Decline("a gather that fills, of a weight with magnitudes")
+    present, filled = along(inside, range(rows.ndim)), rows.w
+    rows = rows.replace(w=jnp.where(present, filled, jnp.zeros((), filled.dtype)))
+    merged = walk.merge(rows, eqn, "")
+    return jnp.where(present, merged, lax.stop_gradient(filled).astype(merged.dtype))
 
 
 def _only_present(term: Term, inside: Factor) -> Term:
@@ -215,7 +224,7 @@ def _chosen(
     after: Weight,
     before: Weight,
     movement: Movement,
-    sides: tuple[tuple[bool, bool], ...] = ((True, False),),
+    sides: Sequence[tuple[bool, bool]] = ((True, False),),
 ) -> Weight:
     """The moved value: rows, if they were chosen along a dimension that A has alone."""
     looked_up = any(term.covers(dim) in sides for term in before.terms for dim in movement.parted)

@@ -19,7 +19,7 @@ def stack(walk: Walk, eqn: Any, *parts: Any) -> list[Any]:
     """Weights along a new dimension: as if each had it with size 1 and they were concatenated."""
     dim = eqn.params["axis"]
     movement = with_new(dim, len(eqn.outvars[0].aval.shape) - 1)
-    w = walk.run.join(eqn, bases(parts), movement, None)
+    w = walk.run.join(eqn, bases(parts), [movement] * len(parts), None)
 
     def widened(part: Any) -> Any:
         if not isinstance(part, Weight):
@@ -33,8 +33,8 @@ def stack(walk: Walk, eqn: Any, *parts: Any) -> list[Any]:
 @rule("concatenate", reads=("dimension",))
 def concatenate(walk: Walk, eqn: Any, *parts: Any) -> list[Any]:
     """Weights side by side along a dimension that they have."""
-    dim = eqn.params["dimension"]
-    w = walk.run.join(eqn, bases(parts), unmoved(len(eqn.outvars[0].aval.shape)), None)
+    dim, w_shape = eqn.params["dimension"], eqn.outvars[0].aval.shape
+    w = walk.run.join(eqn, bases(parts), [unmoved(len(w_shape))] * len(parts), None)
     return [_side_by_side(w, list(parts), dim, [part.shape[dim] for part in parts])]
 
 

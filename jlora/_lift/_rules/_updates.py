@@ -9,10 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jlora._lift._movement import unmoved
+from jlora._lift._movement import unmoved, with_new
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import Decline, Term, Weight, bases, put_together, refuse_gain
-from jlora._lowrank import RANK, Factor
+from jlora._lift._weight import Decline, Term, Weight, bases, put_together, refuse_gain, relabel
+from jlora._lowrank import RANK, Factor, spread
 
 # Writes a part into an array along one of its axes.
 Write = Callable[[Any, Any, int], Any]
@@ -30,7 +30,8 @@ def dynamic_update_slice(walk: Walk, eqn: Any, value: Any, part: Any, *starts: A
     def write(array: Any, part: Any, axis: int) -> Any:
         return lax.dynamic_update_slice_in_dim(array, part, starts[dim], axis)
 
-    w = walk.run.join(eqn, [*bases((value, part)), *starts], unmoved(value.ndim), None)
+    operands = [*bases((value, part)), *starts]
+    w = walk.run.join(eqn, operands, [unmoved(value.ndim)] * len(operands), None)
     return [_updated(w, value, part, dim, part.shape[dim], write)]
 
 
@@ -63,37 +64,55 @@ def scatter(walk: Walk, eqn: Any, value: Any, indices: Any, part: Any) -> list[A
         where = (slice(None),) * axis + (indices,)
         return array.at[where].set(part, mode=mode, wrap_negative_indices=False)
 
+    movements = [unmoved(value.ndim)] * 3
+    if inserted:
+        movements[2] = with_new(dim, value.ndim - 1)
+    w = walk.run.join(eqn, bases((value, indices, part)), movements, None)
     if isinstance(part, Weight) and inserted:  # the dimension with size 1
-        new = {old: old + (old >= dim) for old in range(part.ndim)}
-        w = walk.run.join(eqn, [value.base if isinstance(value, Weight) else value, indices,
-                                part.base], unmoved(value.ndim), None)  # fmt: skip
-        part = part.map_terms(lambda term: _relabelled(term, new))
-    else:
-        w = walk.run.join(eqn, bases((value, indices, part)), unmoved(value.ndim), None)
+        part = part.moved(part.w, movements[2], lambda f: relabel(f, movements[2].new))
     return [_updated(w, value, part, dim, 1, write)]
-
-
-def _relabelled(term: Term, new: dict[int, int]) -> Term:
-    def one(factor: Factor) -> Factor:
-        return Factor(factor.array, tuple(d if d == RANK else new[d] for d in factor.dims))
-
-    return term.map(one, [(new[dim], *rest) for dim, *rest in term.window])
 
 
 def _updated(w: Any, value: Any, part: Any, dim: int, size: int, write: Write) -> Weight:
     """The old terms without what was written over, and the new ones at its place."""
-    refuse_gain(value, part)
     weights = [each for each in (value, part) if isinstance(each, Weight)]
     if any(each.rows for each in weights):
         raise Decline("rows are written")  # activations from here on
     shape = w.shape
-    terms: list[Term] = []
-    for term in value.terms if isinstance(value, Weight) else ():
-        terms.append(_cleared(term.filled([dim], shape), dim, size, shape, write))
-    for term in part.terms if isinstance(part, Weight) else ():
-        terms.append(_placed(term.filled([dim], (*shape[:dim], size, *shape[dim + 1 :])), dim, size,
-                             shape, write))  # fmt: skip
-    return put_together(w, terms)
+    part_shape = (*shape[:dim], size, *shape[dim + 1 :])
+    old = value.terms if isinstance(value, Weight) else ()
+    new = part.terms if isinstance(part, Weight) else ()
+    terms = [
+        *(_cleared(term.filled([dim], shape), dim, size, shape, write) for term in old),
+        *(_placed(term.filled([dim], part_shape), dim, size, shape, write) for term in new),
+    ]
+    return put_together(w, terms, _gain(value, part, dim, size, shape, write))
+
+
+def _gain(
+    value: Any, part: Any, dim: int, size: int, shape: tuple[int, ...], write: Write
+) -> Factor | None:
+    """The magnitudes of what is there afterwards; 1 where there are none."""
+    gains = [each.gain if isinstance(each, Weight) else None for each in (value, part)]
+    dims = {d for gain in gains if gain is not None for d in gain.dims} - {RANK}
+    if not any(gain is not None for gain in gains):
+        return None
+    for each in (value, part):
+        if isinstance(each, Weight) and any(term.covers(dim) not in _STACK for term in each.terms):
+            refuse_gain(value, part)
+    order = sorted(dims | {dim})
+    sizes = [tuple(n if d == dim else shape[d] for d in order) for n in (shape[dim], size)]
+    arrays = [
+        jnp.ones(each, jnp.float32)
+        if gain is None
+        else jnp.broadcast_to(spread(gain, order).astype(jnp.float32), each)
+        for gain, each in zip(gains, sizes, strict=True)
+    ]
+    whole, new = arrays
+    return Factor(write(whole, new, order.index(dim))[..., None], (*order, RANK))
+
+
+_STACK = ((True, True), (False, False))
 
 
 def _cleared(term: Term, dim: int, size: int, shape: tuple[int, ...], write: Write) -> Term:
