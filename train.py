@@ -259,9 +259,10 @@ def start(
     print(f"start     reading {STARTS_FROM_DATA_READ} batches for {settings.init} ...", flush=True)
     few = [batches(step) for step in range(STARTS_FROM_DATA_READ)]
     if settings.init == "eva":
-        lora, config = jlora.eva(loss, frozen, lora, few, config, key)
+        frozen, lora, config = jlora.eva(loss, frozen, lora, few, config, key)
     else:
-        frozen, lora = jlora.lora_ga(lambda *args: loss(*args)[0], frozen, lora, few, key)
+        summed = lambda *args: loss(*args)[0]  # noqa: E731
+        frozen, lora, config = jlora.lora_ga(summed, frozen, lora, few, config, key)
     return config, frozen, lora
 
 

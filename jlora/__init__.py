@@ -4,6 +4,10 @@
 ``tx = optimizer(optax.adamw(1e-4))``; ``params = merge(frozen, lora)``.
 """
 
+import importlib as _importlib
+from importlib import metadata as _metadata
+from typing import TYPE_CHECKING
+
 from jlora._config import LoraConfig as LoraConfig
 from jlora._from_data import eva as eva
 from jlora._from_data import lora_ga as lora_ga
@@ -20,9 +24,9 @@ from jlora._merge import unmerge as unmerge
 from jlora._methods import BiasDelta as BiasDelta
 from jlora._methods import DoraWeight as DoraWeight
 from jlora._methods import LoraWeight as LoraWeight
-from jlora._methods import Node as Node
 from jlora._methods import TokenRows as TokenRows
 from jlora._methods import WholeWeight as WholeWeight
+from jlora._node import Node as Node
 from jlora._optim import decay_mask as decay_mask
 from jlora._optim import labels as labels
 from jlora._optim import lora_plus as lora_plus
@@ -34,4 +38,26 @@ from jlora._split import split as split
 from jlora._summary import Summary as Summary
 from jlora._summary import summary as summary
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from jlora import checkpoint as checkpoint
+    from jlora import compiled as compiled
+    from jlora import data as data
+    from jlora import extend as extend
+    from jlora import models as models
+    from jlora import peft as peft
+
+    __version__: str
+
+_MODULES = ("checkpoint", "compiled", "data", "extend", "models", "peft")  # loaded on first use
+
+
+def __getattr__(name: str):
+    if name == "__version__":
+        return _metadata.version("jlora")
+    if name in _MODULES:
+        return _importlib.import_module(f"jlora.{name}")
+    raise AttributeError(f"module 'jlora' has no attribute {name!r}")
+
+
+def __dir__():
+    return [*globals(), *_MODULES, "__version__"]

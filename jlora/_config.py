@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -10,8 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jlora import _starts
-from jlora._methods import METHODS
+from jlora import _methods, _registry, _starts  # noqa: F401 - the methods register themselves
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "adapted", "all", "lora")
@@ -38,7 +38,9 @@ class LoraConfig:
             dimension, or by the first number in an unstacked leaf's path.
         rank_pattern: other ranks, by pattern; for a stacked leaf also one for each layer.
         alpha_pattern: other alphas, in the same form. The first pattern found in a path holds.
-        method: ``"lora"``, or ``"dora"`` (Liu et al. 2024, arXiv 2402.09353).
+        method: ``"lora"``, ``"dora"`` (Liu et al. 2024, arXiv 2402.09353), or a registered class of
+            your own, or its name (`jlora.extend.Method`). The name is what is kept.
+        options: the method's own settings, by name.
         init: how A and B start: ``"kaiming"``, ``"gaussian"``, ``"orthogonal"``, ``"pissa"``,
             ``"pissa_niter_N"`` or ``"olora"``; the last three move weight into the adapter.
         dropout: the share of A's inputs to leave out in calls with a ``dropout_key``.
@@ -65,7 +67,8 @@ class LoraConfig:
     layers: tuple[int, ...] | None = None
     rank_pattern: Mapping[str, Ranks] = dataclasses.field(default_factory=dict)
     alpha_pattern: Mapping[str, float | tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    method: str = "lora"
+    method: str | type = "lora"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     init: str = "kaiming"
     dropout: float = 0.0
     bias: str = "none"
@@ -76,7 +79,12 @@ class LoraConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):  # lists, as JSON gives them back
             object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
-        problems = list(_problems(self))
+        problems: list[str] = []
+        try:
+            object.__setattr__(self, "method", _registry.kind_of(self.method))
+        except ValueError as error:
+            problems.append(str(error))
+        problems += _problems(self)
         if problems:
             raise ValueError("LoraConfig: " + "; ".join(problems))
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
@@ -85,6 +93,17 @@ class LoraConfig:
         """Of all that can be hashed: two that are equal have the same."""
         fields = (getattr(self, field.name) for field in dataclasses.fields(self))
         return hash(tuple(tuple(v.items()) if isinstance(v, Mapping) else v for v in fields))
+
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """The method's options, those that were not given with their defaults."""
+        return {**_registry.node_class(str(self.method)).options, **self.options}  # type: ignore
+
+    @property
+    def all_ranks(self) -> list[int]:
+        """Every rank that a leaf may get."""
+        ranks = [self.rank, *self.rank_pattern.values()]
+        return [max(each) if isinstance(each, tuple) else each for each in ranks if each]
 
     def ranks_for(self, path: str) -> Ranks:
         """The rank of one leaf, or of each layer of it."""
@@ -161,16 +180,10 @@ def _problems(config: LoraConfig):
             yield f"tokens of {pattern!r} are {tokens!r}: expected different numbers from 0 on"
     if not isinstance(config.dropout, (int, float)) or not 0 <= config.dropout < 1:
         yield f"dropout is {config.dropout!r}: expected a number from 0 to below 1"
-    for field, choices in (("method", tuple(METHODS)), ("bias", BIASES)):
-        if getattr(config, field) not in choices:
-            yield f"{field} is {getattr(config, field)!r}: expected {' or '.join(choices)}"
-    try:
-        start = _starts.find(config.init)
-    except ValueError as error:
-        yield str(error)
-    else:
-        if start.even_rank and (odd := [rank for rank in _all_ranks(config) if rank % 2]):
-            yield f"init is {config.init!r}: expected an even rank, got {odd[0]}"
+    if config.bias not in BIASES:
+        yield f"bias is {config.bias!r}: expected {' or '.join(BIASES)}"
+    yield from _problems_of_options(config.options)
+    yield from _problems_of_method(config)
     try:
         floating = jnp.issubdtype(jnp.dtype(config.dtype), jnp.floating)
     except TypeError:
@@ -179,10 +192,32 @@ def _problems(config: LoraConfig):
         yield f"dtype is {config.dtype!r}: expected a float type such as 'float32'"
 
 
-def _all_ranks(config: LoraConfig) -> list[int]:
-    """Every rank that a leaf may get."""
-    ranks = [config.rank, *config.rank_pattern.values()]
-    return [max(each) if isinstance(each, tuple) else each for each in ranks if each]
+def _problems_of_options(options: Mapping[str, Any]):
+    try:
+        json.dumps(options)
+    except (TypeError, ValueError):
+        yield f"options are {options!r}: expected what JSON can hold"
+
+
+def _problems_of_method(config: LoraConfig):
+    """What is wrong with the method and its options."""
+    known = _registry.methods()
+    if config.method not in known:
+        if isinstance(config.method, str):
+            yield (
+                f"method is {config.method!r}: expected {' or '.join(known)}, or a class that "
+                "@jlora.extend.register has named"
+            )
+        return
+    method: Any = _registry.node_class(str(config.method))
+    if unknown := config.options.keys() - method.options.keys():
+        names = ", ".join(method.options) or "none"
+        yield (
+            f"options of {config.method!r} has {', '.join(sorted(unknown))}: it has the options "
+            f"{names}"
+        )
+        return
+    yield from method.problems(config)
 
 
 def _is_count(value: Any, least: int = 1) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora._lowrank import Factor, spread
+from jlora._lowrank import Factor, along
 
 
 class InputFilter(abc.ABC):
@@ -46,7 +46,7 @@ class Dropout(InputFilter):
     rate: Factor  # float32, over no dimension; over one, where weights were stacked along it
 
     def __call__(self, x: jax.Array, dims: tuple[int | None, ...]) -> jax.Array:
-        kept = 1 - spread(self.rate, [-2 if dim is None else dim for dim in dims])
+        kept = 1 - along(self.rate, dims)
         mask = jax.random.bernoulli(self.key, kept, x.shape)
         return jnp.where(mask, x / kept.astype(x.dtype), jnp.zeros((), x.dtype))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,23 +37,24 @@ class Axes:
             raise ValueError(f"{self}: a low-rank delta needs an input and an output dimension")
 
 
+RANK = -1  # the rank's place among a factor's dimensions
+
+Dims = tuple[int, ...]  # for each axis of an array: the weight's dimension, or RANK
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Factor:
     """An array that covers some dimensions of a weight, and the rank; a scaling may do neither."""
 
     array: jax.Array
-    # for each axis of the array: the weight's dimension, or RANK
-    dims: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-
-
-RANK = -1
+    dims: Dims = dataclasses.field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """``scaling * A B``, not formed.
+    """``gain * scaling * A B``, not formed.
 
     The scaling stays beside its factors until they are used: scaled in advance, a second B would
     lie there for as long as the first.
@@ -63,16 +64,28 @@ class Product:
     b: Factor
     # float32: one for all, or over stack dimensions and the rank; None: 1
     scaling: Factor | None = None
+    # what each entry of the product is multiplied by, along some dimensions; None: 1
+    gain: Factor | None = None
 
     @property
     def scaled_b(self) -> Factor:
         """``scaling * B``, in float32 or wider."""
         b = self.b.array.astype(wide(self.b.array.dtype))
-        return Factor(scaled(b, self.b.dims, self.scaling), self.b.dims)
+        return Factor(*scaled(b, self.b.dims, self.scaling))
 
     def delta(self, ndim: int) -> jax.Array:
         """The array itself, its dimensions in the weight's order (absent ones have size 1)."""
-        return multiply(self.a, self.scaled_b, ndim=ndim)
+        delta = multiply(self.a, self.scaled_b, ndim=ndim)
+        return delta if self.gain is None else delta * along(self.gain, range(ndim))
+
+    def two_factors(self) -> Product:
+        """The same without a gain of its own, which one of the factors takes."""
+        if self.gain is None:
+            return self
+        in_a = set(self.gain.dims) <= set(self.a.dims)
+        name, factor = ("a", self.a) if in_a else ("b", self.b)
+        scaled_factor = Factor(*scaled(factor.array, factor.dims, self.gain))
+        return dataclasses.replace(self, gain=None, **{name: scaled_factor})
 
 
 @jax.tree_util.register_dataclass
@@ -81,8 +94,7 @@ class Factored:
     """``gain * (W + the sum of the products)``: what stands for a weight W without being formed."""
 
     products: tuple[Product, ...]
-    # what each entry along some dimensions is multiplied by; its rank axis has size 1
-    gain: Factor | None = None
+    gain: Factor | None = None  # what each entry along some dimensions is multiplied by; None: 1
 
     def merged(self, weight: jax.Array) -> jax.Array:
         """The plain array in the weight's dtype, computed in float32 or wider and cast once."""
@@ -90,12 +102,53 @@ class Factored:
         return add_deltas(weight, deltas, self.gain)
 
 
-def scaled(array: jax.Array, dims: Sequence[int | None], scaling: Factor | None) -> jax.Array:
-    """An array over ``dims`` times the scaling; a bfloat16 one would round the scaling."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Elementwise:
+    """``form(W, *products)``, entry by entry: what stands for W and is formed at each use.
+
+    For methods whose delta has no low rank. The array is made where a product needs it, of the part
+    of W that is there (one layer of a stack), and again for the gradient; lookups choose rows of W,
+    A and B first.
+    """
+
+    products: tuple[Product, ...]
+    # (w, *deltas) -> the array: float32 or wider, the deltas of w's shape or size 1; a function
+    # that is the same object at each call
+    form: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
+    why: str = dataclasses.field(default="as its method says", metadata={"static": True})
+
+    def merged(self, weight: jax.Array) -> jax.Array:
+        """The plain array in the weight's dtype, computed in float32 or wider and cast once."""
+        deltas = [product.delta(weight.ndim) for product in self.products]
+        return form_elementwise(self.form, weight, deltas)
+
+
+def form_elementwise(
+    form: Callable[..., jax.Array], weight: jax.Array, deltas: Sequence[jax.Array]
+) -> jax.Array:
+    """``form(weight, *deltas)`` in float32 or wider, cast once to the weight's dtype."""
+    dtype = functools.reduce(jnp.promote_types, (d.dtype for d in deltas), wide(weight.dtype))
+    result = form(weight.astype(dtype), *(delta.astype(dtype) for delta in deltas))
+    return jnp.broadcast_to(result, weight.shape).astype(weight.dtype)
+
+
+def scaled(
+    array: jax.Array, dims: tuple[Any, ...], scaling: Factor | None
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """An array over ``dims`` times the scaling, and its dimensions, to which the scaling's come.
+
+    In the array's dtype; a bfloat16 scaling would be rounded.
+    """
     if scaling is None:
-        return array
-    by = _placement.like(along(scaling, dims), array) if scaling.dims else scaling.array
-    return (array.astype(wide(array.dtype)) * by).astype(array.dtype)
+        return array, dims
+    more = tuple(dim for dim in scaling.dims if dim not in dims)
+    array = jnp.expand_dims(array, tuple(range(len(more))))
+    dims = (*more, *dims)
+    by = along(scaling, dims)
+    if not more:
+        by = _placement.like(by, array) if scaling.dims else scaling.array
+    return (array.astype(wide(array.dtype)) * by).astype(array.dtype), dims
 
 
 def multiply(a: Factor, b: Factor, *, ndim: int) -> jax.Array:
@@ -133,20 +186,20 @@ def add_deltas(weight: jax.Array, deltas: Sequence[jax.Array], gain: Factor | No
         delta = functools.reduce(jnp.add, (delta.astype(dtype) for delta in deltas))
         total = _add_exactly(total, jnp.broadcast_to(delta, weight.shape))
     if gain is not None:
-        total = total * spread(gain, range(weight.ndim)).astype(dtype)
+        total = total * along(gain, range(weight.ndim)).astype(dtype)
     return total.astype(weight.dtype)
 
 
-def spread(factor: Factor, dims: Sequence[int]) -> jax.Array:
-    """A gain as an array over ``dims`` in their order, of size 1 where it does not vary."""
-    return along(factor, (*dims, RANK)).squeeze(-1)
-
-
 def along(factor: Factor, dims: Sequence[int | None]) -> jax.Array:
-    """The factor's array over ``dims`` in their order, of size 1 where it has no such dimension."""
-    order = [factor.dims.index(dim) for dim in dims if dim in factor.dims]
-    array = jnp.transpose(factor.array, order)
-    return jnp.expand_dims(array, [at for at, dim in enumerate(dims) if dim not in factor.dims])
+    """The factor's array over ``dims`` in their order, of size 1 where it has no such dimension.
+
+    None stands for a dimension that no factor has; of its own the factor may have others of size 1.
+    """
+    gone = tuple(axis for axis, dim in enumerate(factor.dims) if dim not in dims)
+    array = jnp.squeeze(factor.array, gone)
+    have = [dim for dim in factor.dims if dim in dims]
+    array = jnp.transpose(array, [have.index(dim) for dim in dims if dim in have])
+    return jnp.expand_dims(array, [at for at, dim in enumerate(dims) if dim not in have])
 
 
 @jax.custom_jvp
@@ -180,7 +233,7 @@ def squared_sums(
     dims, kept = list(range(weight.ndim)), [d for d in range(weight.ndim) if d not in over]
     rank, other = weight.ndim, weight.ndim + 1  # labels
     pairs: list[tuple[Factor, Factor]] = []  # with and without what is summed over
-    for product in products:
+    for product in (product.two_factors() for product in products):
         for inner, outer in ((product.a, product.scaled_b), (product.scaled_b, product.a)):
             if set(over) <= set(inner.dims) and not set(over) & set(outer.dims):
                 pairs.append((inner, outer))

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from jlora import _paths
-from jlora._methods import Node
-
-Lora = dict[str, Node]
+from jlora._frozen_leaf import plain
+from jlora._lora_dict import check, shared_of
+from jlora._node import Node
 
 
 def merge(frozen: Any, lora: Mapping[str, Node]) -> Any:
@@ -25,7 +23,11 @@ def merge(frozen: Any, lora: Mapping[str, Node]) -> Any:
         ValueError: when ``lora`` names a leaf that ``frozen`` has not, or one of another shape.
     """
     leaves, structure = check(frozen, lora)
-    new = [lora[path].merged(leaf) if path in lora else leaf for path, leaf in leaves.items()]
+    shared = shared_of(lora)
+    new = [
+        lora[path].merged(plain(leaf), shared) if path in lora else leaf
+        for path, leaf in leaves.items()
+    ]
     return jax.tree.unflatten(structure, new)
 
 
@@ -40,32 +42,12 @@ def unmerge(params: Any, lora: Mapping[str, Node]) -> Any:
             (DoRA, leaves that trained whole): each such leaf is named.
     """
     leaves, structure = check(params, lora)
-    new, problems = [], []
+    shared, new, problems = shared_of(lora), [], []
     for path, leaf in leaves.items():
         try:
-            new.append(lora[path].unmerged(leaf) if path in lora else leaf)
+            new.append(lora[path].unmerged(plain(leaf), shared) if path in lora else leaf)
         except ValueError as error:
             problems.append(f"{path}: {error}")
     if problems:
         raise ValueError("\n  ".join(("this adapter can't be unmerged:", *problems)))
     return jax.tree.unflatten(structure, new)
-
-
-def check(tree: Any, lora: Mapping[str, Node]) -> tuple[dict[str, Any], Any]:
-    """The flattened tree, once every node of ``lora`` is known to fit its leaf.
-
-    Raises:
-        ValueError: naming every node that fits no leaf, with both shapes.
-    """
-    leaves, structure = _paths.flatten(tree)
-    problems = []
-    for path, node in lora.items():
-        if not isinstance(node, Node):
-            problems.append(f"{path}: expected a LoraWeight, got {type(node).__name__}")
-        elif path not in leaves:
-            problems.append(f"{path}: no such leaf. {_paths.nearest(path, leaves, 3)}")
-        elif problem := node.misfit(np.shape(leaves[path])):
-            problems.append(f"{path}: {problem}")
-    if problems:
-        raise ValueError("the adapter does not fit the parameters:\n  " + "\n  ".join(problems))
-    return leaves, structure

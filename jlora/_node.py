@@ -4,41 +4,50 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jlora._input_filter import InputFilter
-from jlora._lowrank import Factored
+from jlora._lowrank import RANK, Dims, Elementwise, Factored
 
-Dims = tuple[int | None, ...]  # for each axis of an array: the weight's dimension, if it is one
+if TYPE_CHECKING:
+    from jlora._peft_form import PeftForm
+
+Shared = Mapping[str, jax.Array]  # from the names after ``shared/`` to arrays
 
 
 class Node(abc.ABC):
-    """The trainable data of one leaf, as a registered dataclass pytree.
+    """The data of one leaf, as a registered dataclass pytree.
 
-    A method is one file with one node class. `jlora.lift`, `jlora.merge`, the optimizer, shardings
-    and files know nothing of it beyond what stands here.
+    A method is one file with one such class. `jlora.lift`, `jlora.merge`, the optimizer, shardings
+    and files know nothing of it beyond what stands here: what a caller must know, the node says.
     """
 
-    trainable: ClassVar[tuple[str, ...]]  # the fields that train
-    decayed: ClassVar[tuple[str, ...]]  # those of them that weight decay is meant for
+    kind: ClassVar[str]  # the name that it is registered under, and known by in files
+    trainable: ClassVar[tuple[str, ...]] = ()  # the fields that train
+    decayed: ClassVar[tuple[str, ...]] = ()  # those of them that weight decay is meant for
+    targeted: ClassVar[bool] = False  # made for the leaves that `LoraConfig.targets` finds
+    # the fields that are an A and a B of its own, which starts from data may set anew
+    factors: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def dimensions(self) -> dict[str, Dims]:
-        """Which dimensions of the weight each array field has, in the field's order."""
+        """For each array field the weight's dimensions that its axes are, or RANK for any other."""
 
     @abc.abstractmethod
-    def adapt(self, weight: Any) -> Factored | jax.Array:
-        """What computes in the weight's place: something factored, or a whole array."""
+    def adapt(self, weight: Any, shared: Shared) -> Factored | Elementwise | jax.Array:
+        """What computes in the weight's place: something of low rank, or a whole array."""
 
     def input_filter(self, key: jax.Array | None) -> InputFilter | None:
         """What stands between an activation and A in a call with this ``dropout_key``."""
         return None
 
     @abc.abstractmethod
-    def unmerged(self, weight: jax.Array) -> jax.Array:
+    def unmerged(self, weight: jax.Array, shared: Shared) -> jax.Array:
         """The frozen weight back from a merged one.
 
         Raises:
@@ -46,14 +55,14 @@ class Node(abc.ABC):
         """
 
     @property
-    @abc.abstractmethod
     def rank(self) -> int:
         """The rank of the delta; 0 where it has none."""
+        return 0
 
-    def merged(self, weight: jax.Array) -> jax.Array:
+    def merged(self, weight: jax.Array, shared: Shared = MappingProxyType({})) -> jax.Array:
         """The plain weight for inference, in its own dtype."""
-        result = self.adapt(weight)
-        return result.merged(weight) if isinstance(result, Factored) else result
+        result = self.adapt(weight, shared)
+        return result.merged(weight) if isinstance(result, (Factored, Elementwise)) else result
 
     def part(self, dim: int, at: int) -> Node:
         """The node of the weight's slice ``at:at + 1`` along ``dim``, such as a layer of a stack.
@@ -74,11 +83,11 @@ class Node(abc.ABC):
         sizes: dict[int, int] = {}
         for name, dims in self.dimensions().items():
             for dim, size in zip(dims, getattr(self, name).shape, strict=False):
-                if dim is not None:
+                if dim != RANK:
                     sizes[dim] = size
         return tuple(sizes[dim] for dim in sorted(sizes))
 
-    def misfit(self, shape: tuple[int, ...]) -> str | None:
+    def misfit(self, shape: tuple[int, ...], shared: Shared = MappingProxyType({})) -> str | None:
         """Why this node can't adapt a leaf of ``shape``, or None."""
         for name, dims in self.dimensions().items():
             if (have := jnp.ndim(getattr(self, name))) != len(dims):
@@ -88,4 +97,16 @@ class Node(abc.ABC):
                 )
         if self.shape != shape:
             return f"the adapter is for shape {self.shape}, the leaf has {shape}"
+        return None
+
+    def since(self, start: Node) -> Node:
+        """What was learned since ``start``, this node at its start, as a delta of its own.
+
+        For starts that took weight out of the frozen tree. Unless the class says otherwise, the
+        node itself: its start took none.
+        """
+        return self
+
+    def peft_form(self) -> PeftForm | None:
+        """What it is in an adapter of the PEFT format; None where that has nothing like it."""
         return None

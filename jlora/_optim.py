@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from jlora._methods import Node
+from jlora._node import Node
 
 TRAIN, FREEZE = "train", "freeze"
 

@@ -10,14 +10,32 @@ from typing import Any
 
 import jax
 
+from jlora._frozen_leaf import is_frozen_leaf
+
 
 def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
     """The leaves of a tree by their paths (``layers/attn/q_proj/kernel``), and its structure.
 
+    A frozen leaf that is no array is one leaf.
+
     Raises:
         ValueError: when two leaves have the same path, as ``{"a": {"b": ...}, "a/b": ...}``.
     """
-    pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
+    return _by_path(jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_frozen_leaf))
+
+
+def arrays(tree: Any) -> tuple[dict[str, Any], Any]:
+    """The arrays of a tree by their paths, also those in frozen leaves, and its structure."""
+    return _by_path(jax.tree_util.tree_flatten_with_path(tree))
+
+
+def count(tree: Any) -> int:
+    """How many leaves `flatten` finds."""
+    return len(jax.tree.leaves(tree, is_leaf=is_frozen_leaf))
+
+
+def _by_path(flat: tuple[list[tuple[Any, Any]], Any]) -> tuple[dict[str, Any], Any]:
+    pairs, structure = flat
     leaves: dict[str, Any] = {}
     for path, leaf in pairs:
         name = jax.tree_util.keystr(path, simple=True, separator="/")

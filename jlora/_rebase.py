@@ -6,11 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
 from jlora._config import LoraConfig
-from jlora._merge import Lora
-from jlora._methods import LoraWeight, Node
+from jlora._lora_dict import Lora
+from jlora._node import Node
 
 
 def rebase(
@@ -39,7 +37,7 @@ def rebase(
         raise ValueError(
             f"lora and start are not one adapter, later and at its start: {', '.join(problems)}"
         )
-    wider = {path: _doubled(node, start[path]) for path, node in lora.items()}
+    wider = {path: node.since(start[path]) for path, node in lora.items()}
     growth = 2**0.5 if config.rslora else 2.0
     return wider, dataclasses.replace(
         config,
@@ -65,20 +63,4 @@ def _alike(one: Node | None, other: Node | None) -> bool:
         and (
             (one.shape, one.rank) == (other.shape, other.rank)  # type: ignore
         )
-    )
-
-
-def _doubled(node: Node, start: Node) -> Node:
-    """The difference of the two deltas as one; a node without A and B as it is."""
-    if not (isinstance(node, LoraWeight) and isinstance(start, LoraWeight)):
-        return node
-    stacks = len(node.axes.stack)
-    scaling = node.scaling
-    if jnp.ndim(scaling):
-        scaling = jnp.concatenate([scaling, scaling], axis=-1)
-    return dataclasses.replace(
-        node,
-        a=jnp.concatenate([node.a, start.a], axis=-1),
-        b=jnp.concatenate([node.b, -start.b], axis=stacks),
-        scaling=scaling,
     )

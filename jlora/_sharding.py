@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jlora import _paths
-from jlora._methods import Node
+from jlora._lora_dict import of_leaves
+from jlora._lowrank import RANK, Dims
+from jlora._node import Node
 
 
 def shardings(tree: Any, lora: Mapping[str, Node]) -> dict[str, Node]:
@@ -29,8 +32,8 @@ def shardings(tree: Any, lora: Mapping[str, Node]) -> dict[str, Node]:
         >>> lora = jax.device_put(lora, jlora.shardings(frozen, lora))
     """
     leaves, _ = _paths.flatten(tree)
-    placed, problems = {}, []
-    for path, node in lora.items():
+    placed, problems, mesh = {}, [], None
+    for path, node in of_leaves(lora).items():
         leaf = leaves.get(path)
         sharding = leaf if isinstance(leaf, NamedSharding) else getattr(leaf, "sharding", None)
         if not isinstance(sharding, NamedSharding):
@@ -38,16 +41,21 @@ def shardings(tree: Any, lora: Mapping[str, Node]) -> dict[str, Node]:
             problems.append(f"{path}: expected a NamedSharding, got {came}")
             continue
         placed[path] = _of_node(node, sharding)
+        mesh = sharding.mesh
     if problems:
         raise ValueError("no layout for the adapter:\n  " + "\n  ".join(problems))
-    return placed
+    if mesh is not None:  # what several leaves share is on every device
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        shared = {path: node for path, node in lora.items() if path not in placed}
+        placed |= jax.tree.map(lambda _: everywhere, shared)
+    return {path: placed[path] for path in lora}
 
 
 def _of_node(node: Node, sharding: NamedSharding) -> Node:
     spec = dict(enumerate(sharding.spec))
 
-    def along(dims: tuple[int | None, ...]) -> Any:
-        entries = (None if dim is None else spec.get(dim) for dim in dims)
+    def along(dims: Dims) -> Any:
+        entries = (None if dim == RANK else spec.get(dim) for dim in dims)
         return NamedSharding(sharding.mesh, PartitionSpec(*entries))
 
     return dataclasses.replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora import _paths, _starts, _targets
+from jlora import _paths, _targets
 from jlora._config import LoraConfig, Ranks
-from jlora._lowrank import Axes, matrix_shape, wide
-from jlora._merge import Lora
-from jlora._methods import METHODS, BiasDelta, LoraWeight, Node, TokenRows, WholeWeight
+from jlora._frozen_leaf import plain
+from jlora._lora_dict import Lora, shared_name
+from jlora._lowrank import Axes
+from jlora._method import Leaf, Method
+from jlora._methods import BiasDelta, TokenRows, WholeWeight
+from jlora._node import Node
+from jlora._registry import node_class
 
 
 def split(
@@ -50,34 +55,80 @@ def split(
     """
     leaves, structure = _paths.flatten(params)
     plan = _targets.plan(leaves, config, axes)
-    start, method = _starts.find(config.init), METHODS[config.method]
+    method = node_class(str(config.method))
+    assert issubclass(method, Method)
     lora: Lora = {}
+    moved = False  # weight went into the adapter
     for path, leaf in leaves.items():
         if path in plan.adapted:
-            its_axes, ranks = plan.adapted[path]
-            lora[path], leaves[path] = _adapted(
-                leaf if start.moves_weight or method.reads_weight else None,
-                _paths.key_for(key, path),
-                _scaling(config, path, ranks),
-                start=start,
-                shape=np.shape(leaf),
-                axes=its_axes,
-                rank=max(ranks) if isinstance(ranks, tuple) else ranks,
-                method=method,
-                dropout=jnp.float32(config.dropout) if config.dropout else None,
-                dtype=config.dtype,
-            )
-            leaves[path] = leaves[path] if start.moves_weight else leaf
+            start = leaf_of(path, leaf, key, config, *plan.adapted[path])
+            if method.reads_weight(config.init):
+                start = dataclasses.replace(start, weight=leaf)
+            lora[path], residual = _started(method, start)
+            if residual is not None:
+                leaves[path], moved = residual, True
         elif path in plan.biases:
             weight, ranks = plan.biases[path]
             lora[path] = BiasDelta.of(leaf, _layer_scaling(config, weight, ranks))
         elif path in plan.whole:
-            lora[path] = WholeWeight.of(leaf)
+            lora[path] = WholeWeight.of(plain(leaf))
         elif path in plan.rows:
             vocabulary, tokens = plan.rows[path]
             lora[path] = TokenRows.of(leaf, tokens, vocabulary)
-    frozen = jax.tree.unflatten(structure, leaves.values()) if start.moves_weight else params
-    return frozen, lora
+    adapted = [
+        leaf_of(path, leaves[path], key, config, *plan.adapted[path]) for path in plan.adapted
+    ]
+    for name, factor in method.shared(adapted, key).items():
+        lora[shared_name(name)] = factor
+    return jax.tree.unflatten(structure, leaves.values()) if moved else params, lora
+
+
+def leaf_of(
+    path: str, leaf: Any, key: jax.Array, config: LoraConfig, axes: Axes, ranks: Ranks
+) -> Leaf:
+    """What the method is told of a leaf; not its weight."""
+    rank = max(ranks) if isinstance(ranks, tuple) else ranks
+    scaling, shape = _scaling(config, path, ranks), np.shape(leaf)
+    if jnp.ndim(scaling):  # over further stack dimensions
+        stack = tuple(shape[dim] for dim in axes.stack)
+        scaling = jnp.expand_dims(scaling, tuple(range(1, len(stack))))
+        scaling = jnp.broadcast_to(scaling, (*stack, rank))
+    return Leaf(
+        path=path,
+        key=_paths.key_for(key, path),
+        shape=shape,
+        axes=axes,
+        rank=rank,
+        scaling=scaling,
+        dropout=jnp.float32(config.dropout) if config.dropout else None,
+        init=config.init,
+        dtype=config.dtype,
+        options=config.all_options,
+    )
+
+
+def _started(method: type[Method], leaf: Leaf) -> tuple[Node, Any]:
+    """The method's start, compiled once for all leaves that are alike."""
+    fixed = {name: getattr(leaf, name) for name in ("shape", "axes", "rank", "init", "dtype")}
+    options = tuple(leaf.options.items())
+    return _compiled(
+        leaf.key, leaf.scaling, leaf.dropout, leaf.weight, method=method, options=options, **fixed
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("method", "options", "shape", "axes", "rank", "init", "dtype")
+)
+def _compiled(
+    key: jax.Array, scaling: jax.Array, dropout: Any, weight: Any, *, method: type[Method],
+    options: Any, **fixed: Any,
+) -> tuple[Node, Any]:  # fmt: skip
+    leaf = Leaf(
+        path="", key=key, scaling=scaling, dropout=dropout, weight=plain(weight),
+        options=dict(options),
+        **fixed,
+    )  # fmt: skip
+    return method.start(leaf)
 
 
 def _scaling(config: LoraConfig, path: str, ranks: Ranks) -> jax.Array:
@@ -94,55 +145,3 @@ def _layer_scaling(config: LoraConfig, path: str, ranks: Ranks) -> jax.Array:
         return jnp.asarray(config.scaling_for(path, ranks), jnp.float32)
     each = [config.scaling_for(path, rank, layer) for layer, rank in enumerate(ranks)]
     return jnp.asarray(each, jnp.float32)
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("start", "shape", "axes", "rank", "method", "dtype"),
-)
-def _adapted(
-    weight: Any,
-    key: jax.Array,
-    scaling: jax.Array,
-    *,
-    start: _starts.Start,
-    shape: tuple[int, ...],
-    axes: Axes,
-    rank: int,
-    method: type[LoraWeight],
-    dropout: jax.Array | None,
-    dtype: str,
-) -> tuple[Node, Any]:
-    """A fresh node for one leaf, and the weight without what the start took into the adapter."""
-    stack, inputs, outputs = (
-        tuple(shape[dim] for dim in dims) for dims in (axes.stack, axes.inputs, axes.outputs)
-    )
-    if jnp.ndim(scaling):  # over further stack dimensions
-        scaling = jnp.expand_dims(scaling, tuple(range(1, len(stack))))
-        scaling = jnp.broadcast_to(scaling, (*stack, rank))
-    whole = jnp.broadcast_to(scaling, (*stack, rank))
-    matrices = None
-    if start.moves_weight:
-        moved = jnp.transpose(weight, (*axes.stack, *axes.inputs, *axes.outputs))
-        matrices = moved.reshape(*stack, *matrix_shape(shape, axes))
-        matrices = matrices.astype(wide(weight.dtype))
-    a, b = start(
-        _starts.Leaf(
-            key=key,
-            stack=stack,
-            inputs=matrix_shape(shape, axes)[0],
-            outputs=matrix_shape(shape, axes)[1],
-            rank=rank,
-            weight=matrices,
-            scaling=jnp.where(whole == 0, 1, whole),
-        )
-    )
-    node = LoraWeight(
-        a=a.reshape(*stack, *inputs, rank).astype(dtype),
-        b=b.reshape(*stack, rank, *outputs).astype(dtype),
-        scaling=scaling,
-        axes=axes,
-        dropout=dropout,
-    )
-    residual = node.taken_from(weight) if start.moves_weight else None
-    return method.of(node, weight), residual

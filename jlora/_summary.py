@@ -12,7 +12,8 @@ import numpy as np
 
 from jlora import _optim
 from jlora._lift import told_left_out
-from jlora._methods import Node
+from jlora._lora_dict import of_leaves
+from jlora._node import Node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ def summary(frozen: Any, lora: Mapping[str, Node], axes: Any = None) -> Summary:
         frozen=sum(_size(leaf) for leaf in frozen_leaves),
         trainable_bytes=sum(_bytes(leaf) for leaf in trained),
         frozen_bytes=sum(_bytes(leaf) for leaf in frozen_leaves),
-        leaves=len(lora),
+        leaves=len(of_leaves(lora)),
         rank=(min(ranks, default=0), max(ranks, default=0)),
         left_out={p: why for p, why in getattr(axes, "left_out", {}).items() if p not in lora},
     )

@@ -15,6 +15,7 @@ import numpy as np
 from jlora import _paths
 from jlora._config import ALL_LINEAR, LoraConfig, Ranks
 from jlora._lowrank import Axes, matrix_shape
+from jlora._registry import node_class
 
 BIAS_NAMES = ("bias", "b")  # as Flax, Equinox and Haiku call them
 
@@ -164,10 +165,14 @@ def _ranks(path: str, shape, axes: Axes, config: LoraConfig) -> tuple[Ranks, str
         ranks = tuple(r if layer in config.layers else 0 for layer, r in enumerate(each))
     highest = max(ranks) if isinstance(ranks, tuple) else ranks
     inputs, outputs = matrix_shape(shape, axes)
-    if highest > min(inputs, outputs):
+    if not inputs * outputs:
+        return 0, f"has shape {tuple(shape)}, and no entries: exclude it"
+    method: Any = node_class(str(config.method))
+    largest = method.largest_rank(inputs, outputs)
+    if largest is not None and highest > largest:
         return 0, (
             f"is a matrix of {inputs} x {outputs}: rank {highest} is larger than it. "
-            f"Expected at most {min(inputs, outputs)}"
+            f"Expected at most {largest}"
         )
     if isinstance(alphas, tuple) and layers is not None:  # scalings differ even so
         return ranks if isinstance(ranks, tuple) else (ranks,) * layers, None

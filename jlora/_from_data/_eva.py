@@ -14,8 +14,9 @@ from jlora._config import LoraConfig
 from jlora._from_data import _subspace
 from jlora._from_data._sketch import Sketch
 from jlora._lift import lift
-from jlora._merge import Lora
-from jlora._methods import LoraWeight, Node
+from jlora._lora_dict import Lora
+from jlora._methods import LoraWeight
+from jlora._node import Node
 
 
 def eva(
@@ -28,8 +29,8 @@ def eva(
     *,
     rho: float = 2.0,
     iterations: int = 2,
-) -> tuple[Lora, LoraConfig]:
-    """The adapter with A from the activations, and the ranks where they explain most.
+) -> tuple[Any, Lora, LoraConfig]:
+    """(frozen, lora, config) with A from the activations, and the ranks where they explain most.
 
     A holds the first right singular vectors of each weight's inputs over all batches; B stays zero,
     so the adapted function is the base function. The ranks of all leaves and layers together stay
@@ -48,6 +49,7 @@ def eva(
             0909.4061).
 
     Returns:
+        frozen: as it was.
         lora: with other ranks, by leaf and by layer of a stack; without leaves of rank 0.
         config: that says so, for `jlora.checkpoint.save`.
 
@@ -85,7 +87,7 @@ def eva(
     ranks = _share(nodes, {path: shares for path, (_, shares) in found.items()}, most)
     new = {p: _started(nodes[p], found[p][0], ranks[p]) for p in nodes if ranks[p].any()}
     kept = [path for path in lora if path in new or path not in nodes]
-    return {p: new.get(p, lora[p]) for p in kept}, _told(config, nodes, ranks)
+    return frozen, {p: new.get(p, lora[p]) for p in kept}, _with_ranks(config, nodes, ranks)
 
 
 def _total(results: Any) -> jax.Array:
@@ -134,7 +136,7 @@ def _started(node: LoraWeight, directions: jax.Array, ranks: np.ndarray) -> Lora
     )
 
 
-def _told(
+def _with_ranks(
     config: LoraConfig, nodes: Mapping[str, LoraWeight], ranks: Mapping[str, np.ndarray]
 ) -> LoraConfig:
     """The configuration with each leaf's ranks (the highest over further stacks) and alphas."""

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from jlora import _paths
+from jlora._config import LoraConfig
 from jlora._from_data import _subspace
 from jlora._lift import lift
-from jlora._merge import Lora
-from jlora._methods import LoraWeight, Node
+from jlora._lora_dict import Lora
+from jlora._methods import LoraWeight
+from jlora._node import Node
 
 
 def lora_ga(
@@ -21,12 +23,13 @@ def lora_ga(
     frozen: Any,
     lora: Mapping[str, Node],
     batches: Sequence[Any],
+    config: LoraConfig,
     key: jax.Array,
     *,
     gamma: float = 16.0,
     iterations: int = 2,
-) -> tuple[Any, Lora]:
-    """(frozen, lora) with A and B from the singular vectors of the loss's gradient.
+) -> tuple[Any, Lora, LoraConfig]:
+    """(frozen, lora, config) with A and B from the singular vectors of the loss's gradient.
 
     With the gradient U S V' of a weight, averaged over the batches: A is the first ``rank`` columns
     of U, B the next ``rank`` rows of V', each times ``outputs^(1/4) / sqrt(gamma)``. ``scaling *
@@ -39,9 +42,15 @@ def lora_ga(
         frozen: from `split`, with a start that moves no weight.
         lora: from `split`.
         batches: a few; each is read ``2 * iterations + 2`` times.
+        config: that ``lora`` was split with.
         key: a random key.
         gamma: divides A and B by its root.
         iterations: of the subspace iteration (Halko et al. 2011, arXiv 0909.4061).
+
+    Returns:
+        frozen: the weights without what A B takes out of them.
+        lora: with other A and B.
+        config: with ``init="lora_ga"``, by which `jlora.peft.save` knows of the former.
 
     Raises:
         ValueError: when there is no batch, or a leaf's gradient is zero.
@@ -76,7 +85,9 @@ def lora_ga(
     moved = [
         started[path].taken_from(leaf) if path in started else leaf for path, leaf in leaves.items()
     ]
-    return jax.tree.unflatten(structure, moved), {**lora, **started}
+    # it says that weight was taken out of the frozen tree
+    config = dataclasses.replace(config, init="lora_ga")
+    return jax.tree.unflatten(structure, moved), {**lora, **started}, config
 
 
 def _probe(node: LoraWeight, *, a: Any = None, b: Any = None) -> LoraWeight:

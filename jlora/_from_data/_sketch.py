@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jlora._input_filter import InputFilter
-from jlora._lowrank import RANK, Axes, Factor, Factored, Product
-from jlora._methods import LoraWeight, Node
-from jlora._node import Dims
+from jlora._lowrank import RANK, Axes, Dims, Factor, Factored, Product
+from jlora._methods import LoraWeight
+from jlora._node import Node, Shared
 
 
 @jax.tree_util.register_dataclass
@@ -28,9 +27,6 @@ class Sketch(Node):
     shaped: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     axes: Axes = dataclasses.field(metadata={"static": True})
 
-    trainable: ClassVar[tuple[str, ...]] = ()
-    decayed: ClassVar[tuple[str, ...]] = ()
-
     @classmethod
     def of(cls, node: LoraWeight, directions: jax.Array) -> Sketch:
         shape = (*node.a.shape[:-1], directions.shape[-1])
@@ -43,18 +39,14 @@ class Sketch(Node):
         return self.directions.reshape(*stack, -1, self.directions.shape[-1])
 
     @property
-    def rank(self) -> int:
-        return 0
-
-    @property
     def shape(self) -> tuple[int, ...]:
         return self.shaped
 
     def dimensions(self) -> dict[str, Dims]:
         axes = self.axes
-        return {"directions": (*axes.stack, *axes.inputs, None), "energy": (*axes.stack, None)}
+        return {"directions": (*axes.stack, *axes.inputs, RANK), "energy": (*axes.stack, RANK)}
 
-    def adapt(self, weight: jax.Array) -> Factored:
+    def adapt(self, weight: jax.Array, shared: Shared) -> Factored:
         """A product with zeros of rank 1, so that the filter is asked."""
         axes = self.axes
         a = jnp.zeros_like(self.directions[..., :1])
@@ -72,7 +64,7 @@ class Sketch(Node):
             Factor(self.energy, (*axes.stack, RANK)),
         )
 
-    def unmerged(self, weight: jax.Array) -> jax.Array:
+    def unmerged(self, weight: jax.Array, shared: Shared) -> jax.Array:
         return weight
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from jlora import _paths
-from jlora._merge import check
-from jlora._methods import LoraWeight, Node
+from jlora._lora_dict import check
+from jlora._methods import LoraWeight
+from jlora._node import Node
 
 
 def adapted(frozen: Any, lora: Mapping[str, Node], what: str) -> dict[str, LoraWeight]:
@@ -21,10 +22,10 @@ def adapted(frozen: Any, lora: Mapping[str, Node], what: str) -> dict[str, LoraW
         ValueError: when there is none, or ``lora`` does not fit ``frozen``.
     """
     check(frozen, lora)
-    found = {path: node for path, node in lora.items() if isinstance(node, LoraWeight)}
+    found = {path: node for path, node in lora.items() if node.factors}
     if not found:
         raise ValueError(f"{what} starts A and B, but no node of the adapter has them")
-    return found
+    return cast(dict[str, LoraWeight], found)
 
 
 def sizes(node: LoraWeight) -> tuple[tuple[int, ...], int, int]:

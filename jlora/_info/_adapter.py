@@ -14,11 +14,10 @@ from typing import Any
 from jlora import checkpoint
 from jlora._config import LoraConfig
 from jlora._info import _text
-from jlora._methods import METHODS, LoraWeight, Node
+from jlora._node import Node
 
 KIND = "adapter"
 
-_OF_METHOD = {cls.__name__: name for name, cls in METHODS.items()}
 _SAID_ELSEWHERE = {"targets", "rank", "alpha", "method"}
 
 
@@ -111,14 +110,13 @@ def _leaf(path: str, node: Node, config: LoraConfig) -> dict[str, Any]:
     trained = [getattr(node, name) for name in node.trainable]
     rank: Any = node.rank
     scaling: list[float] = []
-    if isinstance(node, LoraWeight):
+    if node.targeted:
         ranks = config.ranks_for(path)
         rank = list(ranks) if isinstance(ranks, tuple) else rank
         scaling = [config.scaling_for(path, each, at) for at, each in enumerate(_each(rank))]
-    kind = type(node).__name__
     return {
         "path": path,
-        "kind": _OF_METHOD.get(kind, {"WholeWeight": "whole", "TokenRows": "rows"}.get(kind, kind)),
+        "kind": node.kind,
         "shape": list(node.shape),
         "rank": rank,
         "scaling": sorted(set(scaling) - {0.0}),

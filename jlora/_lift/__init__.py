@@ -12,6 +12,15 @@ from jlora._lift._explain import Report as Report
 from jlora._lift._explain import explain as explain
 from jlora._lift._lift import MaterialisedWarning as MaterialisedWarning
 from jlora._lift._lift import lift as lift
+from jlora._lift._movement import Movement as Movement
+from jlora._lift._movement import unmoved as unmoved
+from jlora._lift._movement import without as without
 from jlora._lift._trace_axes import TracedAxes as TracedAxes
 from jlora._lift._trace_axes import told_left_out as told_left_out
 from jlora._lift._trace_axes import trace_axes as trace_axes
+from jlora._lift._walk import Walk as Walk
+from jlora._lift._walk import primitives as primitives
+from jlora._lift._walk import rule as rule
+from jlora._lift._weight import Decline as Decline
+from jlora._lift._weight import Term as Term
+from jlora._lift._weight import Weight as Weight

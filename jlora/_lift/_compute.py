@@ -14,7 +14,7 @@ from jlora._lift import _jax
 from jlora._lift._movement import Movement
 from jlora._lift._walk import Walk
 from jlora._lift._weight import Base, Decline, Term, Weight
-from jlora._lowrank import Factor, spread, squared_sums
+from jlora._lowrank import Factor, along, squared_sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +24,20 @@ class Use:
     path: str
     operation: str  # the primitive's name
     source: str  # file:line (function)
-    factored: bool  # False: the merged weight was formed
+    factored: bool  # the merged weight was not formed
     why: str
     times: int  # executions a call: the lengths of the scans around it; a while counts once
     base_flops: int = 0  # of the operation with W, once
     adapter_flops: int = 0  # of what the adapter adds, once
     adapter_bytes: int = 0  # read and written for it, once
+    # the method says so: it has no factored form, or one that costs more
+    formed: bool = False
     where: tuple[int, ...] = dataclasses.field(default=(), repr=False)  # equations, outermost first
+
+    @property
+    def merged(self) -> bool:
+        """Whether the merged weight was formed because jlora knew nothing better."""
+        return not self.factored and not self.formed
 
 
 class Compute:
@@ -48,6 +55,7 @@ class Compute:
 
     def move(
         self,
+        walk: Walk,
         eqn: Any,
         operands: list[Any],
         movement: Movement,
@@ -55,23 +63,25 @@ class Compute:
     ) -> Any:
         """W after a movement; ``operands`` are W and the equation's others."""
         if isinstance(operands[0], Base):
-            return operands[0].move(movement, factor)
+            try:
+                return operands[0].move(movement, factor)
+            except Decline as verdict:
+                operands = self._decoded(walk, eqn, operands, str(verdict))
         return _jax.bind(eqn, operands)[0]
 
-    def place(self, eqn: Any, values: list[Any]) -> list[Any]:
+    def place(self, walk: Walk, eqn: Any, values: list[Any]) -> list[Any]:
         """The same values somewhere else, or by a name."""
-        if any(isinstance(value, Base) for value in values):
+        if all(isinstance(value, Base) for value in values):
             return values
-        return _jax.bind(eqn, values)
+        return _jax.bind(eqn, self._decoded(walk, eqn, values, "it is placed beside others"))
 
-    def parts(self, eqn: Any, w: Any, movement: Movement) -> list[Any]:
+    def parts(self, walk: Walk, eqn: Any, w: Any, movement: Movement) -> list[Any]:
         """The parts of W, side by side along one dimension."""
-        if isinstance(w, Base):
-            raise Decline("a frozen leaf that is no array is not taken apart")
-        return _jax.bind(eqn, [w])
+        return _jax.bind(eqn, self._decoded(walk, eqn, [w], "it is taken apart"))
 
     def join(
         self,
+        walk: Walk,
         eqn: Any,
         operands: list[Any],
         movements: Sequence[Movement],
@@ -81,9 +91,23 @@ class Compute:
 
         ``varies`` are the dimensions along which a base is multiplied; None where it is not.
         """
-        if any(isinstance(operand, Base) for operand in operands):
-            raise Decline("a frozen leaf that is no array can't be put together with others")
-        return _jax.bind(eqn, operands)[0]
+        return _jax.bind(eqn, self._decoded(walk, eqn, operands, "it meets other arrays"))[0]
+
+    def rows(
+        self, walk: Walk, eqn: Any, base: Base, dim: int, choose: Callable[[Any, int], Any]
+    ) -> Any:
+        """The plain array of places along a dimension: ``choose(array, axis)`` of each array."""
+        try:
+            return base.rows(dim, choose)
+        except Decline as verdict:
+            return choose(self._decoded(walk, eqn, [base], str(verdict))[0], dim)
+
+    def _decoded(self, walk: Walk, eqn: Any, operands: list[Any], why: str) -> list[Any]:
+        """The operands with the plain array of every frozen leaf that is none, each told."""
+        for base in operands:
+            if isinstance(base, Base):
+                self._tell(walk, eqn, {base.origin: [1.0, 0, 0]}, f"decoded: {why}", 0, "formed")
+        return [base.plain() if isinstance(base, Base) else base for base in operands]
 
     def one_of_two(self, walk: Walk, eqn: Any, lhs: Weight, rhs: Weight) -> tuple[Any, Any]:
         """Two weights that meet in a product: the smaller one is merged."""
@@ -96,7 +120,8 @@ class Compute:
 
     def sum_of_squares(self, walk: Walk, eqn: Any, value: Weight, over: Sequence[int]) -> Any:
         """The sum of a weight's squares over some dimensions, without forming it."""
-        if isinstance(value.w, Base) or value.rows or any(term.present for term in value.terms):
+        plain = value.form is None and not value.rows and not isinstance(value.w, Base)
+        if not plain or any(term.present for term in value.terms):
             raise Decline("it is no plain weight")
         value = value.filled(range(value.ndim))
         gain = value.gain
@@ -107,7 +132,7 @@ class Compute:
             raise Decline("a sum over inputs and outputs")
         if gain is not None:
             kept = [dim for dim in range(value.ndim) if dim not in over]
-            sums = sums * jnp.square(spread(gain, kept))
+            sums = sums * jnp.square(along(gain, kept))
         flops = [(2 * value.size * term.rank, 0) for term in value.terms]
         self.report(walk, value, eqn, "|W|² + 2 <W, A B> + |A B|²", 2 * value.size, flops)
         [out] = eqn.outvars
@@ -124,7 +149,10 @@ class Compute:
             why = "the chosen or summed rows of W, and those of A times B"
         size = value.size * value.dtype.itemsize
         costs = [(2 * value.size * term.rank, size) for term in value.terms]
-        self.report(walk, value, eqn, why, 0, costs, factored=value.rows)
+        how = "factored" if value.rows else "merged"
+        if not value.terms:  # a frozen leaf that is no array
+            how, why = "formed", f"decoded: {why}"
+        self.report(walk, value, eqn, why, 0, costs, how=how)
         return value.merged()
 
     def report(
@@ -136,7 +164,7 @@ class Compute:
         base_flops: int,
         costs: Sequence[tuple[int, int]],
         *,
-        factored: bool = True,
+        how: str = "factored",
     ) -> None:
         """Tells of each leaf in a value that it met this equation.
 
@@ -149,8 +177,20 @@ class Compute:
                 share[0] = max(share[0], _part(term, value.shape) / len(term.origins))
                 share[1] += flops / len(term.origins)
                 share[2] += moved / len(term.origins)
-        if isinstance(value.w, Base) and (origin := getattr(value.w, "origin", None)) is not None:
-            shares.setdefault(str(origin), [0.0, 0.0, 0.0])[0] = 1.0
+        if isinstance(value.w, Base):
+            shares.setdefault(value.w.origin, [0.0, 0.0, 0.0])[0] = 1.0
+        self._tell(walk, eqn, shares, why, base_flops, how)
+
+    def _tell(
+        self,
+        walk: Walk,
+        eqn: Any,
+        shares: dict[str, list[float]],
+        why: str,
+        base_flops: int,
+        how: str,
+    ) -> None:
+        """Tells of leaves; each one's share of the base product, its FLOPs and its bytes."""
         whole = max(sum(share[0] for share in shares.values()), 1.0)
         asked = walk.asked if walk.asked is not None else eqn
         for path, (part, flops, moved) in shares.items():
@@ -159,7 +199,8 @@ class Compute:
                     path=path,
                     operation=eqn.primitive.name if eqn is not None else "return",
                     source=_jax.source(asked) if asked is not None else "the function's result",
-                    factored=factored,
+                    factored=how == "factored",
+                    formed=how == "formed",
                     why=why,
                     times=walk.times,
                     base_flops=round(base_flops * part / whole),

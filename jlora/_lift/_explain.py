@@ -12,6 +12,7 @@ from jlora._lift import _jax
 from jlora._lift._compute import Compute, Use
 from jlora._lift._lift import run
 from jlora._lift._trace_axes import told_left_out, trace_axes
+from jlora._lora_dict import of_leaves
 
 
 def explain(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any) -> Report:
@@ -46,7 +47,7 @@ def explain(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any)
     frozen, lora = args[at], args[at + 1]
     axes = trace_axes(fn, *args[:at], frozen, *args[at + 2 :], argnums=at, **kwargs)
     left_out = {path: why for path, why in axes.left_out.items() if path not in lora}
-    return Report(tuple(uses), tuple(lora), left_out)
+    return Report(tuple(uses), tuple(of_leaves(lora)), left_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,12 @@ class Report:
     @property
     def materialised(self) -> int:
         """How many uses formed the merged weight."""
-        return len(self.uses) - self.factored
+        return sum(use.merged for use in self.uses)
+
+    @property
+    def formed(self) -> int:
+        """How many uses formed a weight because its method has no better way."""
+        return sum(use.formed for use in self.uses)
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -88,7 +94,7 @@ class Report:
                 f"{use.times}",
                 f"{_units(use.base_flops * use.times)}FLOP",
                 f"{_units(use.adapter_flops * use.times)}FLOP",
-                ("factored" if use.factored else "MERGED") + f": {use.why}",
+                f"{_how(use)}: {use.why}",
             )
             for use in self.uses
         ]
@@ -103,10 +109,15 @@ class Report:
         share = f" ({100 * extra / base:.2f} % more)" if base else ""
         lines.append(
             f"{len(self.paths)} adapted leaves, {len(self.uses)} uses: {self.factored} factored, "
-            f"{self.materialised} materialised. {_units(base)}FLOP with W, "
+            + (f"{self.formed} formed by their method, " if self.formed else "")
+            + f"{self.materialised} materialised. {_units(base)}FLOP with W, "
             f"{_units(extra)}FLOP for the adapters{share}."
         )
         return "\n".join([*lines, *told_left_out(self.left_out)])
+
+
+def _how(use: Use) -> str:
+    return "factored" if use.factored else "formed" if use.formed else "MERGED"
 
 
 def _units(count: float) -> str:

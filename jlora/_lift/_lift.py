@@ -11,13 +11,15 @@ from typing import Any
 
 import jax
 
-from jlora import _merge, _paths
+from jlora import _lora_dict, _paths
+from jlora._frozen_leaf import is_frozen_leaf, plain
 from jlora._lift._compute import Compute, Use
+from jlora._lift._frozen_base import FrozenBase
 from jlora._lift._traced_call import TracedCall
 from jlora._lift._walk import Walk
 from jlora._lift._weight import Origin, Term, Weight
-from jlora._lowrank import Factored
-from jlora._node import Node
+from jlora._lowrank import Elementwise, Factored
+from jlora._node import Node, Shared
 
 
 class MaterialisedWarning(UserWarning):
@@ -101,26 +103,34 @@ def run(
             f"argument {at + 1} of the lifted function is the lora dict that split returns, "
             f"got {type(lora).__name__}"
         )
-    leaves, _ = _merge.check(frozen, lora)
+    leaves, _ = _lora_dict.check(frozen, lora)
+    shared = _lora_dict.shared_of(lora)
     call = TracedCall(fn, (*args[:at], frozen, *args[at + 2 :]), kwargs)
     operands = {place: call.leaves[place] for place in call.traced}
-    for place, path in enumerate(leaves, start=len(jax.tree.leaves(args[:at]))):
+    for place, path in enumerate(leaves, start=_paths.count(args[:at])):
+        leaf = call.leaves[place]
         if path in lora:
-            operands[place] = _adapted(call.leaves[place], lora[path], path, key)
+            operands[place] = _adapted(leaf, lora[path], path, shared, key)
+        elif is_frozen_leaf(leaf):
+            operands[place] = Weight(FrozenBase.of(leaf, path))
     walk = Walk(compute)
     results = walk(call.jaxpr, list(operands.values()))
     return call.unflatten(walk.merged(results, None, "returned by the function"))
 
 
-def _adapted(weight: jax.Array, node: Node, path: str, key: Any) -> Weight | jax.Array:
+def _adapted(weight: Any, node: Node, path: str, shared: Shared, key: Any) -> Weight | jax.Array:
     """The value in flight for an adapted leaf; a plain array where a node replaces the leaf."""
-    value = node.adapt(weight)
-    if not isinstance(value, Factored):
+    value = node.adapt(plain(weight), shared)
+    if not isinstance(value, (Factored, Elementwise)):
         return value
+    w = FrozenBase.of(weight, path) if is_frozen_leaf(weight) else weight
     filter_ = node.input_filter(None if key is None else _paths.key_for(key, path))
-    origins = (Origin(path),)
-    terms = (Term(p.a, p.b, p.scaling, origins, filter=filter_) for p in value.products)
-    return Weight(weight, tuple(terms), value.gain)
+    terms = tuple(
+        Term(p.a, p.b, p.scaling, p.gain, (Origin(path),), filter=filter_) for p in value.products
+    )
+    if isinstance(value, Elementwise):
+        return Weight(w, terms, form=value.form, why_formed=value.why)
+    return Weight(w, terms, value.gain)
 
 
 _DROPOUT = inspect.Parameter("dropout_key", inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -162,13 +172,13 @@ class _Warner:
 
     def __call__(self, use: Use) -> None:
         key = (use.path, use.operation, use.source)
-        if not use.factored and key not in self.warned:
+        if use.merged and key not in self.warned:
             self.warned.add(key)
             warnings.warn(_message(use), MaterialisedWarning, stacklevel=2)
 
 
 def _refuse(use: Use) -> None:
-    if not use.factored:
+    if use.merged:
         raise ValueError(
             f"strict: {use.path} would be merged for `{use.operation}` at {use.source}: {use.why}"
         )

@@ -87,6 +87,7 @@ class Look:
 
     def move(
         self,
+        walk: Walk,
         eqn: Any,
         operands: list[Any],
         movement: Movement,
@@ -109,14 +110,15 @@ class Look:
                 others.append(leaf)
         return others
 
-    def place(self, eqn: Any, values: list[Any]) -> list[Any]:
+    def place(self, walk: Walk, eqn: Any, values: list[Any]) -> list[Any]:
         return values
 
-    def parts(self, eqn: Any, w: Any, movement: Movement) -> list[Any]:
+    def parts(self, walk: Walk, eqn: Any, w: Any, movement: Movement) -> list[Any]:
         return [w.changed(var.aval.shape, movement) for var in eqn.outvars]
 
     def join(
         self,
+        walk: Walk,
         eqn: Any,
         operands: list[Any],
         movements: Sequence[Movement],

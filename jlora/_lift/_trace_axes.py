@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from jlora import _paths
@@ -65,7 +64,7 @@ def trace_axes(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: A
         raise ValueError(f"argnums is {argnums}: expected one of {len(args)} positional arguments")
     leaves, _ = _paths.flatten(args[at])
     call = TracedCall(fn, args, kwargs)
-    paths = dict(enumerate(leaves, start=len(jax.tree.leaves(args[:at]))))
+    paths = dict(enumerate(leaves, start=_paths.count(args[:at])))
     look = Look()
     operands = [
         _watched(paths[at], leaves[paths[at]], look) if at in paths else _data(call.leaves[at])

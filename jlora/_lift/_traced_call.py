@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jlora._frozen_leaf import is_frozen_leaf
 from jlora._lift import _jax
 
 
@@ -20,7 +21,7 @@ class TracedCall:
     """
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
-        self.leaves, structure = jax.tree.flatten((args, kwargs))
+        self.leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=is_frozen_leaf)
         self.traced = [at for at, leaf in enumerate(self.leaves) if _jax.is_array(leaf)]
         self._static: dict[int, Any] = {}
         self._structure: Any = None
@@ -35,7 +36,7 @@ class TracedCall:
             return [leaf for leaf in results if _jax.is_array(leaf)]
 
         flat_fn.__name__ = getattr(fn, "__name__", "fn")
-        self.jaxpr = jax.make_jaxpr(flat_fn)(*(self.leaves[at] for at in self.traced))
+        self.jaxpr = jax.make_jaxpr(flat_fn)(*(_as_array(self.leaves[at]) for at in self.traced))
 
     def unflatten(self, arrays: list[Any]) -> Any:
         """The function's result, from its arrays in order; Python values stand where they stood."""
@@ -43,3 +44,8 @@ class TracedCall:
         count = len(arrays) + len(self._static)
         leaves = [self._static[at] if at in self._static else next(rest) for at in range(count)]
         return jax.tree.unflatten(self._structure, leaves)
+
+
+def _as_array(leaf: Any) -> Any:
+    """What the function is traced with: an array in the place of a frozen leaf that is none."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_frozen_leaf(leaf) else leaf

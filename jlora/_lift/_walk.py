@@ -64,6 +64,11 @@ def rule(*names: str, reads: Sequence[str] = (), carries: Sequence[str] = ()):
     return register
 
 
+def primitives() -> tuple[str, ...]:
+    """The names of all primitives that have a rule."""
+    return tuple(sorted(RULES))
+
+
 class Walk:
     """Runs jaxprs on operands of which some are weights."""
 
@@ -159,7 +164,7 @@ class Walk:
         *others: Any,
     ) -> Weight:
         """The moved value: the equation itself on W and its other operands, ``factor`` beside."""
-        w = self.run.move(eqn, [value.w, *others], movement, factor)
+        w = self.run.move(self, eqn, [value.w, *others], movement, factor)
         return value.moved(w, movement, factor)
 
     def merged(self, values: Sequence[Any], eqn: Any, why: str) -> list[Any]:

@@ -13,7 +13,7 @@ from jax import lax
 from jlora import _placement
 from jlora._input_filter import InputFilter
 from jlora._lift._movement import Movement
-from jlora._lowrank import RANK, Factor, Product, add_deltas, along, spread
+from jlora._lowrank import RANK, Factor, Product, add_deltas, along, form_elementwise
 
 
 class Decline(Exception):  # noqa: N818 - a verdict, not an error
@@ -64,16 +64,18 @@ class Term(Product):
             a=change(self.a),
             b=change(self.b),
             scaling=None if self.scaling is None else change(self.scaling),
+            gain=None if self.gain is None else change(self.gain),
             window=self.window if window is None else tuple(window),
             filter=None if self.filter is None else self.filter.moved(change),
             present=None if self.present is None else change(self.present),
         )
 
     def parted(self) -> tuple[Factor, Factor, Factor | None]:
-        """A, B and a scaling over the rank alone; where it differs along a stack, B has it."""
-        if self.scaling is None or {*self.scaling.dims} <= {RANK}:
-            return self.a, self.b, self.scaling
-        return self.a, self.scaled_b, None
+        """A, B and a scaling over the rank alone; B has what differs along other dimensions."""
+        two = self.two_factors()
+        if two.scaling is None or {*two.scaling.dims} <= {RANK}:
+            return two.a, two.b, two.scaling
+        return two.a, two.scaled_b, None
 
     def on_a(self, change: Callable[[jax.Array], jax.Array]) -> Term:
         """The term with a linear change of its value, made on A."""
@@ -135,17 +137,20 @@ def padded(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """The array ``gain * (w + sum of the terms)``, as data: a pytree of its parts.
+    """The array ``gain * (w + sum of the terms)``, or ``form(w, *terms)``, as data.
 
-    ``w`` went through every movement that the model made (transpose, slice) and the factors
-    through what is left of it on the dimensions that they cover. The factors keep their own dtype
-    until they meet an operation. Without terms it is a frozen leaf that is no array, or a leaf that
-    is only looked at.
+    A pytree of its parts: ``w`` went through every movement that the model made (transpose, slice)
+    and the factors through what is left of it on the dimensions that they cover. The factors keep
+    their own dtype until they meet an operation. Without terms it is a frozen leaf that is no
+    array, or a leaf that is only looked at.
     """
 
     w: Any  # before the cast: a jax.Array, or a `Base`
     terms: tuple[Term, ...] = ()
-    gain: Factor | None = None  # on some of its dimensions; its rank axis has size 1
+    gain: Factor | None = None  # on some of its dimensions
+    # what is made of w and the terms, entry by entry, if not their sum: `jlora.extend.Elementwise`
+    form: Callable[..., Any] | None = dataclasses.field(default=None, metadata={"static": True})
+    why_formed: str = dataclasses.field(default="", metadata={"static": True})
     # rows were chosen (a lookup) or summed: no longer a weight, merging it is that use's product
     rows: bool = dataclasses.field(default=False, metadata={"static": True})
     # the dtype that the model cast w to, if it did; made anew at each use
@@ -178,9 +183,14 @@ class Weight:
         return self.w if self.cast is None else self.w.astype(self.cast)
 
     @property
+    def thin(self) -> tuple[Term, ...]:
+        """The terms that a product adds beside that of W; none where their form is no sum."""
+        return self.terms if self.form is None else ()
+
+    @property
     def drops(self) -> bool:
         """Whether an activation passes a filter on its way to a factor."""
-        return any(term.filter is not None for term in self.terms)
+        return any(term.filter is not None for term in self.thin)
 
     def replace(self, **changes: Any) -> Weight:
         return dataclasses.replace(self, **changes)
@@ -192,6 +202,10 @@ class Weight:
 
         ``kept`` says for each dimension of the result which of W's it is, if any.
         """
+        if self.form is not None:
+            return jax.checkpoint(lambda whole, *rest: product(whole.merged(), *rest))(
+                self, *operands
+            )
         if isinstance(self.w, Base):
             return self.base.multiply(product, *operands, kept=kept)
         if self.cast is None:
@@ -243,14 +257,15 @@ class Weight:
         """The gain over these of the weight's dimensions, of size 1 where it does not vary."""
         if self.gain is None:
             return None
-        return spread(self.gain, [-2 if dim is None else dim for dim in dims])
+        return along(self.gain, dims)
 
     def merged(self) -> Any:
         """The plain array: the sum in float32 or wider, cast once."""
         base = self.base.plain() if isinstance(self.w, Base) else self.base
-        if not self.terms and self.gain is None:
-            return base
-        return add_deltas(base, [term.merged(self.shape) for term in self.terms], self.gain)
+        deltas = [term.merged(self.shape) for term in self.terms]
+        if self.form is not None:
+            return form_elementwise(self.form, base, deltas)
+        return add_deltas(base, deltas, self.gain) if deltas or self.gain is not None else base
 
 
 def put_together(w: Any, terms: Iterable[Term], gain: Factor | None = None) -> Weight:
@@ -263,7 +278,9 @@ class Base:
 
     shape: tuple[int, ...]
     dtype: Any
+    origin: str = ""  # the path of the leaf, where it is one
     stacks: ClassVar[bool] = False  # whether what the steps of a loop return can be one again
+    decodes: ClassVar[bool] = False  # whether rows of it are an array, made of stored arrays
 
     @property
     def size(self) -> int:
@@ -294,6 +311,10 @@ class Base:
         """
         raise NotImplementedError
 
+    def rows(self, dim: int, choose: Callable[[Any, int], Any]) -> Any:
+        """The plain array of places along a dimension, where it `decodes`."""
+        raise NotImplementedError
+
     def steps(self, movement: Movement) -> tuple[Any, Callable[[Any], Base]]:
         """Arrays to scan along the first dimension, and what a step makes of its part of them."""
         raise NotImplementedError
@@ -314,6 +335,12 @@ def fold_in(values: Iterable[Any], place: Any) -> list[Any]:
 def bases(values: Iterable[Any]) -> list[Any]:
     """The operands with W, as the model sees it, in each weight's place."""
     return [value.base if isinstance(value, Weight) else value for value in values]
+
+
+def refuse_form(*values: Any) -> None:
+    """Decline for weights that are no sum of W and products."""
+    if any(isinstance(value, Weight) and value.form is not None for value in values):
+        raise Decline("the weight's method makes it entry by entry")
 
 
 def refuse_gain(*values: Any) -> None:

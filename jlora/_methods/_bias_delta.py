@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jlora._lowrank import add_deltas, wide
-from jlora._node import Dims, Node
+from jlora._lowrank import Dims, add_deltas, wide
+from jlora._node import Node, Shared
+from jlora._peft_form import BiasOnB
+from jlora._registry import register
 
 
-@jax.tree_util.register_dataclass
+@register("bias")
 @dataclasses.dataclass(frozen=True)
 class BiasDelta(Node):
     """What is added to the bias beside an adapted weight, scaled as that weight's A B.
@@ -24,17 +26,11 @@ class BiasDelta(Node):
     scaling: jax.Array  # float32, never trained: the weight's, () or (layers,)
 
     trainable: ClassVar[tuple[str, ...]] = ("delta",)
-    decayed: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def of(cls, bias: Any, scaling: jax.Array) -> BiasDelta:
         """The node of this bias, which changes nothing yet."""
         return cls(jnp.zeros(bias.shape, wide(bias.dtype)), scaling)
-
-    @property
-    def rank(self) -> int:
-        """None: 0."""
-        return 0
 
     def dimensions(self) -> dict[str, Dims]:
         return {
@@ -42,13 +38,16 @@ class BiasDelta(Node):
             "scaling": tuple(range(jnp.ndim(self.scaling))),
         }
 
-    def adapt(self, weight: jax.Array) -> jax.Array:
+    def adapt(self, weight: jax.Array, shared: Shared) -> jax.Array:
         return add_deltas(weight, [self._scaled()], None)
 
-    def unmerged(self, weight: jax.Array) -> jax.Array:
+    def unmerged(self, weight: jax.Array, shared: Shared) -> jax.Array:
         return add_deltas(weight, [-self._scaled()], None)
 
     def _scaled(self) -> jax.Array:
         scaling = jax.lax.stop_gradient(self.scaling).astype(self.delta.dtype)
         over = jnp.ndim(self.delta) - jnp.ndim(scaling)
         return jnp.expand_dims(scaling, tuple(range(-over, 0))) * self.delta
+
+    def peft_form(self) -> BiasOnB:
+        return BiasOnB(self.delta, self.scaling)

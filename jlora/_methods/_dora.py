@@ -8,12 +8,15 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jlora._lowrank import RANK, Axes, Factor, Factored, Product, squared_sums
+from jlora._lowrank import Axes, Dims, Factor, Factored, Product, squared_sums
+from jlora._method import Leaf
 from jlora._methods._lora import LoraWeight
-from jlora._node import Dims, Node
+from jlora._node import Node, Shared
+from jlora._peft_form import LowRank
+from jlora._registry import register
 
 
-@jax.tree_util.register_dataclass
+@register("dora")
 @dataclasses.dataclass(frozen=True)
 class DoraWeight(LoraWeight):
     """LoRA of a weight's direction, and a trained magnitude for each output.
@@ -26,12 +29,21 @@ class DoraWeight(LoraWeight):
 
     trainable: ClassVar[tuple[str, ...]] = ("a", "b", "magnitude")
     decayed: ClassVar[tuple[str, ...]] = ("a", "b")
-    reads_weight: ClassVar[bool] = True
+
+    @classmethod
+    def reads_weight(cls, init: str) -> bool:
+        return True
+
+    @classmethod
+    def start(cls, leaf: Leaf) -> tuple[DoraWeight, Any]:
+        """Its magnitudes are the norms of the weight, so that it is what it was."""
+        node, frozen = super().start(leaf)
+        return cls.of(node, leaf.weight), frozen
 
     @classmethod
     def of(cls, lora: LoraWeight, weight: Any) -> DoraWeight:
-        """The node whose magnitudes are the norms of ``weight``, the adapted one at the start."""
-        fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(lora)}
+        """The node of this delta whose magnitudes are the norms of ``weight``."""
+        fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(LoraWeight)}
         sums = squared_sums(weight, [], lora.axes.inputs)
         assert sums is not None
         return cls(**fields, magnitude=jnp.sqrt(_ordered(sums, lora.axes)))
@@ -47,7 +59,7 @@ class DoraWeight(LoraWeight):
             )
         return super().part(dim, at)
 
-    def adapt(self, weight: jax.Array) -> Factored:
+    def adapt(self, weight: jax.Array, shared: Shared) -> Factored:
         product = self.product()
         norms = jax.lax.stop_gradient(_norms(weight, product, self.axes))
         gain = self.magnitude / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
@@ -55,14 +67,16 @@ class DoraWeight(LoraWeight):
             adapted = (self.scaling != 0).any(-1)
             adapted = jnp.expand_dims(adapted, tuple(range(-len(self.axes.outputs), 0)))
             gain = jnp.where(adapted, gain, 1)
-        dims = (*self.axes.stack, *self.axes.outputs, RANK)
-        return Factored((product,), Factor(gain[..., None], dims))
+        return Factored((product,), Factor(gain, self.dimensions()["magnitude"]))
 
-    def unmerged(self, weight: jax.Array) -> jax.Array:
+    def unmerged(self, weight: jax.Array, shared: Shared) -> jax.Array:
         raise ValueError(
             "a DoRA merge can't be undone: the weight's norms are not in it any more. "
             "Keep the frozen tree"
         )
+
+    def peft_form(self) -> LowRank:
+        return LowRank(self.a, self.b, self.scaling, self.magnitude)
 
 
 def _norms(weight: jax.Array, product: Product, axes: Axes) -> jax.Array:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from jlora import _starts
 from jlora._input_filter import Dropout
-from jlora._lowrank import RANK, Axes, Factor, Factored, Product, add_deltas, wide
-from jlora._node import Dims, Node
+from jlora._lowrank import RANK, Axes, Dims, Factor, Factored, Product, add_deltas, wide
+from jlora._method import Leaf, Method
+from jlora._node import Node, Shared
+from jlora._peft_form import LowRank
+from jlora._registry import register
+
+if TYPE_CHECKING:
+    from jlora._config import LoraConfig
 
 
-@jax.tree_util.register_dataclass
+@register("lora")
 @dataclasses.dataclass(frozen=True)
-class LoraWeight(Node):
+class LoraWeight(Method):
     """The trainable low-rank delta of one weight: ``scaling * A B`` (Hu et al. 2021, eq. 3).
 
     With W of shape (*stack, *in, *out) up to a permutation that ``axes`` records.
@@ -28,18 +37,46 @@ class LoraWeight(Node):
     # (*stack, rank) where layers differ: what a layer has less than the rank is zero there
     scaling: jax.Array
     axes: Axes = dataclasses.field(metadata={"static": True})
-    # float32, never trained: the share of A's inputs that a call with dropout_key leaves out
+    # float32, never trained: the share of A's inputs that a call with dropout_key leaves out;
+    # None where it leaves out nothing
     dropout: jax.Array | None = dataclasses.field(default=None, kw_only=True)
 
     trainable: ClassVar[tuple[str, ...]] = ("a", "b")
     decayed: ClassVar[tuple[str, ...]] = ("a", "b")
-
-    reads_weight: ClassVar[bool] = False  # whether `of` needs the weight
+    factors: ClassVar[tuple[str, ...]] = ("a", "b")
 
     @classmethod
-    def of(cls, lora: LoraWeight, weight: Any) -> LoraWeight:
-        """The node of this method, from a plain one as it starts and the weight."""
-        return lora
+    def problems(cls, config: LoraConfig) -> Iterable[str]:
+        try:
+            start = _starts.find(config.init)
+        except ValueError as error:
+            yield str(error)
+            return
+        if start.even_rank and (odd := [rank for rank in config.all_ranks if rank % 2]):
+            yield f"init is {config.init!r}: expected an even rank, got {odd[0]}"
+
+    @classmethod
+    def reads_weight(cls, init: str) -> bool:
+        return _starts.find(init).moves_weight
+
+    @classmethod
+    def start(cls, leaf: Leaf) -> tuple[LoraWeight, Any]:
+        node = cls._plain(leaf)
+        moves = _starts.find(leaf.init).moves_weight
+        return node, node.taken_from(leaf.weight) if moves else None
+
+    @classmethod
+    def _plain(cls, leaf: Leaf) -> LoraWeight:
+        """A and B by the start that the configuration names."""
+        start = _starts.find(leaf.init)
+        a, b = start(_starts.Matrices.of(leaf, start.moves_weight))
+        return LoraWeight(
+            a=a.reshape(*leaf.stack, *leaf.inputs, leaf.rank).astype(leaf.dtype),
+            b=b.reshape(*leaf.stack, leaf.rank, *leaf.outputs).astype(leaf.dtype),
+            scaling=leaf.scaling,
+            axes=leaf.axes,
+            dropout=leaf.dropout,
+        )
 
     @property
     def rank(self) -> int:
@@ -50,14 +87,14 @@ class LoraWeight(Node):
         axes = self.axes
         uniform = jnp.ndim(self.scaling) == 0
         dims: dict[str, Dims] = {
-            "a": (*axes.stack, *axes.inputs, None),
-            "b": (*axes.stack, None, *axes.outputs),
-            "scaling": () if uniform else (*axes.stack, None),
+            "a": (*axes.stack, *axes.inputs, RANK),
+            "b": (*axes.stack, RANK, *axes.outputs),
+            "scaling": () if uniform else (*axes.stack, RANK),
         }
         return dims if self.dropout is None else {**dims, "dropout": ()}
 
-    def misfit(self, shape: tuple[int, ...]) -> str | None:
-        problem = super().misfit(shape)
+    def misfit(self, shape: tuple[int, ...], shared: Shared = MappingProxyType({})) -> str | None:
+        problem = super().misfit(shape, shared)
         rows = self.b.shape[-1 - len(self.axes.outputs)]
         if problem is None and rows != self.rank:
             return f"A has {self.rank} columns, B has {rows} rows: expected one rank"
@@ -65,15 +102,13 @@ class LoraWeight(Node):
 
     def product(self) -> Product:
         """``scaling * A B`` with all dimensions named; no gradient reaches scaling."""
-        axes = self.axes
+        dims = self.dimensions()
         scaling = jax.lax.stop_gradient(self.scaling).astype(wide(self.b.dtype))
         return Product(
-            Factor(self.a, (*axes.stack, *axes.inputs, RANK)),
-            Factor(self.b, (*axes.stack, RANK, *axes.outputs)),
-            Factor(scaling, (*axes.stack, RANK) if scaling.ndim else ()),
+            Factor(self.a, dims["a"]), Factor(self.b, dims["b"]), Factor(scaling, dims["scaling"])
         )
 
-    def adapt(self, weight: jax.Array) -> Factored:
+    def adapt(self, weight: jax.Array, shared: Shared) -> Factored:
         return Factored((self.product(),))
 
     def input_filter(self, key: jax.Array | None) -> Dropout | None:
@@ -81,7 +116,7 @@ class LoraWeight(Node):
             return None
         return Dropout(key, Factor(jax.lax.stop_gradient(self.dropout), ()))
 
-    def unmerged(self, weight: jax.Array) -> jax.Array:
+    def unmerged(self, weight: jax.Array, shared: Shared) -> jax.Array:
         return self.taken_from(weight)
 
     def taken_from(self, weight: jax.Array) -> jax.Array:
@@ -91,3 +126,25 @@ class LoraWeight(Node):
     def delta(self) -> jax.Array:
         """``scaling * A B`` in the weight's shape, float32 or wider."""
         return self.product().delta(len(self.shape))
+
+    def with_factors(self, a: jax.Array, b: jax.Array, scaling: Any) -> LoraWeight:
+        """The node with another A and B in its shapes and dtypes, of any rank."""
+        return dataclasses.replace(
+            self, a=a.astype(self.a.dtype), b=b.astype(self.b.dtype), scaling=jnp.asarray(scaling)
+        )
+
+    def since(self, start: Node) -> LoraWeight:
+        """``scaling * (A B - A0 B0)`` as one delta of twice the rank."""
+        assert isinstance(start, LoraWeight)
+        scaling = self.scaling
+        if jnp.ndim(scaling):
+            scaling = jnp.concatenate([scaling, scaling], axis=-1)
+        return dataclasses.replace(
+            self,
+            a=jnp.concatenate([self.a, start.a], axis=-1),
+            b=jnp.concatenate([self.b, -start.b], axis=len(self.axes.stack)),
+            scaling=scaling,
+        )
+
+    def peft_form(self) -> LowRank:
+        return LowRank(self.a, self.b, self.scaling)

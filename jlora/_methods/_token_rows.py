@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jlora._lowrank import RANK, Factor, Factored, Product, add_deltas, wide
-from jlora._node import Dims, Node
+from jlora._lowrank import RANK, Dims, Factor, Factored, Product, add_deltas, wide
+from jlora._node import Node, Shared
+from jlora._peft_form import Rows
+from jlora._registry import register
 
 
-@jax.tree_util.register_dataclass
+@register("rows")
 @dataclasses.dataclass(frozen=True)
 class TokenRows(Node):
     """What is added to the rows of some tokens: of low rank, with A one column for each token."""
@@ -23,7 +25,6 @@ class TokenRows(Node):
     vocabulary: int = dataclasses.field(default=0, metadata={"static": True})  # its row dimension
 
     trainable: ClassVar[tuple[str, ...]] = ("delta",)
-    decayed: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def of(cls, weight: Any, tokens: tuple[int, ...], vocabulary: int) -> TokenRows:
@@ -42,8 +43,7 @@ class TokenRows(Node):
         return self.table
 
     def dimensions(self) -> dict[str, Dims]:
-        others = (dim for dim in range(len(self.table)) if dim != self.vocabulary)
-        return {"delta": (None, *others)}
+        return {"delta": (RANK, *(d for d in range(len(self.table)) if d != self.vocabulary))}
 
     def part(self, dim: int, at: int) -> Node:
         table = tuple(1 if d == dim else size for d, size in enumerate(self.table))
@@ -53,15 +53,16 @@ class TokenRows(Node):
         rows = self.delta[jnp.array(here, int)]
         return dataclasses.replace(self, delta=rows, tokens=(0,) * len(here), table=table)
 
-    def adapt(self, weight: jax.Array) -> Factored:
+    def adapt(self, weight: jax.Array, shared: Shared) -> Factored:
         chosen = jax.nn.one_hot(
             jnp.array(self.tokens, int), self.table[self.vocabulary], axis=0, dtype=self.delta.dtype
         )
-        _, *others = self.dimensions()["delta"]
-        dims = (RANK, *(dim for dim in others if dim is not None))
-        product = Product(Factor(chosen, (self.vocabulary, RANK)), Factor(self.delta, dims))
-        return Factored((product,))
+        rows = Factor(self.delta, self.dimensions()["delta"])
+        return Factored((Product(Factor(chosen, (self.vocabulary, RANK)), rows),))
 
-    def unmerged(self, weight: jax.Array) -> jax.Array:
-        [product] = self.adapt(weight).products
+    def unmerged(self, weight: jax.Array, shared: Shared) -> jax.Array:
+        [product] = self.adapt(weight, shared).products
         return add_deltas(weight, [-product.delta(weight.ndim)], None)
+
+    def peft_form(self) -> Rows:
+        return Rows(self.delta, self.tokens, self.vocabulary)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jlora._lowrank import wide
-from jlora._node import Dims, Node
+from jlora._lowrank import Dims, wide
+from jlora._node import Node, Shared
+from jlora._peft_form import Whole
+from jlora._registry import register
 
 
-@jax.tree_util.register_dataclass
+@register("whole")
 @dataclasses.dataclass(frozen=True)
 class WholeWeight(Node):
     """A leaf that trains as it is, and takes the frozen one's place."""
@@ -22,7 +24,7 @@ class WholeWeight(Node):
     trainable: ClassVar[tuple[str, ...]] = ("value",)
 
     @classmethod
-    def of(cls, weight: jax.Array) -> WholeWeight:
+    def of(cls, weight: Any) -> WholeWeight:
         """The node that starts at ``weight``."""
         return cls(weight.astype(wide(weight.dtype)))
 
@@ -31,19 +33,17 @@ class WholeWeight(Node):
         """Matrices, not biases and scales."""
         return ("value",) if jnp.ndim(self.value) >= 2 else ()
 
-    @property
-    def rank(self) -> int:
-        """None: 0."""
-        return 0
-
     def dimensions(self) -> dict[str, Dims]:
         return {"value": tuple(range(jnp.ndim(self.value)))}
 
-    def adapt(self, weight: jax.Array) -> jax.Array:
+    def adapt(self, weight: jax.Array, shared: Shared) -> jax.Array:
         return self.value.astype(weight.dtype)
 
-    def unmerged(self, weight: jax.Array) -> jax.Array:
+    def unmerged(self, weight: jax.Array, shared: Shared) -> jax.Array:
         raise ValueError(
             "a leaf that was trained whole can't be unmerged: the frozen one is not in it any "
             "more. Keep the frozen tree"
         )
+
+    def peft_form(self) -> Whole:
+        return Whole(self.value)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import re
 
-from jlora._starts._decomposed import olora, pissa
+from jlora._starts._decomposed import from_data, olora, pissa
 from jlora._starts._random import gaussian, kaiming, orthogonal
-from jlora._starts._start import Leaf as Leaf
+from jlora._starts._start import Matrices as Matrices
 from jlora._starts._start import Start as Start
 
 STARTS: dict[str, Start] = {
@@ -20,6 +20,7 @@ STARTS: dict[str, Start] = {
     "orthogonal": Start(orthogonal, even_rank=True),
     "pissa": Start(pissa, moves_weight=True),
     "olora": Start(olora, moves_weight=True),
+    "lora_ga": Start(from_data, moves_weight=True),
 }
 _ITERATIONS = re.compile(r"pissa_niter_(\d+)")
 
@@ -35,4 +36,5 @@ def find(name: str) -> Start:
         return STARTS[name]
     if isinstance(name, str) and (fast := _ITERATIONS.fullmatch(name)):
         return Start(functools.partial(pissa, iterations=int(fast[1])), moves_weight=True)
-    raise ValueError(f"init is {name!r}: expected {', '.join(STARTS)} or pissa_niter_N")
+    known = ", ".join(name for name in STARTS if name != "lora_ga")
+    raise ValueError(f"init is {name!r}: expected {known} or pissa_niter_N")

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jlora._starts._start import Leaf
+from jlora._starts._start import Matrices
 
 
-def pissa(leaf: Leaf, *, iterations: int | None = None) -> tuple[jax.Array, jax.Array]:
+def pissa(leaf: Matrices, *, iterations: int | None = None) -> tuple[jax.Array, jax.Array]:
     """The first singular vectors (Meng et al. 2024, arXiv 2404.02948, eq. 2 to 4).
 
     With W = U S V': A = U sqrt(S / scaling) and B = sqrt(S / scaling) V', of the first ``rank``.
@@ -29,7 +29,7 @@ def pissa(leaf: Leaf, *, iterations: int | None = None) -> tuple[jax.Array, jax.
     return _each(leaf, of)
 
 
-def olora(leaf: Leaf) -> tuple[jax.Array, jax.Array]:
+def olora(leaf: Matrices) -> tuple[jax.Array, jax.Array]:
     """The first columns of Q and rows of R, with W' = Q R (Büyükakyüz 2024, arXiv 2406.01775).
 
     The paper's W is (out, in): its B is Q, and its A is R.
@@ -40,6 +40,11 @@ def olora(leaf: Leaf) -> tuple[jax.Array, jax.Array]:
         return r[: leaf.rank].T, q[:, : leaf.rank].T
 
     return _each(leaf, of)
+
+
+def from_data(leaf: Matrices) -> tuple[jax.Array, jax.Array]:
+    """None: `jlora.lora_ga` makes this start, out of batches that a split does not have."""
+    raise ValueError("init is 'lora_ga': split with another one, then call jlora.lora_ga")
 
 
 def strongest(
@@ -63,7 +68,7 @@ def strongest(
     return u[:, :rank], s[:rank], vt[:rank]
 
 
-def _each(leaf: Leaf, of: Callable[..., tuple[jax.Array, jax.Array]]):
+def _each(leaf: Matrices, of: Callable[..., tuple[jax.Array, jax.Array]]):
     """The start of each matrix of the stack, one after the other: a decomposition needs room."""
     count = leaf.weight.size // (leaf.inputs * leaf.outputs)
     flat = (

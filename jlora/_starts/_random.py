@@ -5,23 +5,23 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jlora._starts._start import Leaf
+from jlora._starts._start import Matrices
 
 
-def kaiming(leaf: Leaf) -> tuple[jax.Array, jax.Array]:
+def kaiming(leaf: Matrices) -> tuple[jax.Array, jax.Array]:
     """A uniform within ±1/sqrt(inputs), B zero (He et al. 2015, arXiv 1502.01852; PEFT's start)."""
     bound = leaf.inputs**-0.5
     shape = (*leaf.stack, leaf.inputs, leaf.rank)
     return jax.random.uniform(leaf.key, shape, jnp.float32, -bound, bound), _zeros(leaf)
 
 
-def gaussian(leaf: Leaf) -> tuple[jax.Array, jax.Array]:
+def gaussian(leaf: Matrices) -> tuple[jax.Array, jax.Array]:
     """A normal with deviation 1 / rank, B zero (Hu et al. 2021, section 4.1)."""
     shape = (*leaf.stack, leaf.inputs, leaf.rank)
     return jax.random.normal(leaf.key, shape) / leaf.rank, _zeros(leaf)
 
 
-def orthogonal(leaf: Leaf) -> tuple[jax.Array, jax.Array]:
+def orthogonal(leaf: Matrices) -> tuple[jax.Array, jax.Array]:
     """A and B both random, in halves of the rank that are orthogonal: A B is zero but for rounding.
 
     With Q a random orthogonal matrix of the rank's size: A = N Q_odd / 10 and B = Q_even' N' / 10,
@@ -37,5 +37,5 @@ def orthogonal(leaf: Leaf) -> tuple[jax.Array, jax.Array]:
     return a @ odd, jnp.swapaxes(even, -1, -2) @ b
 
 
-def _zeros(leaf: Leaf) -> jax.Array:
+def _zeros(leaf: Matrices) -> jax.Array:
     return jnp.zeros((*leaf.stack, leaf.rank, leaf.outputs), jnp.float32)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from jlora._method import Leaf
 
 
-class Leaf(NamedTuple):
+class Matrices(NamedTuple):
     """One leaf as a stack of matrices, as a start sees it."""
 
     key: jax.Array  # the leaf's own
@@ -20,6 +24,20 @@ class Leaf(NamedTuple):
     weight: Any  # (*stack, inputs, outputs) float32 or wider; None unless the start reads it
     scaling: jax.Array  # (*stack, rank), never zero
 
+    @classmethod
+    def of(cls, leaf: Leaf, with_weight: bool) -> Matrices:
+        """The leaf's matrices, and its weight if the start reads it."""
+        scaling = jnp.broadcast_to(leaf.scaling, (*leaf.stack, leaf.rank))
+        return cls(
+            key=leaf.key,
+            stack=leaf.stack,
+            inputs=math.prod(leaf.inputs),
+            outputs=math.prod(leaf.outputs),
+            rank=leaf.rank,
+            weight=leaf.matrices if with_weight else None,
+            scaling=jnp.where(scaling == 0, 1, scaling),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -29,5 +47,5 @@ class Start:
     moves_weight: bool = False  # A B is not zero, and is taken out of the frozen weight
     even_rank: bool = False
 
-    def __call__(self, leaf: Leaf) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, leaf: Matrices) -> tuple[jax.Array, jax.Array]:
         return self.draw(leaf)

@@ -16,18 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jlora import _files, _paths
 from jlora._config import LoraConfig
-from jlora._lowrank import Axes
-from jlora._merge import Lora, check
-from jlora._methods import NODES, LoraWeight, Node
+from jlora._lora_dict import Lora, check, of_leaves, shared_of
+from jlora._node import Node
+from jlora._registry import node_class
+from jlora._static import from_json, static_fields, to_json
 from jlora.checkpoint import _arrays
 from jlora.checkpoint._fingerprint import differences, fingerprint, shorten
 
 _FILE = "adapter.json"
 _FORMAT = "jlora-adapter"
-_VERSION = 2
+_VERSION = 3
+_READ = (2, 3)
+_KINDS_OF_VERSION_2 = {
+    "LoraWeight": "lora",
+    "DoraWeight": "dora",
+    "WholeWeight": "whole",
+    "BiasDelta": "bias",
+    "TokenRows": "rows",
+}
 
 
 def save(
@@ -61,7 +71,7 @@ def save(
         check(base, lora)
     previous = _what_is_there(directory, overwrite)
     number = 1 + max((int(re.sub(r"\D", "", name)) for name in previous), default=0)
-    arrays, _ = _paths.flatten(lora)
+    arrays, _ = _paths.arrays(lora)
     arrays_name = f"arrays-{number}"
     description = {
         "format": _FORMAT,
@@ -114,20 +124,25 @@ def restore(
     _check_ranks(lora, config)
     if base is not None:
         check(base, lora)
-    abstract, structure = _paths.flatten(lora)
+    abstract, structure = _paths.arrays(lora)
     places = _places(abstract, shardings)
     expected = {
         path: _arrays.abstract(leaf.shape, leaf.dtype, places[path])
         for path, leaf in abstract.items()
+        if isinstance(leaf, jax.ShapeDtypeStruct)  # else its value stands in the JSON
     }
-    found = _arrays.seal(directory / arrays_name)
-    if damaged := [name for name in seal if found.get(name) != seal[name]]:
+    sealed = _arrays.seal(directory / arrays_name)
+    if damaged := [name for name in seal if sealed.get(name) != seal[name]]:
         raise ValueError(
             f"{directory / arrays_name} is damaged, these files are missing or were changed: "
             + ", ".join(damaged[:5])
         )
     arrays = _arrays.read(directory / arrays_name, expected)
-    return jax.tree.unflatten(structure, [arrays[path] for path in abstract]), config
+    found = [
+        arrays[path] if path in arrays else jax.device_put(leaf, places[path])
+        for path, leaf in abstract.items()
+    ]
+    return jax.tree.unflatten(structure, found), config
 
 
 def outline(directory: str | Path) -> tuple[Lora, LoraConfig]:
@@ -139,8 +154,8 @@ def outline(directory: str | Path) -> tuple[Lora, LoraConfig]:
     directory = Path(directory)
     description = describe(directory)
     try:
+        lora = {path: _abstract_node(leaf) for path, leaf in description["leaves"].items()}
         config = LoraConfig(**description["config"])
-        lora = {path: _abstract_node(path, leaf) for path, leaf in description["leaves"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{directory / _FILE} is damaged: {error!r}") from None
     return lora, config
@@ -164,12 +179,27 @@ def describe(directory: str | Path) -> dict[str, Any]:
     description = _files.read_json(directory / _FILE)
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise ValueError(f"{directory / _FILE} describes no jlora adapter")
-    if description.get("version") != _VERSION:
+    if description.get("version") not in _READ:
         raise ValueError(
             f"{directory} is an adapter of format version {description.get('version')}: "
-            f"this jlora reads version {_VERSION}"
+            f"this jlora reads the versions {' and '.join(map(str, _READ))}"
         )
-    return description
+    return description if description["version"] == _VERSION else _since_version_2(description)
+
+
+def _since_version_2(description: dict[str, Any]) -> dict[str, Any]:
+    """A description of jlora 0.1: kinds were called by their classes, a dropout rate was static."""
+    leaves = {}
+    for path, leaf in description["leaves"].items():
+        static = dict(leaf["static"])
+        rate = static.pop("dropout", 0.0)
+        leaves[path] = {
+            **leaf,
+            "kind": _KINDS_OF_VERSION_2.get(leaf["kind"], leaf["kind"]),
+            "static": static,
+            "values": {"dropout": rate} if rate else {},
+        }
+    return {**description, "version": _VERSION, "leaves": leaves}
 
 
 def _what_is_there(directory: Path, overwrite: bool) -> list[str]:
@@ -199,16 +229,14 @@ def _check_base(directory: Path, expected: Mapping[str, Any], base: Any) -> None
 
 
 def _check_ranks(lora: Mapping[str, Node], config: LoraConfig) -> None:
-    problems = []
-    for path, node in lora.items():
-        if problem := node.misfit(node.shape):
+    problems, shared = [], shared_of(lora)
+    for path, node in of_leaves(lora).items():
+        if problem := node.misfit(node.shape, shared):
             problems.append(f"{path}: {problem}")
-        elif isinstance(node, LoraWeight):
+        elif node.targeted:
             ranks = config.ranks_for(path)
             if node.rank not in (ranks if isinstance(ranks, tuple) else (ranks,)):
-                problems.append(
-                    f"{path}: A and B have rank {node.rank}, the configuration says {ranks}"
-                )
+                problems.append(f"{path}: it has rank {node.rank}, the configuration says {ranks}")
     if problems:
         raise ValueError(f"the factors are not those of the configuration:{shorten(problems)}")
 
@@ -217,49 +245,37 @@ def _describe_config(config: LoraConfig, lora: Mapping[str, Node]) -> dict[str, 
     """The configuration as JSON; a function in ``targets`` becomes the paths that it chose."""
     fields = dataclasses.asdict(config)
     if callable(config.targets):
-        chosen = [path for path, node in lora.items() if isinstance(node, LoraWeight)]
+        chosen = [path for path, node in lora.items() if node.targeted]
         fields["targets"] = [config.pattern_of(path) for path in chosen]
     return fields
 
 
 def _describe_node(node: Node) -> dict[str, Any]:
-    arrays, _ = _paths.flatten(node)
-    fixed = [field.name for field in dataclasses.fields(node) if field.name not in arrays]  # type: ignore
+    arrays, _ = _paths.arrays(node)
     return {
-        "kind": type(node).__name__,
+        "kind": node.kind,
         "arrays": {
             name: {"shape": list(array.shape), "dtype": str(array.dtype)}
             for name, array in arrays.items()
         },
-        "static": {name: _to_json(getattr(node, name)) for name in fixed},
+        "static": {name: to_json(getattr(node, name)) for name in static_fields(type(node))},
     }
 
 
-def _to_json(value: Any) -> Any:
-    return dataclasses.asdict(value) if isinstance(value, Axes) else value
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return Axes(**{name: tuple(dims) for name, dims in value.items()})
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _abstract_node(path: str, leaf: Mapping[str, Any]) -> Node:
-    if leaf["kind"] not in NODES:
-        raise ValueError(f"{path}: this jlora knows no adapter of the kind {leaf['kind']!r}")
+def _abstract_node(leaf: Mapping[str, Any]) -> Node:
     arrays: dict[str, Any] = {
         name: jax.ShapeDtypeStruct(tuple(array["shape"]), array["dtype"])
         for name, array in leaf["arrays"].items()
     }
-    fixed = {name: _from_json(value) for name, value in leaf["static"].items()}
-    return NODES[leaf["kind"]](**arrays, **fixed)
+    values = {name: np.float32(value) for name, value in leaf.get("values", {}).items()}
+    static = {name: from_json(value) for name, value in leaf["static"].items()}
+    return node_class(leaf["kind"])(**arrays, **values, **static)
 
 
 def _places(abstract: Mapping[str, Any], shardings: Any) -> Mapping[str, Any]:
     if shardings is None or isinstance(shardings, jax.sharding.Sharding):
         return dict.fromkeys(abstract, shardings)
-    places, _ = _paths.flatten(shardings)
+    places, _ = _paths.arrays(shardings)
     if lacking := [path for path in abstract if path not in places]:
         raise ValueError(
             f"shardings have no place for {', '.join(lacking[:5])}: expected one Sharding, or a "

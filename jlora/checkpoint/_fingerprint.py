@@ -24,7 +24,7 @@ def fingerprint(tree: Any) -> Fingerprint:
     Cheap on any device: 64 values of each leaf are read. ``values`` is None where there are none to
     read: ShapeDtypeStructs, and arrays that this process does not hold whole.
     """
-    leaves, _ = _paths.flatten(tree)
+    leaves, _ = _paths.arrays(tree)
     return {
         path: {
             "shape": list(np.shape(leaf)),

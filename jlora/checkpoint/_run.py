@@ -124,7 +124,7 @@ class Run:
         Raises:
             OSError: when it can't be written, as on a full disk; earlier states stay.
         """
-        arrays, _ = _paths.flatten(state)
+        arrays, _ = _paths.arrays(state)
         if step not in self._manager.all_steps():
             where = self.directory.absolute() / _STATES / str(step)
             _arrays.require_room(where, arrays)
@@ -141,7 +141,7 @@ class Run:
         step = self.latest_step
         if step is None:
             raise ValueError(f"{self.directory} holds no checkpoint to go on from")
-        leaves, structure = _paths.flatten(state)
+        leaves, structure = _paths.arrays(state)
         expected = {
             path: _arrays.abstract(leaf.shape, leaf.dtype, getattr(leaf, "sharding", None))
             for path, leaf in leaves.items()

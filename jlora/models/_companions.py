@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jlora._methods import Node
+from jlora._node import Node
 from jlora.models import _families
 from jlora.models._assemble import Opened
 from jlora.models._tokenizer import read_json

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora._merge import check
-from jlora._methods import Node
+from jlora._lora_dict import check, of_leaves, shared_of
+from jlora._node import Node, Shared
 from jlora.models import _companions, _folder, _shards, _source
 from jlora.models._assemble import expected_shapes, stacked
 from jlora.models._pieces import Piece, in_file, pieces, shapes_in_file
@@ -82,13 +82,14 @@ def export(
             piece_of[name] = piece
             tensors.append(_shards.Tensor(name, shape, its_dtype))
     dtypes = {tensor.name: tensor.dtype for tensor in tensors}
+    shared = shared_of(lora)
     shards = _shards.plan(tensors, max_shard_bytes)
 
     @functools.lru_cache(maxsize=1)  # one piece may make many tensors
     def made_of(piece: Piece, dtype: np.dtype) -> Mapping[str, np.ndarray]:
         weight = opened.layer(piece.path, piece.layer or 0, piece.shape)
         trained_on.see(piece, weight)
-        merged = _merged(weight, lora.get(piece.path), piece, dtype)
+        merged = _merged(weight, lora.get(piece.path), shared, piece, dtype)
         return in_file(opened.config, piece, merged)
 
     def value(name: str) -> np.ndarray:
@@ -104,7 +105,9 @@ def export(
     return out
 
 
-def _merged(weight: np.ndarray, node: Node | None, piece: Piece, dtype: np.dtype) -> np.ndarray:
+def _merged(
+    weight: np.ndarray, node: Node | None, shared: Shared, piece: Piece, dtype: np.dtype
+) -> np.ndarray:
     """The weight with its layer of the adapter, in ``dtype``."""
     if node is None:
         with np.errstate(over="ignore"):  # said below
@@ -113,10 +116,10 @@ def _merged(weight: np.ndarray, node: Node | None, piece: Piece, dtype: np.dtype
         # as wide as the wider of the two, so that nothing is rounded before the sum
         wide = jnp.asarray(weight, jnp.promote_types(weight.dtype, dtype))
         if piece.layer is None:
-            result = np.asarray(node.merged(wide).astype(dtype))
+            result = np.asarray(node.merged(wide, shared).astype(dtype))
         else:
             part = node.part(0, piece.layer)
-            result = np.asarray(part.merged(wide[None])[0].astype(dtype))
+            result = np.asarray(part.merged(wide[None], shared)[0].astype(dtype))
     if not np.isfinite(result).all() and np.isfinite(weight).all():
         raise ValueError(f"{piece}: the merged weight has values that {dtype.name} can't hold")
     return result
@@ -126,7 +129,7 @@ def _check_adapter(shapes: Mapping[str, Any], lora: Mapping[str, Node]) -> None:
     """Raises a ValueError unless every node fits its leaf and can be taken apart by layers."""
     check(dict(shapes), lora)
     problems = []
-    for path, node in lora.items():
+    for path, node in of_leaves(lora).items():
         try:
             if stacked(path):
                 node.part(0, 0)

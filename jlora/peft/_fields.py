@@ -86,12 +86,11 @@ STARTS: dict[Any, str] = {
 REPEATED = ("pissa", "olora")
 
 
-def read(directory: Path) -> dict[str, Any]:
-    """Every honoured field of the configuration in the folder, defaults filled in.
+def found_in(directory: Path) -> dict[str, Any]:
+    """The configuration as it stands in the folder.
 
     Raises:
-        ValueError: when there is none, when it is damaged, or when a field asks for what jlora does
-            not have: all of them named at once.
+        ValueError: when there is none, or it is damaged.
     """
     path = directory / FILE
     if not path.exists():
@@ -99,6 +98,17 @@ def read(directory: Path) -> dict[str, Any]:
     found = _files.read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: expected a JSON object")
+    return found
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """Every honoured field of the configuration in the folder, defaults filled in.
+
+    Raises:
+        ValueError: when there is none, when it is damaged, or when a field asks for what jlora does
+            not have: all of them named at once.
+    """
+    path, found = directory / FILE, found_in(directory)
     problems = [
         f"{name} is {found[name]!r}: jlora has only {value!r}"
         for name, value in FIXED.items()
@@ -107,7 +117,7 @@ def read(directory: Path) -> dict[str, Any]:
     problems += [
         f"{name} is {value!r}: this jlora does not know the field"
         for name, value in found.items()
-        if name not in {**HONOURED, **HARMLESS, **FIXED} and _says_something(value)
+        if name not in {**HONOURED, **HARMLESS, **FIXED} and says_something(value)
     ]
     settings = {
         # an empty or a null pattern is the default
@@ -121,16 +131,16 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All fields as PEFT writes them, in its order, with ``settings`` in place of the defaults."""
-    return dict(sorted({**HONOURED, **HARMLESS, **FIXED, **settings}.items()))
+    """All fields as PEFT writes them, with ``settings`` in place of the defaults."""
+    return {**HONOURED, **HARMLESS, **FIXED, **settings}
 
 
-def _says_something(value: Any) -> bool:
+def says_something(value: Any) -> bool:
     return value is not None and value is not False and value not in ({}, [], "")
 
 
 def _same(value: Any, only: Any) -> bool:
-    return value == only or not (_says_something(value) or _says_something(only))
+    return value == only or not (says_something(value) or says_something(only))
 
 
 def _wrong(settings: Mapping[str, Any]):

@@ -10,12 +10,21 @@ from typing import Any
 import jax.numpy as jnp
 
 from jlora._config import LoraConfig
+from jlora._lora_dict import Lora
 from jlora._lowrank import Axes
-from jlora._merge import Lora
-from jlora._methods import LoraWeight
-from jlora.peft import _adapted, _fields, _names, _original, _rows, _tensors, _tied, _whole
+from jlora.peft import (
+    _factors,
+    _fields,
+    _names,
+    _own_format,
+    _repeated_starts,
+    _rows,
+    _tensors,
+    _tied,
+    _whole_leaves,
+)
+from jlora.peft._configuration import configuration
 from jlora.peft._file import AdapterFile
-from jlora.peft._implied import configuration
 
 _OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -58,20 +67,22 @@ def load(
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"{directory} is no folder: expected one with {_fields.FILE}")
+    if (method := _own_format.method_in(directory)) is not None:
+        return _own_format.load(directory, method, model, names, axes)
     settings = _fields.read(directory)
     tensors = _tensors.read(directory)
     apart = any(_OF_ONE_EXPERT.search(name) for name in tensors)
     known = _names.layout(model, names, axes, apart=apart)
     file = AdapterFile(settings, tensors, known, None if dtype is None else jnp.dtype(dtype))
     lora = _nodes(file)
-    if not any(isinstance(node, LoraWeight) for node in lora.values()) and not file.problems:
+    if not any(node.targeted for node in lora.values()) and not file.problems:
         file.problems.append("no leaf is adapted: expected at least one lora_A and lora_B")
     if file.problems:
         raise ValueError(
             f"the adapter in {directory} does not fit the model:\n  " + "\n  ".join(file.problems)
         )
-    if _original.is_repeated(settings):
-        lora, settings = _original.of_original(settings, lora, known)
+    if _repeated_starts.is_repeated(settings):
+        lora, settings = _repeated_starts.of_original(settings, lora, known)
     return lora, configuration(settings, lora)
 
 
@@ -88,8 +99,8 @@ def _nodes(file: AdapterFile) -> Lora:
     """The node of every leaf that the file has something of, in the order of the leaves."""
     layout = file.layout
     _tied.check(file)
-    nodes = {**_adapted.read(file), **_rows.read(file)}
-    for path, node in _whole.read(file).items():
+    nodes = {**_factors.read(file), **_rows.read(file)}
+    for path, node in _whole_leaves.read(file).items():
         if path in nodes:
             file.problems.append(
                 f"{path} is adapted and saved whole as well: jlora has one node for a leaf"

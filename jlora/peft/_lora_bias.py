@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from jlora._merge import Lora
-from jlora._methods import BiasDelta, Node
+from jlora._lora_dict import Lora
+from jlora._methods import BiasDelta
+from jlora._peft_form import BiasOnB
 from jlora.peft._names import Layout, Parameter
 from jlora.peft._pairs import Pair
 
@@ -57,7 +58,7 @@ def read(
 
 
 def write(
-    parameter: Parameter, pair: Pair, lora: Mapping[str, Node], layout: Layout
+    parameter: Parameter, pair: Pair, biases: Mapping[str, BiasOnB], layout: Layout
 ) -> np.ndarray | str:
     """The bias on the B of one adapted module (zeros where it has none), or what is wrong."""
     bias = layout.parameters.get(f"{parameter.module}.bias")
@@ -65,10 +66,9 @@ def write(
         return f"{parameter.full_name} has no bias: with PEFT's lora_bias every module has one"
     whole = np.zeros(bias.outputs, pair.b.dtype)
     for part in bias.parts:
-        node = lora.get(part.leaf.path)
-        if isinstance(node, BiasDelta):
-            delta = part.leaf.matrices(node.delta)[part.layer]
-            scaling = np.broadcast_to(node.scaling, part.leaf.stack)[part.layer]
+        if form := biases.get(part.leaf.path):
+            delta = part.leaf.matrices(form.delta)[part.layer]
+            scaling = np.broadcast_to(form.scaling, part.leaf.stack)[part.layer]
             whole[part.theirs] = delta[part.ours] * (scaling / pair.scaling[0])
     return whole
 

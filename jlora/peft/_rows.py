@@ -7,7 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from jlora._merge import Lora
+from jlora._lora_dict import Lora
 from jlora._methods import TokenRows
 from jlora.peft import _names
 from jlora.peft._file import AdapterFile

@@ -17,11 +17,14 @@ from jlora.peft import _fields
 
 FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+BESIDE = "base_model."
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 
 
-def read(directory: Path) -> dict[str, np.ndarray]:
+def read(directory: Path, *, shared: bool = False) -> dict[str, np.ndarray]:
     """The tensors by their names in the model, in the file's own dtypes.
+
+    With ``shared`` also those that stand beside the model's: their names begin with `BESIDE`.
 
     Raises:
         ValueError: when there is no file, when it is cut short, or when a tensor holds what is no
@@ -46,7 +49,7 @@ def read(directory: Path) -> dict[str, np.ndarray]:
     except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: no whole safetensors file ({error}). Get it again") from None
     for name, tensor in tensors.items():
-        if not name.startswith(PREFIX):
+        if not name.startswith(BESIDE if shared else PREFIX):
             problems.append(f"{name}: expected a name that begins with {PREFIX}")
         elif not jnp.issubdtype(tensor.dtype, jnp.floating):
             problems.append(f"{name} is of dtype {tensor.dtype}: expected a floating type")
@@ -66,6 +69,8 @@ def write(
 ) -> None:
     """Writes both files; neither takes its place before both are complete.
 
+    Names of tensors are those in the model; one that begins with `BESIDE` stands beside it.
+
     Raises:
         ValueError: when the folder holds something and ``overwrite`` is False.
         OSError: when they can't be written; what was there stays.
@@ -84,10 +89,13 @@ def write(
     from safetensors.numpy import save
 
     content = save(
-        {f"{PREFIX}{name}": np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+        {
+            name if name.startswith(BESIDE) else f"{PREFIX}{name}": np.ascontiguousarray(tensor)
+            for name, tensor in tensors.items()
+        },
         metadata={"format": "pt"},
     )
-    text = json.dumps(_fields.complete(settings), indent=2, ensure_ascii=False)
+    text = json.dumps(dict(sorted(settings.items())), indent=2, ensure_ascii=False)
     _files.require_room(directory, len(content) + len(text))
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jlora.peft import _matching, _names, _rows, _whole
+from jlora.peft import _matching, _names, _rows, _whole_leaves
 from jlora.peft._file import AdapterFile
 
 
@@ -17,7 +17,7 @@ def check(file: AdapterFile) -> None:
         f"{head}.lora_A.weight": (f"{tied}.lora_embedding_B", True),
         f"{head}.lora_B.weight": (f"{tied}.lora_embedding_A", True),
         f"{head}.weight": (f"{tied}.weight", False),
-        f"{head}{_whole.BASE_COPY}": (f"{tied}{_whole.BASE_COPY}", False),
+        f"{head}{_whole_leaves.BASE_COPY}": (f"{tied}{_whole_leaves.BASE_COPY}", False),
         f"{head}{_rows.SUFFIX}": (f"{tied}{_rows.SUFFIX}", False),
     }
     for name, (source, turned) in same.items():

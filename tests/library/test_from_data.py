@@ -59,7 +59,7 @@ def singular(path):
 
 def test_eva_starts_a_at_the_singular_vectors_of_the_activations():
     config, _, frozen, lora = adapter()
-    eva, same = jlora.eva(run, frozen, lora, BATCHES, config, KEY, rho=1, iterations=8)
+    _, eva, same = jlora.eva(run, frozen, lora, BATCHES, config, KEY, rho=1, iterations=8)
     assert {path: node.rank for path, node in eva.items()} == {"first": 2, "layers": 2}
     for path, node in eva.items():
         _, vt = singular(path)
@@ -75,7 +75,7 @@ def test_eva_starts_a_at_the_singular_vectors_of_the_activations():
 
 def test_eva_gives_ranks_to_where_they_explain_most():
     config, axes, frozen, lora = adapter()
-    eva, told = jlora.eva(run, frozen, lora, BATCHES, config, KEY, rho=2, iterations=8)
+    _, eva, told = jlora.eva(run, frozen, lora, BATCHES, config, KEY, rho=2, iterations=8)
     shares = {path: singular(path)[0][:, :4] for path in lora}
     every = np.sort(np.concatenate([each.ravel() for each in shares.values()]))[::-1]
     wanted = {path: (each >= every[7]).sum(1) for path, each in shares.items()}
@@ -104,7 +104,7 @@ def test_eva_takes_the_rank_from_leaves_that_explain_little_and_drops_them_at_no
                 normal(40, 8))]  # fmt: skip
     config = jlora.LoraConfig(targets="sharp|flat", rank=1, alpha=2)
     frozen, lora = jlora.split(params, config, KEY)
-    eva, told = jlora.eva(fn, frozen, lora, batches, config, KEY)
+    _, eva, told = jlora.eva(fn, frozen, lora, batches, config, KEY)
     assert {path: node.rank for path, node in eva.items()} == {"sharp": 2}
     assert list(jlora.split(params, told, KEY)[1]) == ["sharp"]
 
@@ -124,8 +124,8 @@ def loss(params, x):
 
 
 def test_lora_ga_starts_at_the_singular_vectors_of_the_gradient():
-    _, _, frozen, lora = adapter()
-    moved, started = jlora.lora_ga(loss, frozen, lora, BATCHES, KEY, iterations=8)
+    config, _, frozen, lora = adapter()
+    moved, started, _ = jlora.lora_ga(loss, frozen, lora, BATCHES, config, KEY, iterations=8)
     each = [jax.grad(loss)(tree(), batch) for batch in BATCHES]
     gradient = jax.tree.map(lambda *leaves: sum(leaves) / 3, *each)
     for path, node in started.items():
@@ -145,8 +145,8 @@ def test_lora_ga_starts_at_the_singular_vectors_of_the_gradient():
 
 def test_the_first_step_of_lora_ga_goes_where_full_fine_tuning_would():
     """The paper's claim: the change of W is nearer to the gradient than a random start's."""
-    _, _, frozen, lora = adapter(targets="first")
-    moved, started = jlora.lora_ga(loss, frozen, lora, BATCHES[:1], KEY)
+    config, _, frozen, lora = adapter(targets="first")
+    moved, started, _ = jlora.lora_ga(loss, frozen, lora, BATCHES[:1], config, KEY)
     gradient = jax.grad(loss)(tree(), BATCHES[0])["first"]
 
     def cosine(frozen, lora):
@@ -159,23 +159,23 @@ def test_the_first_step_of_lora_ga_goes_where_full_fine_tuning_would():
 
 
 def test_lora_ga_keeps_magnitudes_and_other_nodes():
-    _, _, frozen, lora = adapter(targets="first", method="dora", train="layers")
-    moved, started = jlora.lora_ga(loss, frozen, lora, BATCHES, KEY)
+    config, _, frozen, lora = adapter(targets="first", method="dora", train="layers")
+    moved, started, _ = jlora.lora_ga(loss, frozen, lora, BATCHES, config, KEY)
     assert list(started) == list(lora)
     assert isinstance(started["first"], jlora.DoraWeight)
     assert_close(jlora.merge(moved, started), tree(), 1e-5)
 
 
 def test_lora_ga_refuses_what_it_cannot_do():
-    _, _, frozen, lora = adapter(rank=5)
+    config, _, frozen, lora = adapter(rank=5)
     with pytest.raises(ValueError, match=r"takes 2 \* 5 directions of first, a matrix of 12 x 9"):
-        jlora.lora_ga(loss, frozen, lora, BATCHES, KEY)
-    _, _, frozen, lora = adapter()
+        jlora.lora_ga(loss, frozen, lora, BATCHES, config, KEY)
+    config, _, frozen, lora = adapter()
     with pytest.raises(ValueError, match="no gradient with respect to first"):
-        jlora.lora_ga(lambda p, x: 0 * loss(p, x), frozen, lora, BATCHES, KEY)
+        jlora.lora_ga(lambda p, x: 0 * loss(p, x), frozen, lora, BATCHES, config, KEY)
     only = {"first": jlora.WholeWeight(tree()["first"])}
     with pytest.raises(ValueError, match="LoRA-GA starts A and B, but no node"):
-        jlora.lora_ga(loss, frozen, only, BATCHES, KEY)
+        jlora.lora_ga(loss, frozen, only, BATCHES, config, KEY)
     wrong = {"first": dataclasses.replace(lora["first"], a=normal(3, 2))}
     with pytest.raises(ValueError, match="does not fit"):
         jlora.eva(run, frozen, wrong, BATCHES, jlora.LoraConfig(targets="first"), KEY)

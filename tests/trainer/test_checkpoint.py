@@ -175,15 +175,21 @@ def edit(directory, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["config"].update(rank=4), "have rank 3, the configuration says 4"),
+        (lambda d: d["config"].update(rank=4), "it has rank 3, the configuration says 4"),
         (lambda d: d["leaves"].pop("out"), "out/a: not expected"),
         (lambda d: d["leaves"].update(x=d["leaves"]["out"]), "x/a: missing"),
         (
             lambda d: d["leaves"]["layers/proj"]["arrays"]["a"].update(shape=[2, 9, 3]),
             r"layers/proj/a: expected float32\(2, 9, 3\), got float32\(2, 7, 3\)",
         ),
-        (lambda d: d["leaves"]["out"].update(kind="OtherWeight"), "no adapter of the kind"),
-        (lambda d: d.update(version=9), "of format version 9: this jlora reads version 2"),
+        (
+            lambda d: d["leaves"]["out"].update(kind="OtherWeight"),
+            "no kind of node is registered as 'OtherWeight'",
+        ),
+        (
+            lambda d: d.update(version=9),
+            "of format version 9: this jlora reads the versions 2 and 3",
+        ),
         (lambda d: d.update(format="other"), "describes no jlora adapter"),
         (lambda d: d.pop("leaves"), "adapter.json is damaged: KeyError"),
         (lambda d: d["config"].update(wings=2), "adapter.json is damaged: TypeError"),
@@ -212,7 +218,7 @@ def test_damaged_files_are_one_clear_error(tmp_path):
 
 def test_an_adapter_that_fits_nothing_is_not_saved(tmp_path):
     lora = adapter()
-    with pytest.raises(ValueError, match="have rank 3, the configuration says 2"):
+    with pytest.raises(ValueError, match="it has rank 3, the configuration says 2"):
         checkpoint.save(tmp_path / "a", lora, jlora.LoraConfig(targets="proj", rank=2))
     with pytest.raises(ValueError, match="does not fit"):
         checkpoint.save(tmp_path / "a", lora, CONFIG, base=base(width=8))

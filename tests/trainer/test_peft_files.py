@@ -214,7 +214,7 @@ def test_numbers_that_are_none_are_named(saved, model):
         ({"init_lora_weights": "loftq"}, "it belongs to a base that was quantised in PEFT"),
         ({"r": 0}, "r is 0: expected a whole number of at least 1"),
         ({"lora_alpha": "x"}, "lora_alpha is 'x': expected a number above 0"),
-        ({"peft_type": "IA3"}, "peft_type is 'IA3': jlora has only 'LORA'"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3', and no registered method has that format"),
         ({"lora_bias": True}, "has no bias in the model, which lora_bias=True needs"),
         ({"r": 2}, "expected (2, 24), got (3, 24)"),
     ],

@@ -19,15 +19,17 @@ from jlora._lift._weight import (
     Weight,
     bases,
     put_together,
+    refuse_form,
     refuse_gain,
     relabel,
 )
-from jlora._lowrank import RANK, Factor, spread
+from jlora._lowrank import Factor, along
 
 
 @rule("neg")
 def neg(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
-    w = walk.run.join(eqn, [value.base], [unmoved(value.ndim)], frozenset())
+    refuse_form(value)
+    w = walk.run.join(walk, eqn, [value.base], [unmoved(value.ndim)], frozenset())
     return [value.replace(w=w, cast=None).map_terms(lambda term: term.on_a(jnp.negative))]
 
 
@@ -35,13 +37,14 @@ def neg(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
 def add(walk: Walk, eqn: Any, x: Any, y: Any) -> list[Any]:
     """W + V keeps W's terms, and V's if it has some."""
     weights = [value for value in (x, y) if isinstance(value, Weight)]
+    refuse_form(x, y)
     refuse_gain(x, y)
     if any(value.rows for value in weights):
         raise Decline("rows are added")  # an activation from here on
     shape = eqn.outvars[0].aval.shape
     if any(value.shape != shape for value in weights):
         raise Decline("a sum that broadcasts the weight")
-    w = walk.run.join(eqn, bases((x, y)), [unmoved(len(shape))] * 2, None)
+    w = walk.run.join(walk, eqn, bases((x, y)), [unmoved(len(shape))] * 2, None)
     x_terms = x.terms if isinstance(x, Weight) else ()
     y_terms = y.terms if isinstance(y, Weight) else ()
     if eqn.primitive.name == "sub":
@@ -73,6 +76,7 @@ def integer_pow(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
 
 
 def _squared(value: Weight) -> Squares:
+    refuse_form(value)
     if value.rows:
         raise Decline("rows are squared")  # activations from here on
     return Squares(value)
@@ -90,12 +94,13 @@ def _scale(walk: Walk, eqn: Any, value: Weight, by: Any, *, first: bool = True) 
 
     A scale for each output channel is one of B's, so diag(s) W + diag(s) A B keeps its rank.
     """
+    refuse_form(value)
     shape = np.shape(by)
     if shape and eqn.outvars[0].aval.shape != value.shape:
         raise Decline("a product that broadcasts the weight")
     varies = _varies(walk, eqn.invars[1 if first else 0], shape)
     operands = [value.base, by] if first else [by, value.base]
-    w = walk.run.join(eqn, operands, [unmoved(value.ndim)] * 2, varies)
+    w = walk.run.join(walk, eqn, operands, [unmoved(value.ndim)] * 2, varies)
     divides = eqn.primitive.name == "div"
 
     def scaled(factor: Factor) -> Factor:
@@ -143,6 +148,7 @@ def _on_one(term: Term, varies: frozenset[int], change: Callable[[Factor], Facto
 def reduce_sum(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
     """A sum over rows is one over A's rows, a sum over columns one over B's columns."""
     axes = eqn.params["axes"]
+    refuse_form(value)
     refuse_gain(value)
     if any(term.covers(dim) not in _ONE_SIDED for term in value.terms for dim in axes):
         raise Decline("a sum over a stack of adapters adds their ranks")
@@ -167,6 +173,7 @@ def select_n(walk: Walk, eqn: Any, which: Any, *cases: Any) -> list[Any]:
 
     The choice may differ along dimensions that one factor has alone, as a mask of rows does.
     """
+    refuse_form(*cases)
     if isinstance(which, Weight):
         raise Decline("the choice is itself adapted")
     weights = [case for case in cases if isinstance(case, Weight)]
@@ -174,7 +181,7 @@ def select_n(walk: Walk, eqn: Any, which: Any, *cases: Any) -> list[Any]:
         raise Decline("rows are chosen")  # an activation from here on
     varies = _varies(walk, eqn.invars[0], np.shape(which))
     ndim = weights[0].ndim
-    w = walk.run.join(eqn, [which, *bases(cases)], [unmoved(ndim)] * (1 + len(cases)), None)
+    w = walk.run.join(walk, eqn, [which, *bases(cases)], [unmoved(ndim)] * (1 + len(cases)), None)
     terms = []
     for at, case in enumerate(cases):
         if not isinstance(case, Weight):
@@ -194,16 +201,14 @@ def select_n(walk: Walk, eqn: Any, which: Any, *cases: Any) -> list[Any]:
 def _chosen_gain(which: Any, varies: frozenset[int], cases: tuple[Any, ...]) -> Factor | None:
     """The gain of what is chosen; 1 for a case without."""
     gains = [case.gain if isinstance(case, Weight) else None for case in cases]
-    dims = {dim for gain in gains if gain is not None for dim in gain.dims} - {RANK}
+    dims = {dim for gain in gains if gain is not None for dim in gain.dims}
     if not any(gain is not None for gain in gains):
         return None
     if not varies <= dims:
         raise Decline("the weight's magnitudes can't be kept apart through it")
-    order = (*sorted(dims), RANK)
+    order = tuple(sorted(dims))
     arrays = [
-        jnp.ones((1,) * len(order), jnp.float32)
-        if gain is None
-        else spread(gain, sorted(dims))[..., None]
+        jnp.ones((1,) * len(order), jnp.float32) if gain is None else along(gain, order)
         for gain in gains
     ]
     shape = np.broadcast_shapes(*(array.shape for array in arrays))
@@ -215,12 +220,13 @@ def _chosen_gain(which: Any, varies: frozenset[int], cases: tuple[Any, ...]) -> 
 @rule("complex")
 def complex_(walk: Walk, eqn: Any, re: Any, im: Any) -> list[Any]:
     """Real and imaginary part: the terms of both, those of the imaginary one times i."""
+    refuse_form(re, im)
     refuse_gain(re, im)
     weights = [value for value in (re, im) if isinstance(value, Weight)]
     if any(value.rows for value in weights):
         raise Decline("rows are made complex")
     dtype = eqn.outvars[0].aval.dtype
-    w = walk.run.join(eqn, bases((re, im)), [unmoved(weights[0].ndim)] * 2, None)
+    w = walk.run.join(walk, eqn, bases((re, im)), [unmoved(weights[0].ndim)] * 2, None)
     turn = {0: 1, 1: 1j}
     terms = [
         term.on_a(lambda array, at=at: array.astype(dtype) * jnp.asarray(turn[at], dtype))

@@ -49,15 +49,17 @@ def conv_general_dilated(walk: Walk, eqn: Any, x: Any, kernel: Any) -> list[Any]
         raise Decline("an empty convolution")
     kernel = kernel.filled(range(kernel.ndim))
     groups = eqn.params["feature_group_count"]
-    parted = [_convolved_and_mixed(term, output, inputs) for term in kernel.terms]
+    parted = [_convolved_and_mixed(term, output, inputs) for term in kernel.thin]
     taps = math.prod(kernel.shape[dim] for dim in inputs)
     base_flops = 2 * out.size * taps
     places = out.size // kernel.shape[output]  # batch and positions
     ranks = [term.rank for term in kernel.terms]
     flops = [2 * places * rank * (groups * taps + kernel.shape[output]) for rank in ranks]
-    if _merging_costs_less(kernel, base_flops, 2 * places * (groups * taps + kernel.shape[output])):
+    if kernel.form is None and _merging_costs_less(
+        kernel, base_flops, 2 * places * (groups * taps + kernel.shape[output])
+    ):
         raise Decline("the kernel is so small (depthwise?) that merging it costs less")
-    if kernel.gain is not None and {*kernel.gain.dims} != {output, RANK}:
+    if kernel.gain is not None and set(kernel.gain.dims) != {output}:
         raise Decline("a convolution with magnitudes that are not one for each output channel")
     channel = eqn.params["dimension_numbers"].out_spec[1]
     dims = tuple(output if dim == channel else None for dim in range(len(out.shape)))
@@ -65,7 +67,7 @@ def conv_general_dilated(walk: Walk, eqn: Any, x: Any, kernel: Any) -> list[Any]
     nowhere = (None,) * x.ndim
     thins = [
         _thin(x if term.filter is None else term.filter(x, nowhere), parts, kernel, eqn.params)
-        for term, parts in zip(kernel.terms, parted, strict=True)
+        for term, parts in zip(kernel.thin, parted, strict=True)
     ]
     report_factored(walk, eqn, kernel, base, base_flops, flops)
     return [ProductSum(base, tuple(thins), kernel.gain_along(dims))]
@@ -120,7 +122,8 @@ def _thin(x: jax.Array, parts: Parts, kernel: Weight, params: dict[str, Any]) ->
     channel = numbers.out_spec[1]
     hidden = jnp.moveaxis(hidden, channel, -1)
     hidden = hidden.reshape(*hidden.shape[:-1], groups, rank)
-    hidden = scaled(hidden, (*(None,) * (hidden.ndim - 1), RANK), scaling).astype(b.dtype)
+    hidden, _ = scaled(hidden, (*(None,) * (hidden.ndim - 1), RANK), scaling)
+    hidden = hidden.astype(b.dtype)
     mixed_out = jnp.einsum(
         "...gr,rgo->...go",
         hidden,

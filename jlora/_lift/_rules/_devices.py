@@ -45,7 +45,7 @@ def placed(walk: Walk, eqn: Any, *values: Any) -> list[Any]:
     bare = [value.w if isinstance(value, Weight) else value for value in values]
     return [
         value.replace(w=result) if isinstance(value, Weight) else result
-        for value, result in zip(values, walk.run.place(eqn, bare), strict=True)
+        for value, result in zip(values, walk.run.place(walk, eqn, bare), strict=True)
     ]
 
 

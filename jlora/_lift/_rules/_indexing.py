@@ -13,7 +13,7 @@ from jax import lax
 from jlora._lift._movement import Movement, unmoved, without
 from jlora._lift._walk import Walk, rule
 from jlora._lift._watched import is_rows
-from jlora._lift._weight import Decline, Term, Weight, relabel
+from jlora._lift._weight import Base, Decline, Term, Weight, relabel
 from jlora._lowrank import RANK, Factor, along
 
 Ranges = dict[int, tuple[int, int, int]]  # from a dimension to start, limit and stride
@@ -26,7 +26,7 @@ def slice_(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
     value = value.filled(dim for dim in range(value.ndim) if strides[dim] != 1)
     ranges = {dim: (starts[dim], limits[dim], strides[dim]) for dim in range(value.ndim)}
     movement = _narrowing(value, eqn.outvars[0].aval.shape)
-    w = walk.run.move(eqn, [value.w], movement, lambda factor: _part(factor, ranges))
+    w = walk.run.move(walk, eqn, [value.w], movement, lambda factor: _part(factor, ranges))
     return [_chosen(_cut(value, w, ranges), value, movement)]
 
 
@@ -71,7 +71,7 @@ def _cut_term(term: Term, ranges: Ranges) -> Term | None:
 def split(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
     """The parts of a fused weight (query, key, value along the outputs)."""
     axis, start, results = eqn.params["axis"], 0, []
-    ws = walk.run.parts(eqn, value.w, unmoved(value.ndim, parted=frozenset([axis])))
+    ws = walk.run.parts(walk, eqn, value.w, unmoved(value.ndim, parted=frozenset([axis])))
     for w, size in zip(ws, eqn.params["sizes"], strict=True):
         results.append(_cut(value, w, {axis: (start, start + int(size), 1)}))
         start += int(size)
@@ -85,7 +85,7 @@ def unstack(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
     value = value.filled([axis])
     only = frozenset([axis])
     movement = without(only, value.ndim, parted=only, chosen=only)
-    ws = walk.run.parts(eqn, value.w, movement)
+    ws = walk.run.parts(walk, eqn, value.w, movement)
     results = []
     for at, w in enumerate(ws):
 
@@ -178,7 +178,12 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
         dims = (*index_dims, *(RANK if dim == RANK else movement.new[dim] for dim in rest))
         return Factor(rows, dims)
 
-    moved = walk.move(eqn, value, movement, part, indices).replace(parts=None)
+    if isinstance(value.w, Base) and value.w.decodes:
+        w = _decoded_rows(walk, eqn, value, at, index())
+        moved = value.moved(w, movement, part)
+    else:
+        moved = walk.move(eqn, value, movement, part, indices)
+    moved = moved.replace(parts=None)
     if fills and value.terms:
         start = lax.squeeze(index(), (indices.ndim - 1,))
         inside = Factor((start >= 0) & (start < value.shape[at]), tuple(index_dims))
@@ -189,6 +194,32 @@ def gather(walk: Walk, eqn: Any, value: Any, indices: Any) -> list[Any]:
 
 
 _ONE_SIDED = ((True, False), (False, True))  # a table may be read by its rows as by its columns
+
+
+def _decoded_rows(walk: Walk, eqn: Any, value: Weight, at: int, index: Any) -> jax.Array:
+    """The chosen rows of a frozen leaf that is no array: they alone are decoded."""
+    numbers, out = eqn.params["dimension_numbers"], eqn.outvars[0].aval
+    flat, mode = index.reshape(-1), eqn.params["mode"]
+    fills = mode == lax.GatherScatterMode.FILL_OR_DROP
+    inside = (flat >= 0) & (flat < value.shape[at])
+    places = jnp.clip(flat, 0, value.shape[at] - 1)
+    rows = walk.run.rows(
+        walk, eqn, value.w, at, lambda array, axis: jnp.take(array, places, axis, mode="clip")
+    )
+    rows = jnp.moveaxis(rows, at, 0)
+    if fills:
+        fill = eqn.params["fill_value"]
+        fill = jnp.asarray(jnp.nan if fill is None else fill, rows.dtype)
+        rows = jnp.where(jnp.expand_dims(inside, tuple(range(1, rows.ndim))), rows, fill)
+    kept_one = at not in numbers.collapsed_slice_dims
+    rest = [size for dim, size in enumerate(value.shape) if dim != at]
+    rows = rows.reshape(*index.shape[:-1], *rest)
+    if kept_one:  # its dimension of size 1 among the others
+        rows = jnp.expand_dims(rows, index.ndim - 1 + at)
+    offsets = list(numbers.offset_dims)
+    batch = [dim for dim in range(len(out.shape)) if dim not in offsets]
+    order = [*batch, *offsets]
+    return lax.transpose(rows, [order.index(dim) for dim in range(len(out.shape))])
 
 
 def _filled_rows(walk: Walk, eqn: Any, rows: Weight, inside: Factor) -> jax.Array:

@@ -10,8 +10,8 @@ from jax import lax
 
 from jlora._lift._movement import unmoved, with_new
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import Decline, Term, Weight, bases, put_together, relabel
-from jlora._lowrank import RANK, Factor, spread
+from jlora._lift._weight import Decline, Term, Weight, bases, put_together, refuse_form, relabel
+from jlora._lowrank import Factor, along
 
 
 @rule("stack", reads=("axis",))
@@ -19,7 +19,7 @@ def stack(walk: Walk, eqn: Any, *parts: Any) -> list[Any]:
     """Weights along a new dimension: as if each had it with size 1 and they were concatenated."""
     dim = eqn.params["axis"]
     movement = with_new(dim, len(eqn.outvars[0].aval.shape) - 1)
-    w = walk.run.join(eqn, bases(parts), [movement] * len(parts), None)
+    w = walk.run.join(walk, eqn, bases(parts), [movement] * len(parts), None)
 
     def widened(part: Any) -> Any:
         if not isinstance(part, Weight):
@@ -34,12 +34,13 @@ def stack(walk: Walk, eqn: Any, *parts: Any) -> list[Any]:
 def concatenate(walk: Walk, eqn: Any, *parts: Any) -> list[Any]:
     """Weights side by side along a dimension that they have."""
     dim, w_shape = eqn.params["dimension"], eqn.outvars[0].aval.shape
-    w = walk.run.join(eqn, bases(parts), [unmoved(len(w_shape))] * len(parts), None)
+    w = walk.run.join(walk, eqn, bases(parts), [unmoved(len(w_shape))] * len(parts), None)
     return [_side_by_side(w, list(parts), dim, [part.shape[dim] for part in parts])]
 
 
 def _side_by_side(w: Any, parts: list[Any], dim: int, sizes: Sequence[int]) -> Weight:
     """Each part's delta in its own window of w, or one delta where the parts are a stack."""
+    refuse_form(*parts)
     weights = [part for part in parts if isinstance(part, Weight)]
     if any(part.rows for part in weights):
         raise Decline("rows are concatenated")  # activations from here on
@@ -66,16 +67,16 @@ def _gains(
 ) -> Factor | None:
     """The gains of all parts one after the other; 1 for a part without."""
     gains = [part.gain if isinstance(part, Weight) else None for part in parts]
-    dims = {d for gain in gains if gain is not None for d in gain.dims} - {RANK}
+    dims = {d for gain in gains if gain is not None for d in gain.dims}
     if not any(gain is not None for gain in gains):
         return None
     order = sorted(dims | {dim})
     arrays = []
     for size, gain in zip(sizes, gains, strict=True):
-        array = jnp.ones((1,) * len(order), jnp.float32) if gain is None else spread(gain, order)
+        array = jnp.ones((1,) * len(order), jnp.float32) if gain is None else along(gain, order)
         arrays.append(jnp.broadcast_to(array, [size if d == dim else shape[d] for d in order]))
     joined = lax.concatenate(arrays, order.index(dim))
-    return Factor(joined[..., None], (*order, RANK))
+    return Factor(joined, tuple(order))
 
 
 def _one_term(parts: list[Any], dim: int, sizes: Sequence[int]) -> tuple[Term, ...] | None:

@@ -10,7 +10,7 @@ from jax import lax
 
 from jlora._lift._movement import Movement, unmoved, without
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import Decline, Term, Weight, relabel
+from jlora._lift._weight import Decline, Term, Weight, refuse_form, relabel
 from jlora._lowrank import RANK, Factor
 
 
@@ -52,7 +52,7 @@ def reduce_precision(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
         return Factor(lax.reduce_precision(factor.array, **eqn.params), factor.dims)
 
     value = value.replace(w=value.base, cast=None)
-    w = walk.run.move(eqn, [value.w], unmoved(value.ndim), rounded)
+    w = walk.run.move(walk, eqn, [value.w], unmoved(value.ndim), rounded)
     terms = [
         dataclasses.replace(term, a=rounded(term.a), b=rounded(term.b)) for term in value.terms
     ]
@@ -212,6 +212,7 @@ def rev(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
 @rule("pad", reads=("padding_config",))
 def pad(walk: Walk, eqn: Any, value: Any, padding: Any) -> list[Any]:
     """Zeros in a factor that has the dimension: nothing is added to the padding."""
+    refuse_form(value)
     if isinstance(padding, Weight):
         raise Decline("the padding is itself adapted")
     config = eqn.params["padding_config"]

@@ -14,7 +14,7 @@ from jax import lax
 from jlora import _placement
 from jlora._lift._sums import ProductSum
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import Decline, Term, Weight, padded
+from jlora._lift._weight import Decline, Term, Weight, gained, padded
 from jlora._lowrank import RANK, Factor, along, scaled
 
 Labels = tuple[int, ...]
@@ -54,7 +54,7 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
         zip(w_labels, value.shape, strict=True)
     )
     thins, flops = [], []
-    for term in value.terms:
+    for term in value.thin:
         seen = x if term.filter is None else term.filter(x, x_dims)
         thin, cost = _thin(
             seen, x_labels, term, w_labels, out_labels, sizes, value.dtype, eqn.params
@@ -67,7 +67,7 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
 
 def _gain_last(value: Weight, x_dims: tuple[int | None, ...], out_dims: tuple[int | None, ...]):
     """Whether the gain multiplies the result (True) or the activation (False)."""
-    varies = set() if value.gain is None else {dim for dim in value.gain.dims if dim != RANK}
+    varies = set() if value.gain is None else set(value.gain.dims)
     if varies <= set(out_dims):
         return True
     if varies <= set(x_dims):
@@ -78,7 +78,11 @@ def _gain_last(value: Weight, x_dims: tuple[int | None, ...], out_dims: tuple[in
 def report_factored(
     walk: Walk, eqn: Any, value: Weight, result: Any, base_flops: int, thin_flops: Sequence[int]
 ) -> None:
-    """Tells of a product that was computed without forming the merged weight."""
+    """Tells of a product that was computed without forming the merged weight, or by its form."""
+    if value.form is not None:
+        costs = [(2 * value.size * term.rank + value.size, value.size * value.dtype.itemsize)
+                 for term in value.terms]  # fmt: skip
+        return walk.run.report(walk, value, eqn, value.why_formed, base_flops, costs, how="formed")
     written = result.size * result.dtype.itemsize
     costs = []
     for term, flops in zip(value.terms, thin_flops, strict=True):
@@ -145,6 +149,11 @@ def _thin(
     def operand(factor: Factor) -> tuple[jax.Array, Labels]:
         return factor.array.astype(dtype), labelled(factor).dims
 
+    gain = None if term.gain is None else labelled(term.gain)
+    if gain is not None and not set(gain.dims) <= set(out_labels):
+        if not set(gain.dims) <= set(x_labels):
+            raise Decline("a product's magnitudes lie on both sides of it")
+        x, gain = gained(x, along(gain, x_labels)), None
     present = None if term.present is None else labelled(term.present)
     if present is not None and set(present.dims) <= set(x_labels):
         x = jnp.where(along(present, x_labels), x, jnp.zeros((), x.dtype))
@@ -160,10 +169,11 @@ def _thin(
     (p, p_labels), (q, q_labels), (last, last_labels) = orders[costs.index(min(costs))]
     kept = _kept(p_labels, q_labels, {*last_labels, *out_labels})
     if rank_label not in kept:  # A B is formed
-        p = scaled(p, p_labels, scaling)
+        p, p_labels = scaled(p, p_labels, scaling)
+        kept = _kept(p_labels, q_labels, {*last_labels, *out_labels})
     first = _contract(p, p_labels, q, q_labels, kept, params)
     if rank_label in kept:
-        first = scaled(first, kept, scaling)
+        first, kept = scaled(first, kept, scaling)
     first = first.astype(last.dtype)  # it was accumulated in what the model prefers
     present_labels = tuple(label for label in out_labels if label in {*kept, *last_labels})
     joined = present_labels
@@ -175,6 +185,8 @@ def _thin(
     shape = tuple(sizes[label] for label in out_labels)
     kept_dims = tuple(dim for dim, label in enumerate(out_labels) if label in present_labels)
     thin = lax.broadcast_in_dim(thin, shape, kept_dims) if thin.shape != shape else thin
+    if gain is not None:
+        thin = gained(thin, along(gain, out_labels))
     if present is not None:
         if not set(present.dims) <= set(out_labels):
             raise Decline("rows that an index may have missed are contracted in part")

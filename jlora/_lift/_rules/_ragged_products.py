@@ -12,7 +12,7 @@ from jlora._lift._ragged import ragged_dot
 from jlora._lift._rules._products import report_factored
 from jlora._lift._walk import Walk, rule
 from jlora._lift._weight import Decline, Term, Weight
-from jlora._lowrank import RANK, scaled
+from jlora._lowrank import RANK, along, scaled
 
 
 @rule(
@@ -41,8 +41,8 @@ def ragged_dot_general(walk: Walk, eqn: Any, x: Any, kernel: Any, group_sizes: A
     [group], [inner] = groups, w_contracted
     [outer] = set(range(3)) - {group, inner}
     kernel = kernel.filled(range(kernel.ndim))
-    pairs = [_first_and_second(term, group, inner, outer) for term in kernel.terms]
-    if kernel.gain is not None and {*kernel.gain.dims} != {group, outer, RANK}:
+    pairs = [_first_and_second(term, group, inner, outer) for term in kernel.thin]
+    if kernel.gain is not None and set(kernel.gain.dims) != {group, outer}:
         raise Decline("a ragged product with magnitudes that are not one for each output")
     rows_count, dtype = x.shape[1 - x_contracted[0]], kernel.dtype
     options = {name: eqn.params[name] for name in ("precision", "preferred_element_type")}
@@ -62,19 +62,18 @@ def ragged_dot_general(walk: Walk, eqn: Any, x: Any, kernel: Any, group_sizes: A
         if term.filter is not None:
             rows = term.filter(rows, (None, inner))
         hidden = ragged_dot(rows, first.astype(dtype), group_sizes, **options)
-        hidden = scaled(hidden, (None, RANK), scaling).astype(dtype)
-        return ragged_dot(hidden, second.astype(dtype), group_sizes, **options)
+        hidden, _ = scaled(hidden, (None, RANK), scaling)
+        return ragged_dot(hidden.astype(dtype), second.astype(dtype), group_sizes, **options)
 
     flops = [2 * rows_count * t.rank * (kernel.shape[inner] + kernel.shape[outer])
              for t in kernel.terms]  # fmt: skip
     report_factored(
         walk, eqn, kernel, base, 2 * rows_count * kernel.shape[inner] * kernel.shape[outer], flops
     )
-    for term, pair in zip(kernel.terms, pairs, strict=True):
+    for term, pair in zip(kernel.thin, pairs, strict=True):
         base = base + thin(term, *pair).astype(base.dtype)
     if kernel.gain is not None:  # each row has its own group's
-        order = tuple(map(kernel.gain.dims.index, (group, RANK, outer)))
-        gain = lax.transpose(kernel.gain.array, order)
+        gain = jnp.expand_dims(along(kernel.gain, (group, outer)), 1)
         ones = jnp.ones((rows_count, 1), gain.dtype)
         base = (base * ragged_dot(ones, gain, group_sizes, precision="highest")).astype(base.dtype)
     return [base]

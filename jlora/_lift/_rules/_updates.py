@@ -11,8 +11,17 @@ from jax import lax
 
 from jlora._lift._movement import unmoved, with_new
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import Decline, Term, Weight, bases, put_together, refuse_gain, relabel
-from jlora._lowrank import RANK, Factor, spread
+from jlora._lift._weight import (
+    Decline,
+    Term,
+    Weight,
+    bases,
+    put_together,
+    refuse_form,
+    refuse_gain,
+    relabel,
+)
+from jlora._lowrank import Factor, along
 
 # Writes a part into an array along one of its axes.
 Write = Callable[[Any, Any, int], Any]
@@ -31,7 +40,7 @@ def dynamic_update_slice(walk: Walk, eqn: Any, value: Any, part: Any, *starts: A
         return lax.dynamic_update_slice_in_dim(array, part, starts[dim], axis)
 
     operands = [*bases((value, part)), *starts]
-    w = walk.run.join(eqn, operands, [unmoved(value.ndim)] * len(operands), None)
+    w = walk.run.join(walk, eqn, operands, [unmoved(value.ndim)] * len(operands), None)
     return [_updated(w, value, part, dim, part.shape[dim], write)]
 
 
@@ -67,7 +76,7 @@ def scatter(walk: Walk, eqn: Any, value: Any, indices: Any, part: Any) -> list[A
     movements = [unmoved(value.ndim)] * 3
     if inserted:
         movements[2] = with_new(dim, value.ndim - 1)
-    w = walk.run.join(eqn, bases((value, indices, part)), movements, None)
+    w = walk.run.join(walk, eqn, bases((value, indices, part)), movements, None)
     if isinstance(part, Weight) and inserted:  # the dimension with size 1
         part = part.moved(part.w, movements[2], lambda f: relabel(f, movements[2].new))
     return [_updated(w, value, part, dim, 1, write)]
@@ -75,6 +84,7 @@ def scatter(walk: Walk, eqn: Any, value: Any, indices: Any, part: Any) -> list[A
 
 def _updated(w: Any, value: Any, part: Any, dim: int, size: int, write: Write) -> Weight:
     """The old terms without what was written over, and the new ones at its place."""
+    refuse_form(value, part)
     weights = [each for each in (value, part) if isinstance(each, Weight)]
     if any(each.rows for each in weights):
         raise Decline("rows are written")  # activations from here on
@@ -94,7 +104,7 @@ def _gain(
 ) -> Factor | None:
     """The magnitudes of what is there afterwards; 1 where there are none."""
     gains = [each.gain if isinstance(each, Weight) else None for each in (value, part)]
-    dims = {d for gain in gains if gain is not None for d in gain.dims} - {RANK}
+    dims = {d for gain in gains if gain is not None for d in gain.dims}
     if not any(gain is not None for gain in gains):
         return None
     for each in (value, part):
@@ -105,11 +115,11 @@ def _gain(
     arrays = [
         jnp.ones(each, jnp.float32)
         if gain is None
-        else jnp.broadcast_to(spread(gain, order).astype(jnp.float32), each)
+        else jnp.broadcast_to(along(gain, order).astype(jnp.float32), each)
         for gain, each in zip(gains, sizes, strict=True)
     ]
     whole, new = arrays
-    return Factor(write(whole, new, order.index(dim))[..., None], (*order, RANK))
+    return Factor(write(whole, new, order.index(dim)), tuple(order))
 
 
 _STACK = ((True, True), (False, False))

@@ -11,14 +11,15 @@ import numpy as np
 
 from jlora import _starts
 from jlora._config import LoraConfig
-from jlora._merge import Lora
-from jlora._methods import LoraWeight, TokenRows, WholeWeight
+from jlora._lora_dict import Lora
+from jlora._peft_form import LowRank, Rows, Whole
 from jlora.peft import _fields, _matching
 
 
 def configuration(settings: Mapping[str, Any], lora: Lora) -> LoraConfig:
     """The configuration with which `split` gives nodes like these."""
-    adapted = {path: node for path, node in lora.items() if isinstance(node, LoraWeight)}
+    forms = {path: node.peft_form() for path, node in lora.items()}
+    adapted = {path: form for path, form in forms.items() if isinstance(form, LowRank)}
     start = settings["init_lora_weights"]
     start = start.lower() if isinstance(start, str) else start
     plain = LoraConfig(
@@ -28,12 +29,12 @@ def configuration(settings: Mapping[str, Any], lora: Lora) -> LoraConfig:
         rslora=settings["use_rslora"],
         method="dora" if settings["use_dora"] else "lora",
         dropout=settings["lora_dropout"],
-        dtype=str(jnp.result_type(*(node.a for node in adapted.values()))),
+        dtype=str(jnp.result_type(*(form.a for form in adapted.values()))),
     )
     ranks: dict[str, Any] = {}
     alphas: dict[str, Any] = {}
-    for path, node in adapted.items():
-        rank, alpha = _per_layer(node, plain)
+    for path, form in adapted.items():
+        rank, alpha = _per_layer(form, lora[path].axes.stack, plain)  # type: ignore
         if rank != plain.rank:
             ranks[LoraConfig.pattern_of(path)] = rank
         if alpha != plain.alpha:
@@ -42,7 +43,7 @@ def configuration(settings: Mapping[str, Any], lora: Lora) -> LoraConfig:
     init = start if start in _fields.REPEATED else _fields.STARTS[start]
     if _starts.find(init).even_rank and any(rank % 2 for rank in highest):
         init = "kaiming"  # of sums of ranks
-    whole = [path for path, node in lora.items() if isinstance(node, WholeWeight)]
+    whole = [path for path, form in forms.items() if isinstance(form, Whole)]
     bias = {"none": "none", "lora_only": "adapted", "all": "all"}[settings["bias"]]
     beside = {path.rpartition("/")[0] for path in adapted}
     biases = [
@@ -59,21 +60,21 @@ def configuration(settings: Mapping[str, Any], lora: Lora) -> LoraConfig:
         bias="lora" if settings["lora_bias"] else bias if biases else "none",
         train=tuple(LoraConfig.pattern_of(path) for path in whole if path not in biases),
         tokens={
-            LoraConfig.pattern_of(path): node.tokens
-            for path, node in lora.items()
-            if isinstance(node, TokenRows)
+            LoraConfig.pattern_of(path): form.tokens
+            for path, form in forms.items()
+            if isinstance(form, Rows)
         },
     )
 
 
-def _per_layer(node: LoraWeight, config: LoraConfig) -> tuple[Any, Any]:
-    """The rank and the alpha of one node: a number each, or one a layer where they differ."""
-    scaling = np.asarray(node.scaling)
+def _per_layer(form: LowRank, stack: tuple[int, ...], config: LoraConfig) -> tuple[Any, Any]:
+    """The rank and the alpha of one leaf: a number each, or one a layer where they differ."""
+    scaling, rank = np.asarray(form.scaling), form.a.shape[-1]
     if scaling.ndim == 0:
-        return node.rank, _matching.alpha_of(float(scaling), node.rank, config)
-    if not node.axes.stack:
-        return node.rank, _matching.alpha_of(float(scaling.max()), node.rank, config)
-    layers = scaling.reshape(len(scaling), -1, node.rank)
+        return rank, _matching.alpha_of(float(scaling), rank, config)
+    if not stack:
+        return rank, _matching.alpha_of(float(scaling.max()), rank, config)
+    layers = scaling.reshape(len(scaling), -1, rank)
     ranks = tuple(int((layer != 0).sum(-1).max()) for layer in layers)
     alphas = tuple(
         _matching.alpha_of(float(layer.max()), rank, config) if rank else config.alpha

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jlora._merge import Lora
+from jlora._lora_dict import Lora
 from jlora._methods import WholeWeight
 from jlora.peft import _matching
 from jlora.peft._file import AdapterFile

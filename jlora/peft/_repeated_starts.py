@@ -9,12 +9,11 @@ from typing import Any
 import jax
 
 from jlora._config import LoraConfig
-from jlora._merge import Lora
-from jlora._methods import LoraWeight
+from jlora._lora_dict import Lora
 from jlora._rebase import rebase
 from jlora._split import split
 from jlora.peft import _fields
-from jlora.peft._implied import configuration
+from jlora.peft._configuration import configuration
 from jlora.peft._names import Layout
 
 
@@ -35,7 +34,7 @@ def of_original(
     moved = {
         path: node
         for path, node in lora.items()
-        if isinstance(node, LoraWeight) and not layout.leaves[path].embeds
+        if node.targeted and not layout.leaves[path].embeds
     }
     if fused := [path for path in moved if not _is_one_module(layout, path)]:
         raise ValueError(
@@ -57,7 +56,7 @@ def of_original(
             dtype="float32",
         ),
         jax.random.key(0),
-        axes={path: node.axes for path, node in moved.items()},
+        axes={path: node.axes for path, node in moved.items()},  # type: ignore
     )
     wider, _ = rebase(moved, start, config)
     growth = 2**0.5 if settings["use_rslora"] else 2

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from jlora._merge import Lora
+from jlora._lora_dict import Lora
 from jlora._methods import DoraWeight, LoraWeight
 from jlora.peft import _lora_bias, _matching, _pairs
 from jlora.peft._file import AdapterFile

@@ -1,0 +1,74 @@
+"""What may stand in the frozen tree for a weight and is no array: a weight that is kept small."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from jlora._lowrank import Dims
+
+
+class FrozenLeaf(abc.ABC):
+    """A registered dataclass pytree that stands where a frozen weight stood.
+
+    `jlora.split`, `jlora.lift`, `jlora.merge` and all others take a tree with such leaves in the
+    place of a plain one. Where a model only moves the weight about (transposes, layers of a stack
+    in a scan, slices of what is `separable`), the stored arrays move; where it multiplies with it,
+    `multiply` does; everything else gets `plain`.
+    """
+
+    shape: Any  # of the weight that it stands for
+    dtype: Any
+
+    @abc.abstractmethod
+    def dimensions(self) -> dict[str, Dims]:
+        """For each array field the weight's dimensions that its axes are, or RANK for any other."""
+
+    @abc.abstractmethod
+    def plain(self) -> jax.Array:
+        """The weight, in its shape and dtype."""
+
+    def multiply(
+        self, product: Callable[..., jax.Array], *operands: Any, kept: tuple[int | None, ...]
+    ) -> jax.Array:
+        """``product(W, *operands)``; what it makes is not kept for the gradient, but made again.
+
+        Args:
+            product: of an array in W's place, in any floating dtype, and the operands.
+            *operands: what it is multiplied with.
+            kept: for each dimension of the result which of W's dimensions it is, or None. A scale
+                along such dimensions alone may multiply the result in place of W; of size 1, as in
+                a step of a scan, a dimension need not be there.
+        """
+        return product(self.plain(), *operands)
+
+    @property
+    def separable(self) -> tuple[int, ...]:
+        """The dimensions along which any part can be taken of the stored arrays alone.
+
+        Those that are an axis of every array field, unless the class says otherwise; an array that
+        says the same along a dimension need not have it.
+        """
+        fields = list(self.dimensions().values())
+        return tuple(dim for dim in range(len(self.shape)) if all(dim in field for field in fields))
+
+    def with_arrays(self, arrays: Mapping[str, Any], shape: tuple[int, ...]) -> FrozenLeaf:
+        """The leaf of a part of the weight, of this shape, with these arrays."""
+        changed = dict(arrays)
+        if "shape" in {field.name for field in dataclasses.fields(self)}:  # type: ignore
+            changed["shape"] = shape
+        return dataclasses.replace(self, **changed)  # type: ignore
+
+
+def is_frozen_leaf(value: Any) -> bool:
+    """Whether a tree ends here, though a pytree goes on."""
+    return isinstance(value, FrozenLeaf)
+
+
+def plain(leaf: Any) -> Any:
+    """The array that a leaf stands for; an array as it is."""
+    return leaf.plain() if isinstance(leaf, FrozenLeaf) else leaf

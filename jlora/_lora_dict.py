@@ -1,0 +1,62 @@
+"""The lora dict: a node for each adapted leaf by its path, and what nodes share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jlora import _paths
+from jlora._node import Node, Shared
+
+Lora = dict[str, Node]
+
+_SHARED = "shared/"
+
+
+def shared_name(name: str) -> str:
+    """The key of a shared factor in a lora dict."""
+    return f"{_SHARED}{name}"
+
+
+def is_shared(path: str, node: Any) -> bool:
+    """Whether an entry is a shared factor and no node of a leaf, which may have such a path too."""
+    return path.startswith(_SHARED) and getattr(type(node), "kind", None) == "shared"
+
+
+def shared_of(lora: Mapping[str, Node]) -> Shared:
+    """The shared factors of a lora dict, by their names."""
+    return {
+        path.removeprefix(_SHARED): node.value  # type: ignore
+        for path, node in lora.items()
+        if is_shared(path, node)
+    }
+
+
+def of_leaves(lora: Mapping[str, Node]) -> dict[str, Node]:
+    """The nodes that adapt a leaf."""
+    return {path: node for path, node in lora.items() if not is_shared(path, node)}
+
+
+def check(tree: Any, lora: Mapping[str, Node]) -> tuple[dict[str, Any], Any]:
+    """The flattened tree, once every node of ``lora`` is known to fit its leaf.
+
+    Raises:
+        ValueError: naming every node that fits no leaf, with both shapes.
+    """
+    leaves, structure = _paths.flatten(tree)
+    shared, problems = shared_of(lora), []
+    for path, node in lora.items():
+        if not isinstance(node, Node):
+            problems.append(f"{path}: expected a LoraWeight, got {type(node).__name__}")
+        elif is_shared(path, node):
+            if path in leaves:
+                problems.append(f"{path}: a shared factor has the path of a leaf")
+        elif path not in leaves:
+            problems.append(f"{path}: no such leaf. {_paths.nearest(path, leaves, 3)}")
+        elif problem := node.misfit(np.shape(leaves[path]), shared):
+            problems.append(f"{path}: {problem}")
+    if problems:
+        raise ValueError("the adapter does not fit the parameters:\n  " + "\n  ".join(problems))
+    return leaves, structure

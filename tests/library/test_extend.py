@@ -1,0 +1,431 @@
+"""What others can add by public names: a method, a rule, a filter, a frozen leaf."""
+
+import dataclasses
+import importlib.util
+import pathlib
+from typing import ClassVar
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from laws import adapted, assert_close, check_law_1, trained
+
+import jlora
+from jlora import extend
+from jlora.extend import RANK, Factor
+
+KEY = jax.random.key(0)
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def example(name):
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / f"examples/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+vera, hira = example("vera"), example("hira")
+
+
+def normal(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+# methods of others
+
+
+@pytest.mark.parametrize("module", [vera, hira], ids=["vera", "hira"])
+def test_the_example_runs_as_it_stands(module, capsys):
+    module.main()
+    assert "merged and adapted differ by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["vera", "hira"])
+def test_examples_use_public_names_alone(name):
+    text = (ROOT / f"examples/{name}.py").read_text()
+    assert "jlora._" not in text
+    assert "import _" not in text
+
+
+FOREIGN = {
+    "vera": ("vera", {"options": {"d_initial": 0.3}}),
+    "hira": ("hira", {}),
+}
+PARAMS = {
+    "up": normal(3, 7, 11),
+    "down": normal(3, 11, 7, seed=1),
+    "heads": normal(7, 2, 4, seed=2),
+    "table": normal(13, 7, seed=3),
+}
+TOKENS = jnp.array([[1, 5, 1], [12, 0, 3]])
+
+
+def model(p, tokens):
+    def layer(x, weights):
+        up, down = weights
+        return x + jnp.tanh(x @ up) @ down, None
+
+    x, _ = lax.scan(jax.checkpoint(layer), p["table"][tokens] / 3, (p["up"], p["down"]))
+    return jnp.einsum("btd,dhk->bthk", x, p["heads"]), x @ p["table"].T
+
+
+def foreign(name, **options):
+    method, more = FOREIGN[name]
+    axes = jlora.trace_axes(model, PARAMS, TOKENS)
+    return adapted(PARAMS, axes, method=method, rank=3, **more, **options)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_method_of_others_keeps_law_1(name):
+    frozen, lora = foreign(name)
+    report = check_law_1(model, frozen, lora, TOKENS, tolerance=5e-5)
+    if name == "vera":
+        assert report.formed == 0
+    else:
+        assert (report.factored, report.formed) == (1, 4)  # the lookup, and the products
+        assert "for the gradient" in str(report)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_fresh_adapter_changes_nothing_and_depends_on_its_own_path_alone(name):
+    method, more = FOREIGN[name]
+    axes = jlora.trace_axes(model, PARAMS, TOKENS)
+    few = jlora.LoraConfig(targets="up|heads", method=method, rank=3, **more)
+    many = dataclasses.replace(few, targets=".")
+    frozen, lora = jlora.split(PARAMS, few, KEY, axes=axes)
+    assert frozen is PARAMS
+    assert_close(jlora.merge(frozen, lora), PARAMS, 0)
+    _, larger = jlora.split(PARAMS, many, KEY, axes=axes)
+    for path in ("up", "heads"):
+        assert_close(larger[path], lora[path], 0)
+
+
+def test_what_leaves_share_stands_once_and_is_as_large_as_the_largest_needs():
+    _, lora = foreign("vera")
+    assert list(lora) == ["down", "heads", "table", "up", "shared/vera_A", "shared/vera_B"]
+    a, b = lora["shared/vera_A"].value, lora["shared/vera_B"].value
+    assert (a.shape, b.shape) == ((13, 3), (3, 11))
+    assert jlora.summary(PARAMS, lora).leaves == 4
+    trains = jlora.mask(lora)
+    assert not jax.tree.leaves(trains["shared/vera_A"])[0]
+    assert jax.tree.leaves(trains["up"]) == [True, True]
+    small = {**lora, "shared/vera_A": extend.SharedFactor(a[:5])}
+    with pytest.raises(ValueError, match=r"up: shared/vera_A is \(5, 3\): expected at least"):
+        jlora.merge(PARAMS, small)
+    without = {path: node for path, node in lora.items() if path != "shared/vera_B"}
+    with pytest.raises(ValueError, match="shared/vera_B is missing"):
+        jlora.lift(model)(PARAMS, without, TOKENS)
+    clash = {"shared": {"vera_A": normal(3, 3)}, **PARAMS}
+    with pytest.raises(ValueError, match="shared/vera_A: a shared factor has the path of a leaf"):
+        jlora.merge(clash, lora)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_method_of_others_trains_by_optax_and_alone(name):
+    frozen, lora = foreign(name)
+    tx = jlora.optimizer(optax.adamw(1e-2, weight_decay=0.1, mask=jlora.decay_mask))
+    state = tx.init(lora)
+    grads = jax.grad(lambda lora: sum(
+        (out**2).sum() for out in jlora.lift(model)(frozen, lora, TOKENS)))(lora)  # fmt: skip
+    updates, _ = tx.update(grads, state, lora)
+    new = optax.apply_updates(lora, updates)
+    for path, node in new.items():
+        for field in dataclasses.fields(node):
+            before, after = (getattr(each[path], field.name) for each in (lora, new))
+            if field.name in node.trainable:
+                assert not np.array_equal(before, after), (path, field.name)
+            elif isinstance(before, jax.Array):
+                assert np.array_equal(before, after), (path, field.name)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_method_of_others_is_data(name):
+    frozen, one = foreign(name)
+    other = jax.tree.map(lambda leaf: 0.5 * leaf, one)
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), one, other)
+    apply = jlora.lift(model, strict=True)
+    got = jax.vmap(apply, in_axes=(None, 0, None))(frozen, both, TOKENS)
+    for at, lora in enumerate((one, other)):
+        assert_close(jax.tree.map(lambda v, at=at: v[at], got), apply(frozen, lora, TOKENS), 1e-5)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_it_is_saved_restored_and_sliced(name, tmp_path):
+    frozen, lora = foreign(name)
+    method, more = FOREIGN[name]
+    config = jlora.LoraConfig(targets=".", method=method, rank=3, **more)
+    jlora.checkpoint.save(tmp_path / "a", lora, config, base=frozen)
+    again, same = jlora.checkpoint.restore(tmp_path / "a", base=frozen)
+    assert (same, hash(same)) == (config, hash(config))
+    assert_close(again, lora, 0)
+    shared = {n.removeprefix("shared/"): lora[n].value for n in lora if n.startswith("shared/")}
+    whole = jlora.merge(frozen, lora)["up"]
+    for layer in range(3):
+        part = lora["up"].part(0, layer)
+        assert_close(part.merged(frozen["up"][layer : layer + 1], shared)[0], whole[layer], 1e-6)
+    packed = flax.serialization.to_bytes(lora)
+    empty = jax.tree.map(jnp.zeros_like, lora)
+    assert_close(flax.serialization.from_bytes(empty, packed), lora, 0)
+
+
+def test_a_saved_method_that_is_not_registered_names_itself(tmp_path):
+    _, lora = foreign("vera")
+    config = jlora.LoraConfig(targets=".", method="vera", rank=3)
+    jlora.checkpoint.save(tmp_path / "a", lora, config)
+    file = tmp_path / "a" / "adapter.json"
+    file.write_text(file.read_text().replace('"vera"', '"veritas"'))
+    said = r"registered as 'veritas': import the module that has @jlora\.extend\.register\('verit"
+    with pytest.raises(ValueError, match=said):
+        jlora.checkpoint.restore(tmp_path / "a")
+
+
+def test_options_belong_to_the_method():
+    for options, said in (
+        ({"d_initial": -1}, "d_initial is -1: expected a number above 0"),
+        ({"depth": 3}, "options of 'vera' has depth: it has the options d_initial"),
+        ({"d_initial": jnp.ones(2)}, "expected what JSON can hold"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            jlora.LoraConfig(targets="w", method=vera.VeraWeight, options=options)
+    with pytest.raises(ValueError, match="options of 'lora' has alpha_2: it has the options none"):
+        jlora.LoraConfig(targets="w", options={"alpha_2": 3})
+
+    class Stranger(extend.Method):
+        pass
+
+    with pytest.raises(ValueError, match=r"is not registered: put @jlora\.extend\.register"):
+        jlora.LoraConfig(targets="w", method=Stranger)
+    with pytest.raises(ValueError, match="method is 'nothing': expected lora or dora or"):
+        jlora.LoraConfig(targets="w", method="nothing")
+    with pytest.raises(ValueError, match="'vera' is registered already, for example_vera"):
+        extend.register("vera")(dataclasses.make_dataclass("Other", [], bases=(extend.Method,)))
+    with pytest.raises(ValueError, match="is no dataclass"):
+        extend.register("stranger")(Stranger)
+
+
+def test_a_weight_formed_by_its_method_is_one_layer_at_a_time(compiled_as_ever):
+    """Forward, backward and in between: what is kept has no weight's size."""
+    params = {"w": normal(12, 96, 96)}
+    axes = {"w": jlora.Axes((1,), (2,), (0,))}
+    x = normal(4, 96)
+
+    def loss(p, x):
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0].sum()
+
+    def temporary(method):
+        frozen, lora = adapted(params, axes, rank=2, method=method)
+        grad = jax.jit(jax.grad(jlora.lift(loss, strict=True), argnums=1))
+        return grad.lower(frozen, lora, x).compile().memory_analysis().temp_size_in_bytes
+
+    layer = 96 * 96 * 4
+    assert temporary("hira") < temporary("lora") + 4 * layer  # twelve are in the stack
+
+
+# rules and filters of others
+
+half_p = Primitive("half_of")
+half_p.def_impl(lambda x: x / 2)
+half_p.def_abstract_eval(lambda x: x)
+mlir.register_lowering(half_p, mlir.lower_fun(lambda x: x / 2, multiple_results=False))
+jax.interpreters.ad.deflinear2(half_p, lambda ct, x: [half_p.bind(ct)])
+
+
+def halved(p, x):
+    return x @ half_p.bind(p["w"])
+
+
+def test_a_rule_for_a_primitive_of_ones_own():
+    frozen, lora = adapted({"w": normal(7, 11)})
+    x = normal(5, 7)
+    check_law_1(halved, frozen, lora, x, merged=1)
+    assert "half_of" not in extend.primitives()
+
+    @extend.rule("half_of")
+    def half(walk, eqn, value):
+        half = lambda f: Factor(f.array / 2, f.dims)  # noqa: E731
+        moved = walk.move(eqn, value, extend.unmoved(value.ndim), lambda f: f)
+        return [moved.map_terms(lambda t: dataclasses.replace(t, a=half(t.a)))]
+
+    assert "half_of" in extend.primitives()
+    check_law_1(halved, frozen, lora, x, factored=1)
+    assert jlora.trace_axes(halved, {"w": frozen["w"]}, x) == {"w": jlora.Axes()}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OnlyPositive(extend.InputFilter):
+    """Lets what is positive pass to A."""
+
+    def __call__(self, x, dims):
+        return jnp.maximum(x, 0)
+
+
+@extend.register("test-positive")
+@dataclasses.dataclass(frozen=True)
+class PositiveWeight(jlora.LoraWeight):
+    kind: ClassVar = ""
+
+    @classmethod
+    def start(cls, leaf):
+        node, frozen = super().start(leaf)
+        return cls(**{f.name: getattr(node, f.name) for f in dataclasses.fields(node)}), frozen
+
+    def input_filter(self, key):
+        return OnlyPositive()
+
+
+def test_a_filter_of_ones_own_stands_before_a_alone():
+    frozen, lora = adapted({"w": normal(7, 11)}, method="test-positive")
+    x, node = normal(5, 7), lora["w"]
+    got = jlora.lift(lambda p, x: x @ p["w"], strict=True)(frozen, lora, x)
+    want = x @ frozen["w"] + node.scaling * (jnp.maximum(x, 0) @ node.a) @ node.b
+    assert_close(got, want)
+
+
+# a frozen leaf of one's own
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int8(extend.FrozenLeaf):
+    """A weight in 8 bits, with a scale for each entry along its last dimension and its stack."""
+
+    values: jax.Array  # int8, in the weight's shape
+    scale: jax.Array  # over all dimensions but the inputs' (the last but one)
+    shape: tuple = dataclasses.field(metadata={"static": True})
+    dtype: str = dataclasses.field(default="float32", metadata={"static": True})
+
+    @classmethod
+    def of(cls, weight):
+        scale = jnp.abs(weight).max(-2) / 127
+        values = jnp.round(weight / scale[..., None, :]).astype(jnp.int8)
+        return cls(values, scale, weight.shape)
+
+    def dimensions(self):
+        dims = tuple(range(len(self.shape)))
+        return {"values": dims, "scale": (*dims[:-2], dims[-1])}
+
+    @property
+    def separable(self):
+        return tuple(range(len(self.shape)))  # the scale says the same along the inputs
+
+    def plain(self):
+        return self.values.astype(self.dtype) * self.scale[..., None, :].astype(self.dtype)
+
+    def multiply(self, product, *operands, kept):
+        dims = self.dimensions()["scale"]
+        if not {dim for dim in dims if self.shape[dim] != 1} <= set(kept):
+            return super().multiply(product, *operands, kept=kept)
+        result = product(self.values.astype(self.dtype), *operands)
+        return result * extend.along(Factor(self.scale, dims), kept).astype(result.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Blocks(extend.FrozenLeaf):
+    """Blocks of 4 along the inputs share a scale; only layers can be taken apart."""
+
+    codes: jax.Array  # int8 (*stack, in / 4, 4, out)
+    scale: jax.Array  # (*stack, in / 4, out)
+    shape: tuple = dataclasses.field(metadata={"static": True})
+    dtype: str = dataclasses.field(default="float32", metadata={"static": True})
+
+    @classmethod
+    def of(cls, weight):
+        *stack, inputs, outputs = weight.shape
+        blocks = weight.reshape(*stack, inputs // 4, 4, outputs)
+        scale = jnp.abs(blocks).max(-2) / 7
+        codes = jnp.round(blocks / scale[..., None, :]).astype(jnp.int8)
+        return cls(codes, scale, weight.shape)
+
+    def dimensions(self):
+        stack, last = tuple(range(len(self.shape) - 2)), len(self.shape) - 1
+        return {"codes": (*stack, RANK, RANK, last), "scale": (*stack, RANK, last)}
+
+    def plain(self):
+        return (self.codes * self.scale[..., None, :]).reshape(self.shape).astype(self.dtype)
+
+
+WIDE = {
+    "up": normal(3, 8, 12),
+    "down": normal(3, 12, 8, seed=1),
+    "table": normal(16, 8, seed=3),
+    "head": normal(8, 5, seed=4),
+}
+
+
+def small_model(p, tokens):
+    def layer(x, weights):
+        up, down = weights
+        return x + jnp.tanh(x @ up) @ down, None
+
+    x, _ = lax.scan(jax.checkpoint(layer), p["table"][tokens] / 3, (p["up"], p["down"]))
+    scores = x @ p["table"].T
+    return scores, x @ p["head"], x @ p["up"][1], (p["head"].T @ x[0].T).T
+
+
+@pytest.mark.parametrize("kind", [Int8, Blocks])
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("targets", ["up|down|head|table", "up"])
+def test_lifted_over_small_leaves_is_lifted_over_what_they_stand_for(kind, method, targets):
+    axes = jlora.trace_axes(small_model, WIDE, TOKENS)
+    small = jax.tree.map(kind.of, WIDE)
+    plain = jax.tree.map(lambda leaf: leaf.plain(), small, is_leaf=lambda v: isinstance(v, kind))
+    assert jlora.trace_axes(small_model, small, TOKENS) == axes
+    config = jlora.LoraConfig(targets=targets, rank=2, alpha=5.0, method=method)
+    frozen, lora = jlora.split(small, config, KEY, axes=axes)
+    assert frozen is small
+    _, same = jlora.split(plain, config, KEY, axes=axes)
+    assert_close(lora, same, 1e-6)
+    lora = trained(lora)
+    both = jlora.lift(small_model, strict=True)
+
+    def loss(lora, frozen):
+        return sum((jnp.cos(out) * out).sum() for out in both(frozen, lora, TOKENS))
+
+    got = jax.jit(jax.value_and_grad(loss))(lora, small)
+    want = jax.jit(jax.value_and_grad(loss))(lora, plain)
+    assert_close(got, want, 1e-4)
+    merged = jlora.merge(small, lora)
+    for path in WIDE:
+        if path in lora:
+            assert_close(merged[path], jlora.merge(plain, lora)[path], 1e-6)
+        else:
+            assert merged[path] is small[path]
+    report = jlora.explain(small_model, small, lora, TOKENS)
+    assert report.materialised == 0
+    assert report.unused == ()
+
+
+def test_a_small_leaf_is_decoded_where_an_operation_needs_the_weight():
+    small = {"w": Int8.of(normal(8, 6))}
+    fn = lambda p: jnp.tanh(p["w"])  # noqa: E731
+    assert_close(jlora.lift(fn)(small, {}), jnp.tanh(small["w"].plain()))
+    _, lora = adapted({"w": small["w"].plain()})
+    with pytest.warns(jlora.MaterialisedWarning):
+        got = jlora.lift(fn)(small, lora)
+    assert_close(got, jnp.tanh(jlora.merge(small, lora)["w"]))
+
+
+def test_layers_of_small_leaves_are_decoded_one_at_a_time(compiled_as_ever):
+    weights = {"w": normal(16, 96, 96)}
+    axes = {"w": jlora.Axes((1,), (2,), (0,))}
+    x = normal(4, 96)
+
+    def loss(p, x):
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0].sum()
+
+    _, lora = adapted(weights, axes, rank=2)
+    for kind in (Int8, Blocks):
+        frozen = jax.tree.map(kind.of, weights)
+        grad = jax.jit(jax.grad(jlora.lift(loss, strict=True), argnums=1))
+        compiled = grad.lower(frozen, lora, x).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 6 * 96 * 96 * 4
