@@ -31,6 +31,7 @@ from jlora._optim import decay_mask as decay_mask
 from jlora._optim import labels as labels
 from jlora._optim import lora_plus as lora_plus
 from jlora._optim import mask as mask
+from jlora._optim import muon_dimensions as muon_dimensions
 from jlora._optim import optimizer as optimizer
 from jlora._rebase import rebase as rebase
 from jlora._sharding import shardings as shardings

@@ -20,7 +20,7 @@ Pattern = str | tuple[str, ...]
 Ranks = int | tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LoraConfig:
     """Which leaves are adapted, by which method, of which rank and scaling, and how they start.
 
@@ -89,10 +89,16 @@ class LoraConfig:
             raise ValueError("LoraConfig: " + "; ".join(problems))
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
 
-    def __hash__(self) -> int:
-        """Of all that can be hashed: two that are equal have the same."""
+    def _identity(self) -> tuple[Any, ...]:
+        """All fields; of patterns the order too: the first that is found holds."""
         fields = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return hash(tuple(tuple(v.items()) if isinstance(v, Mapping) else v for v in fields))
+        return tuple(tuple(v.items()) if isinstance(v, Mapping) else v for v in fields)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LoraConfig) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
 
     @property
     def all_options(self) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def form_elementwise(
     form: Callable[..., jax.Array], weight: jax.Array, deltas: Sequence[jax.Array]
 ) -> jax.Array:
     """``form(weight, *deltas)`` in float32 or wider, cast once to the weight's dtype."""
-    dtype = functools.reduce(jnp.promote_types, (d.dtype for d in deltas), wide(weight.dtype))
+    dtype = wide(weight.dtype, *(delta.dtype for delta in deltas))
     result = form(weight.astype(dtype), *(delta.astype(dtype) for delta in deltas))
     return jnp.broadcast_to(result, weight.shape).astype(weight.dtype)
 
@@ -170,7 +170,13 @@ def multiply(a: Factor, b: Factor, *, ndim: int) -> jax.Array:
 
 def wide(*dtypes: Any) -> Any:
     """float32, or wider if one of the dtypes is."""
-    return functools.reduce(jnp.promote_types, dtypes, jnp.float32)
+    return promoted(jnp.float32, *dtypes)
+
+
+def promoted(*dtypes: Any) -> Any:
+    """The dtype that holds all of them, also where JAX is told to promote none in silence."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
 
 
 def add_deltas(weight: jax.Array, deltas: Sequence[jax.Array], gain: Factor | None) -> jax.Array:
@@ -180,7 +186,7 @@ def add_deltas(weight: jax.Array, deltas: Sequence[jax.Array], gain: Factor | No
     for bit (-0.0 too).
     """
     arrays = (*deltas, *(() if gain is None else (gain.array,)))
-    dtype = functools.reduce(jnp.promote_types, (a.dtype for a in arrays), weight.dtype)
+    dtype = promoted(weight.dtype, *(array.dtype for array in arrays))
     total = weight.astype(dtype)
     if deltas:
         delta = functools.reduce(jnp.add, (delta.astype(dtype) for delta in deltas))

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
+import optax.contrib
 
+from jlora._lowrank import RANK
 from jlora._node import Node
 
 TRAIN, FREEZE = "train", "freeze"
@@ -62,9 +65,77 @@ def optimizer(
         >>> updates, state = tx.update(grads, state, lora)
         >>> lora = optax.apply_updates(lora, updates)
     """
-    return optax.partition(
-        {TRAIN: tx, FREEZE: optax.set_to_zero()}, functools.partial(labels, freeze=freeze)
+    parted = optax.partition(
+        {TRAIN: tx, FREEZE: optax.set_to_zero()},
+        functools.partial(labels, freeze=freeze),
+        mask_compatible_extra_args=True,
     )
+
+    def update(updates: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, Any]:
+        more = {name: _on_whole(v, params) if callable(v) else v for name, v in more.items()}
+        return parted.update(updates, state, params, **more)
+
+    return optax.GradientTransformationExtraArgs(parted.init, update)
+
+
+def _on_whole(fn: Callable[..., Any], params: Any) -> Callable[..., Any]:
+    """A function of the tree, as a line search calls it: with what trains alone.
+
+    It reads names of further arguments off the function, so these stay.
+    """
+
+    @functools.wraps(fn)
+    def on_whole(trained: Any, *args: Any, **kwargs: Any) -> Any:
+        whole = jax.tree.map(
+            lambda new, old: old if _is_masked(new) else new, trained, params, is_leaf=_is_masked
+        )
+        return fn(whole, *args, **kwargs)
+
+    return on_whole
+
+
+def _is_masked(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
+
+
+def muon_dimensions(tree: Any) -> Any:
+    """What `optax.contrib.muon` must know to treat each layer's A and B as a matrix.
+
+    Muon takes leaves of two dimensions for matrices and gives every other to Adam, a stack of
+    layers too. Here A is (inputs -> rank), B (rank -> outputs), each for every entry of the stack;
+    every other leaf is None: Adam's.
+
+    Example:
+        >>> tx = optax.contrib.muon(1e-2, muon_weight_dimension_numbers=jlora.muon_dimensions)
+        >>> state = jlora.optimizer(tx).init(lora)
+    """
+
+    def of_node(node: Any) -> Any:
+        if not isinstance(node, Node):
+            return None
+        numbers = _matrices(node)
+        leaves, structure = jax.tree_util.tree_flatten_with_path(node, is_leaf=_is_masked)
+        return jax.tree.unflatten(
+            structure, [None if _is_masked(v) else numbers.get(p[0].name) for p, v in leaves]
+        )
+
+    return jax.tree.map(of_node, tree, is_leaf=lambda v: isinstance(v, Node) or _is_masked(v))
+
+
+def _matrices(node: Node) -> dict[str, Any]:
+    """The axes of each field that is a stack of matrices with a rank."""
+    whole = jax.tree.map(lambda v: np.zeros(()) if _is_masked(v) else v, node, is_leaf=_is_masked)
+    dims = {name: each for name, each in whole.dimensions().items() if name in node.trainable}
+    ranked = {name: each for name, each in dims.items() if each.count(RANK) == 1}
+    stack = set.intersection(*map(set, ranked.values())) - {RANK} if len(ranked) > 1 else set()
+    found = {}
+    for name, each in ranked.items():
+        rank = each.index(RANK)
+        others = tuple(axis for axis, dim in enumerate(each) if dim not in {RANK, *stack})
+        if others and len(ranked) > 1:
+            sides = (others, (rank,)) if others[0] < rank else ((rank,), others)
+            found[name] = optax.contrib.MuonDimensionNumbers(*sides)
+    return found
 
 
 def lora_plus(ratio: float) -> optax.GradientTransformation:

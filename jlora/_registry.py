@@ -94,15 +94,23 @@ def _place(cls: type) -> str:
 
 
 def _to_state(node: Node) -> dict[str, Any]:
+    """The array fields that are there, in a dict of their own: Flax changes it in place."""
     return {
-        name: serialization.to_state_dict(getattr(node, name)) for name in array_fields(type(node))
+        name: serialization.to_state_dict(value)
+        for name in array_fields(type(node))
+        if (value := getattr(node, name)) is not None
     }
 
 
 def _from_state(node: Node, state: dict[str, Any]) -> Node:
-    names = array_fields(type(node))
-    if set(state) != set(names):
-        raise ValueError(f"expected the fields {', '.join(names)}, got {', '.join(state)}")
+    names = [name for name in array_fields(type(node)) if getattr(node, name) is not None]
+    if problems := [f"{name} is missing" for name in names if name not in state] + [
+        f"{name} is not expected" for name in state if name not in names
+    ]:
+        raise ValueError(
+            f"{', '.join(problems)}: the state of a {type(node).__name__} has the fields "
+            f"{', '.join(names)}, at {serialization.current_path()}"
+        )
     return dataclasses.replace(
         node,  # type: ignore
         **{

@@ -13,6 +13,7 @@ from jlora import _paths
 from jlora._lora_dict import check
 from jlora._methods import LoraWeight
 from jlora._node import Node
+from jlora._starts import drawn
 
 
 def adapted(frozen: Any, lora: Mapping[str, Node], what: str) -> dict[str, LoraWeight]:
@@ -50,7 +51,7 @@ def start_directions(
     for path, node in nodes.items():
         stack, inputs, outputs = sizes(node)
         shape = (*stack, outputs if of_outputs else inputs, widths[path])
-        directions[path] = orthonormal(jax.random.normal(_paths.key_for(key, path), shape))
+        directions[path] = orthonormal(drawn(_paths.key_for(key, path), shape, jnp.float32))
     return directions
 
 

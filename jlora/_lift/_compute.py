@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -147,8 +148,8 @@ class Compute:
         """The merged array; chosen or summed rows count as factored."""
         if value.rows:
             why = "the chosen or summed rows of W, and those of A times B"
-        size = value.size * value.dtype.itemsize
-        costs = [(2 * value.size * term.rank, size) for term in value.terms]
+        size = math.prod(_jax.counted(value.shape))
+        costs = [(2 * size * t.rank, size * value.dtype.itemsize) for t in value.terms]
         how = "factored" if value.rows else "merged"
         if not value.terms:  # a frozen leaf that is no array
             how, why = "formed", f"decoded: {why}"

@@ -97,6 +97,11 @@ def is_jax_function(jaxpr: Any) -> bool:
     return any(part in where for part in _OF_JAX)
 
 
+def counted(shape: Any) -> tuple[int, ...]:
+    """The sizes to count operations by: one that is a symbol (`jax.export`) is taken for 1024."""
+    return tuple(size if isinstance(size, int) else 1024 for size in shape)
+
+
 def is_array(value: Any) -> bool:
     """Whether a leaf is traced: arrays, tracers, numpy arrays and scalars, shape structs."""
     return hasattr(value, "shape") and hasattr(value, "dtype")

@@ -98,6 +98,6 @@ def _is_bias(eqn: Any, value: Any, result: Any) -> bool:
     return (
         isinstance(value, jax.Array)
         and value.ndim == len(result.shape)
-        and value.size < result.size
+        and value.shape != result.shape
         and (out.aval.shape, out.aval.dtype) == (result.shape, result.dtype)
     )

@@ -36,7 +36,9 @@ class TracedCall:
             return [leaf for leaf in results if _jax.is_array(leaf)]
 
         flat_fn.__name__ = getattr(fn, "__name__", "fn")
-        self.jaxpr = jax.make_jaxpr(flat_fn)(*(_as_array(self.leaves[at]) for at in self.traced))
+        arrays = [_as_array(self.leaves[at]) for at in self.traced]
+        with jax.disable_jit(False):  # loops are loops, whatever runs them
+            self.jaxpr = jax.make_jaxpr(flat_fn)(*arrays)
 
     def unflatten(self, arrays: list[Any]) -> Any:
         """The function's result, from its arrays in order; Python values stand where they stood."""

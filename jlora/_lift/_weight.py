@@ -13,7 +13,15 @@ from jax import lax
 from jlora import _placement
 from jlora._input_filter import InputFilter
 from jlora._lift._movement import Movement
-from jlora._lowrank import RANK, Factor, Product, add_deltas, along, form_elementwise
+from jlora._lowrank import (
+    RANK,
+    Factor,
+    Product,
+    add_deltas,
+    along,
+    form_elementwise,
+    promoted,
+)
 
 
 class Decline(Exception):  # noqa: N818 - a verdict, not an error
@@ -356,5 +364,5 @@ def relabel(factor: Factor, new: dict[int, int]) -> Factor:
 
 def gained(x: jax.Array, gain: jax.Array) -> jax.Array:
     """The product with a gain, in x's dtype; in the wider of both until then."""
-    wide = jnp.promote_types(x.dtype, gain.dtype)
+    wide = promoted(x.dtype, gain.dtype)
     return (x.astype(wide) * _placement.like(gain.astype(wide), x)).astype(x.dtype)

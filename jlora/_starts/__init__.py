@@ -10,6 +10,7 @@ import functools
 import re
 
 from jlora._starts._decomposed import from_data, olora, pissa
+from jlora._starts._random import drawn as drawn
 from jlora._starts._random import gaussian, kaiming, orthogonal
 from jlora._starts._start import Matrices as Matrices
 from jlora._starts._start import Start as Start

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jlora._starts._random import drawn
 from jlora._starts._start import Matrices
 
 
@@ -24,7 +25,7 @@ def pissa(leaf: Matrices, *, iterations: int | None = None) -> tuple[jax.Array, 
     def of(weight, scaling, key):
         u, s, vt = strongest(weight, leaf.rank, key, iterations)
         root = jnp.sqrt(s / scaling)
-        return u * root, root[:, None] * vt
+        return u * root[None], root[:, None] * vt
 
     return _each(leaf, of)
 
@@ -57,7 +58,8 @@ def strongest(
     """
     if iterations is not None:
         width = min(rank + 8, *matrix.shape)
-        q, _ = jnp.linalg.qr(matrix @ jax.random.normal(key, (matrix.shape[1], width)))
+        directions = drawn(key, (matrix.shape[1], width), matrix.dtype)
+        q, _ = jnp.linalg.qr(matrix @ directions)
         for _ in range(iterations):
             q, _ = jnp.linalg.qr(matrix.T @ q)
             q, _ = jnp.linalg.qr(matrix @ q)

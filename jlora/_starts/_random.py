@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -18,7 +20,7 @@ def kaiming(leaf: Matrices) -> tuple[jax.Array, jax.Array]:
 def gaussian(leaf: Matrices) -> tuple[jax.Array, jax.Array]:
     """A normal with deviation 1 / rank, B zero (Hu et al. 2021, section 4.1)."""
     shape = (*leaf.stack, leaf.inputs, leaf.rank)
-    return jax.random.normal(leaf.key, shape) / leaf.rank, _zeros(leaf)
+    return drawn(leaf.key, shape, leaf.dtype) / leaf.rank, _zeros(leaf)
 
 
 def orthogonal(leaf: Matrices) -> tuple[jax.Array, jax.Array]:
@@ -29,12 +31,17 @@ def orthogonal(leaf: Matrices) -> tuple[jax.Array, jax.Array]:
     initialisation", the start that PEFT calls orthogonal.)
     """
     of_q, of_a, of_b = jax.random.split(leaf.key, 3)
-    q, _ = jnp.linalg.qr(jax.random.normal(of_q, (*leaf.stack, leaf.rank, leaf.rank)))
+    q, _ = jnp.linalg.qr(drawn(of_q, (*leaf.stack, leaf.rank, leaf.rank), leaf.dtype))
     half = leaf.rank // 2
-    a = jax.random.normal(of_a, (*leaf.stack, leaf.inputs, half)) / 10
-    b = jax.random.normal(of_b, (*leaf.stack, half, leaf.outputs)) / 10
+    a = drawn(of_a, (*leaf.stack, leaf.inputs, half), leaf.dtype) / 10
+    b = drawn(of_b, (*leaf.stack, half, leaf.outputs), leaf.dtype) / 10
     odd, even = q[..., 0::2, :], q[..., 1::2, :]
     return a @ odd, jnp.swapaxes(even, -1, -2) @ b
+
+
+def drawn(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Normal numbers, the same whether JAX may use float64 or not, in this dtype."""
+    return jax.random.normal(key, shape, jnp.float32).astype(dtype)
 
 
 def _zeros(leaf: Matrices) -> jax.Array:

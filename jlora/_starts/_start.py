@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jlora._lowrank import wide
 from jlora._method import Leaf
 
 
@@ -23,6 +24,7 @@ class Matrices(NamedTuple):
     rank: int
     weight: Any  # (*stack, inputs, outputs) float32 or wider; None unless the start reads it
     scaling: jax.Array  # (*stack, rank), never zero
+    dtype: Any  # float32 or wider, in which A and B are computed
 
     @classmethod
     def of(cls, leaf: Leaf, with_weight: bool) -> Matrices:
@@ -36,6 +38,7 @@ class Matrices(NamedTuple):
             rank=leaf.rank,
             weight=leaf.matrices if with_weight else None,
             scaling=jnp.where(scaling == 0, 1, scaling),
+            dtype=wide(leaf.dtype),
         )
 
 

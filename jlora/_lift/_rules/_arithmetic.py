@@ -23,7 +23,7 @@ from jlora._lift._weight import (
     refuse_gain,
     relabel,
 )
-from jlora._lowrank import Factor, along
+from jlora._lowrank import Factor, along, promoted
 
 
 @rule("neg")
@@ -106,7 +106,7 @@ def _scale(walk: Walk, eqn: Any, value: Weight, by: Any, *, first: bool = True) 
     def scaled(factor: Factor) -> Factor:
         dtype = factor.array.dtype
         if jnp.iscomplexobj(by):
-            dtype = jnp.promote_types(dtype, jnp.complex64)
+            dtype = promoted(dtype, jnp.complex64)
         array, along = factor.array.astype(dtype), _over(by, varies, factor).astype(dtype)
         return Factor(array / along if divides else array * along, factor.dims)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jlora._lift import _jax
 from jlora._lift._rules._products import report_factored
 from jlora._lift._sums import ProductSum
 from jlora._lift._walk import Walk, rule
@@ -45,14 +46,15 @@ def conv_general_dilated(walk: Walk, eqn: Any, x: Any, kernel: Any) -> list[Any]
     if eqn.params["batch_group_count"] != 1:
         raise Decline("a convolution with groups in the batch")
     out = eqn.outvars[0].aval
-    if not out.size or not x.size or not kernel.size:
+    if 0 in (*out.shape, *x.shape, *kernel.shape):
         raise Decline("an empty convolution")
     kernel = kernel.filled(range(kernel.ndim))
     groups = eqn.params["feature_group_count"]
     parted = [_convolved_and_mixed(term, output, inputs) for term in kernel.thin]
     taps = math.prod(kernel.shape[dim] for dim in inputs)
-    base_flops = 2 * out.size * taps
-    places = out.size // kernel.shape[output]  # batch and positions
+    size = math.prod(_jax.counted(out.shape))
+    base_flops = 2 * size * taps
+    places = size // kernel.shape[output]  # batch and positions
     ranks = [term.rank for term in kernel.terms]
     flops = [2 * places * rank * (groups * taps + kernel.shape[output]) for rank in ranks]
     if kernel.form is None and _merging_costs_less(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora import _placement
+from jlora._lift import _jax
 from jlora._lift._sums import ProductSum
 from jlora._lift._walk import Walk, rule
 from jlora._lift._weight import Decline, Term, Weight, gained, padded
@@ -61,7 +62,7 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
         )
         thins.append(thin)
         flops.append(cost)
-    report_factored(walk, eqn, value, base, 2 * math.prod(sizes.values()), flops)
+    report_factored(walk, eqn, value, base, 2 * math.prod(_jax.counted(sizes.values())), flops)
     return [ProductSum(base, tuple(thins), value.gain_along(out_dims) if gain_last else None)]
 
 
@@ -83,11 +84,12 @@ def report_factored(
         costs = [(2 * value.size * term.rank + value.size, value.size * value.dtype.itemsize)
                  for term in value.terms]  # fmt: skip
         return walk.run.report(walk, value, eqn, value.why_formed, base_flops, costs, how="formed")
-    written = result.size * result.dtype.itemsize
+    size = math.prod(_jax.counted(result.shape))
+    written = size * result.dtype.itemsize
     costs = []
     for term, flops in zip(value.terms, thin_flops, strict=True):
         read = sum(f.array.size * f.array.dtype.itemsize for f in (term.a, term.b))
-        costs.append((flops + result.size, read + written / len(value.terms)))
+        costs.append((flops + size, read + written / len(value.terms)))
     walk.run.report(walk, value, eqn, FACTORED, base_flops, costs)
 
 
@@ -209,8 +211,8 @@ def _cost(order, out_labels: Labels, sizes: dict[int, int]) -> int:
     """The FLOPs of two products, one after the other."""
     (_, p), (_, q), (_, last) = order
     kept = _kept(p, q, {*last, *out_labels})
-    first = 2 * math.prod(sizes[label] for label in {*p, *q})
-    return first + 2 * math.prod(sizes[label] for label in {*kept, *last})
+    first = 2 * math.prod(_jax.counted(sizes[label] for label in {*p, *q}))
+    return first + 2 * math.prod(_jax.counted(sizes[label] for label in {*kept, *last}))
 
 
 def _contract(

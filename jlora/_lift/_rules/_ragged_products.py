@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jlora._lift import _jax
 from jlora._lift._ragged import ragged_dot
 from jlora._lift._rules._products import report_factored
 from jlora._lift._walk import Walk, rule
@@ -65,10 +66,11 @@ def ragged_dot_general(walk: Walk, eqn: Any, x: Any, kernel: Any, group_sizes: A
         hidden, _ = scaled(hidden, (None, RANK), scaling)
         return ragged_dot(hidden.astype(dtype), second.astype(dtype), group_sizes, **options)
 
-    flops = [2 * rows_count * t.rank * (kernel.shape[inner] + kernel.shape[outer])
+    [counted] = _jax.counted([rows_count])
+    flops = [2 * counted * t.rank * (kernel.shape[inner] + kernel.shape[outer])
              for t in kernel.terms]  # fmt: skip
     report_factored(
-        walk, eqn, kernel, base, 2 * rows_count * kernel.shape[inner] * kernel.shape[outer], flops
+        walk, eqn, kernel, base, 2 * counted * kernel.shape[inner] * kernel.shape[outer], flops
     )
     for term, pair in zip(kernel.thin, pairs, strict=True):
         base = base + thin(term, *pair).astype(base.dtype)
