@@ -10,7 +10,7 @@ from typing import Any
 
 from jlora._info import _text
 from jlora._info._headers import headers
-from jlora.models._tokenizer import read_json
+from jlora.models._text._tokenizer import read_json
 
 KIND = "merged model"
 

@@ -17,28 +17,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.models import _families, _generate, _jax_attention, _source
-from jlora.models._assemble import assemble, expected_shapes
-from jlora.models._config import DecoderConfig as DecoderConfig
-from jlora.models._config import Experts as Experts
-from jlora.models._config import LinearRopeScaling as LinearRopeScaling
-from jlora.models._config import RopeScaling as RopeScaling
-from jlora.models._decoder import Decoder as Decoder
-from jlora.models._export import export as export
+from jlora.models import _families
+from jlora.models._answers import _generate
+from jlora.models._answers._generate import answer as answer
+from jlora.models._answers._sampling import GREEDY
+from jlora.models._answers._sampling import Sampling as Sampling
+from jlora.models._answers._stream import Memory as Memory
+from jlora.models._answers._stream import stream as stream
 from jlora.models._families import from_huggingface as from_huggingface
 from jlora.models._families import to_huggingface as to_huggingface
-from jlora.models._generate import answer as answer
-from jlora.models._loss import answer_loss as answer_loss
-from jlora.models._sampling import GREEDY
-from jlora.models._sampling import Sampling as Sampling
-from jlora.models._source import DEFAULT as DEFAULT
-from jlora.models._source import located as located
-from jlora.models._stored import Stored as Stored
-from jlora.models._stored import from_stored as from_stored
-from jlora.models._stored import to_stored as to_stored
-from jlora.models._stream import Memory as Memory
-from jlora.models._stream import stream as stream
-from jlora.models._tokenizer import Tokenizer as Tokenizer
+from jlora.models._files import _source
+from jlora.models._files._export import export as export
+from jlora.models._files._source import DEFAULT as DEFAULT
+from jlora.models._files._source import located as located
+from jlora.models._files._stacking import assemble, expected_shapes
+from jlora.models._files._torch_tensors import Stored as Stored
+from jlora.models._files._torch_tensors import from_stored as from_stored
+from jlora.models._files._torch_tensors import to_stored as to_stored
+from jlora.models._net import _fused_attention
+from jlora.models._net._config import DecoderConfig as DecoderConfig
+from jlora.models._net._config import Experts as Experts
+from jlora.models._net._config import LinearRopeScaling as LinearRopeScaling
+from jlora.models._net._config import RopeScaling as RopeScaling
+from jlora.models._net._decoder import Decoder as Decoder
+from jlora.models._net._loss import answer_loss as answer_loss
+from jlora.models._text._tokenizer import Tokenizer as Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +161,8 @@ def load(
         >>> model = jlora.models.load("smollm2")
         >>> logits = model.apply(model.params, tokens)
     """
-    _jax_attention.known(attention)
+    _fused_attention.known(attention)
     opened = _source.opened(_source.located(source))
-    _jax_attention.check(attention, opened.config, dtype)
+    _fused_attention.check(attention, opened.config, dtype)
     params = assemble(opened, dtype)
     return Model(params, opened.config, opened.tokenizer, str(source), attention)

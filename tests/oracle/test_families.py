@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 import jlora
 from jlora import models
 from jlora.models._families import FAMILIES
-from jlora.models._stored import oriented
+from jlora.models._files._torch_tensors import oriented
 
 SMALL = {
     "vocab_size": 83,

@@ -7,7 +7,8 @@ import transformers
 from transformers.generation import logits_process
 
 from jlora import models
-from jlora.models import Sampling, _sampling
+from jlora.models import Sampling
+from jlora.models._answers import _sampling
 
 VOCABULARY = 211
 SAMPLINGS = [

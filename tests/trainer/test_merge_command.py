@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(merge, capsys, tmp_path, mon
 KILLED = """
 import os, signal, sys
 from jlora.__main__ import main
-from jlora.models import _shards
+from jlora.models._files import _shards
 synced = []
 def fsync(number):
     synced.append(number)

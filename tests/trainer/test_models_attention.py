@@ -11,8 +11,9 @@ import pytest
 import jlora
 from benchmarks.flops import flops
 from jlora import models
-from jlora.models import Decoder, DecoderConfig, _attention, _jax_attention
-from jlora.models._decoder import empty_cache
+from jlora.models import Decoder, DecoderConfig
+from jlora.models._net import _attention, _fused_attention
+from jlora.models._net._decoder import empty_cache
 
 CONFIG = DecoderConfig(
     vocabulary=37, width=22, layers=3, heads=6, kv_heads=2, head_dim=16, mlp_width=26, max_length=64
@@ -137,7 +138,7 @@ def test_the_fused_kernel_is_as_near_as_xla_or_refused_where_there_is_none(tiny)
 )
 def test_a_model_that_can_not_have_it_is_refused_with_every_reason(attention, changes, dtype, told):
     with pytest.raises(ValueError, match=f"attention(=| is )'{attention}'") as raised:
-        _jax_attention.check(attention, dataclasses.replace(CONFIG, **changes), dtype)
+        _fused_attention.check(attention, dataclasses.replace(CONFIG, **changes), dtype)
     assert all(words in str(raised.value) for words in told)
 
 

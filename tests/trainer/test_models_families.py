@@ -11,9 +11,10 @@ import pytest
 import jlora
 from benchmarks.flops import flops
 from jlora import models
-from jlora.models import Decoder, DecoderConfig, Experts, Stored, _attention
-from jlora.models._decoder import empty_cache
+from jlora.models import Decoder, DecoderConfig, Experts, Stored
 from jlora.models._families import FAMILIES
+from jlora.models._net import _attention
+from jlora.models._net._decoder import empty_cache
 
 SIZES = {
     "vocab_size": 37,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jlora
 from jlora import models
-from jlora.models import _generate, _stops, _stream
+from jlora.models._answers import _generate, _stops, _stream
 
 
 @pytest.fixture(scope="module")

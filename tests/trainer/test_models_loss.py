@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import jlora
-from jlora.models import _loss, answer_loss, load
+from jlora.models import answer_loss, load
+from jlora.models._net import _loss
 
 ROWS, WIDTH, VOCABULARY = 29, 7, 53
 KEYS = jax.random.split(jax.random.key(0), 4)

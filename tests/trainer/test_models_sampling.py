@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jlora.models import Sampling, _sampling
+from jlora.models import Sampling
+from jlora.models._answers import _sampling
 
 TOKENS = 13
 quick = settings(max_examples=40, deadline=None)

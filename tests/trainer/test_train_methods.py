@@ -10,7 +10,7 @@ import pytest
 
 import train
 from jlora import checkpoint, models, monitor
-from jlora.models import _loss
+from jlora.models._net import _loss
 
 METHODS = {
     "dora": [

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jlora.models._config import DecoderConfig
 from jlora.models._families._family import Family as Family
 from jlora.models._families._gemma2 import GEMMA2
 from jlora.models._families._gemma3 import GEMMA3_TEXT
@@ -17,7 +16,8 @@ from jlora.models._families._phi3 import PHI3
 from jlora.models._families._qwen2 import QWEN2
 from jlora.models._families._qwen3 import QWEN3
 from jlora.models._families._qwen3_moe import QWEN3_MOE
-from jlora.models._settings import Settings
+from jlora.models._families._settings import Settings
+from jlora.models._net._config import DecoderConfig
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jlora.models._settings import Part, Same
-from jlora.models._stored import Stored
+from jlora.models._families._settings import Part, Same
+from jlora.models._files._torch_tensors import Stored
 
 # Settings that most families call the same.
 SIZES = Same(

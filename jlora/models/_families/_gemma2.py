@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
 from jlora.models._families._llama import BIASES, LEAVES
-from jlora.models._rope_settings import Rope
-from jlora.models._settings import Activation, Biases, Heads, Same
-from jlora.models._stored import plain
-from jlora.models._window_settings import LayerWindows
+from jlora.models._families._rope_settings import Rope
+from jlora.models._families._settings import Activation, Biases, Heads, Same
+from jlora.models._families._window_settings import LayerWindows
+from jlora.models._files._torch_tensors import plain
 
 GEMMA_LEAVES = {
     **LEAVES,

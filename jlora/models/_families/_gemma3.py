@@ -10,9 +10,9 @@ from jlora.models._families._gemma2 import (
     GEMMA_PARTS,
 )
 from jlora.models._families._llama import HEAD_NORMS
-from jlora.models._rope_settings import LocalAndGlobalRope
-from jlora.models._settings import Same
-from jlora.models._window_settings import LayerWindows
+from jlora.models._families._rope_settings import LocalAndGlobalRope
+from jlora.models._families._settings import Same
+from jlora.models._families._window_settings import LayerWindows
 
 GEMMA3_TEXT = Family(
     architecture="Gemma3ForCausalLM",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jlora.models._config import DecoderConfig
 from jlora.models._families._family import Family
-from jlora.models._settings import Activation, Same, Settings
-from jlora.models._stored import conv1d, linear, plain
+from jlora.models._families._settings import Activation, Same, Settings
+from jlora.models._files._torch_tensors import conv1d, linear, plain
+from jlora.models._net._config import DecoderConfig
 
 _BLOCK = "transformer.h.{}"
 _MODULES = {

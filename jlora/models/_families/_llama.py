@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
-from jlora.models._rope_settings import Rope
-from jlora.models._settings import Activation, Biases, Heads
-from jlora.models._stored import linear, plain
+from jlora.models._families._rope_settings import Rope
+from jlora.models._families._settings import Activation, Biases, Heads
+from jlora.models._files._torch_tensors import linear, plain
 
 LEAVES = {
     "embed/embedding": plain("model.embed_tokens.weight"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
 from jlora.models._families._llama import DEFAULTS, LEAVES
-from jlora.models._rope_settings import Rope
-from jlora.models._settings import Activation, Heads
-from jlora.models._window_settings import OneWindow
+from jlora.models._families._rope_settings import Rope
+from jlora.models._families._settings import Activation, Heads
+from jlora.models._families._window_settings import OneWindow
 
 MISTRAL = Family(
     architecture="MistralForCausalLM",

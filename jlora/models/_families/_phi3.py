@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
 from jlora.models._families._llama import DEFAULTS, LEAVES
-from jlora.models._rope_settings import Rope
-from jlora.models._settings import Activation, Heads
-from jlora.models._stored import linear
-from jlora.models._window_settings import OneWindow
+from jlora.models._families._rope_settings import Rope
+from jlora.models._families._settings import Activation, Heads
+from jlora.models._families._window_settings import OneWindow
+from jlora.models._files._torch_tensors import linear
 
 _APART = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from jlora.models._families._family import SIZES, Family
 from jlora.models._families._llama import BIASES, DEFAULTS, HEAD_NORMS, LEAVES
 from jlora.models._families._qwen2 import QWEN2
-from jlora.models._rope_settings import Rope
-from jlora.models._settings import Activation, Biases, Heads
-from jlora.models._window_settings import LayerWindows
+from jlora.models._families._rope_settings import Rope
+from jlora.models._families._settings import Activation, Biases, Heads
+from jlora.models._families._window_settings import LayerWindows
 
 _WINDOWS = LayerWindows(switch="use_sliding_window")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
 from jlora.models._families._llama import BIASES, DEFAULTS, HEAD_NORMS, LEAVES
-from jlora.models._rope_settings import Rope
-from jlora.models._settings import Activation, Biases, Heads, Mixture
-from jlora.models._stored import experts, linear
-from jlora.models._window_settings import OneWindow
+from jlora.models._families._rope_settings import Rope
+from jlora.models._families._settings import Activation, Biases, Heads, Mixture
+from jlora.models._families._window_settings import OneWindow
+from jlora.models._files._torch_tensors import experts, linear
 
 _EXPERTS = "model.layers.{}.mlp.experts"
 

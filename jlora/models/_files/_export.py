@@ -17,9 +17,9 @@ import numpy as np
 
 from jlora._lora_dict import check, of_leaves, shared_of
 from jlora._node import Node, Shared
-from jlora.models import _companions, _folder, _shards, _source
-from jlora.models._assemble import expected_shapes, stacked
-from jlora.models._pieces import Piece, in_file, pieces, shapes_in_file
+from jlora.models._files import _beside_weights, _complete_folder, _shards, _source
+from jlora.models._files._layer_by_layer import Piece, in_file, pieces, shapes_in_file
+from jlora.models._files._stacking import expected_shapes, stacked
 
 
 def export(
@@ -61,7 +61,7 @@ def export(
     """
     lora = lora or {}
     where = _source.located(source)
-    out = _folder.claim(Path(out), overwrite=overwrite, sources=(where, *keep))
+    out = _complete_folder.claim(Path(out), overwrite=overwrite, sources=(where, *keep))
     opened = _source.opened(where)
     opened.check()
     shapes = {
@@ -95,10 +95,10 @@ def export(
     def value(name: str) -> np.ndarray:
         return made_of(piece_of[name], dtypes[name])[name]
 
-    companions = _companions.of(where, opened, given)
-    companions[_folder.MARK] = _companions.provenance(source, lora, metadata or {})
+    companions = _beside_weights.of(where, opened, given)
+    companions[_complete_folder.MARK] = _beside_weights.provenance(source, lora, metadata or {})
     needed = _shards.bytes_of(shards) + sum(map(len, companions.values()))
-    with _folder.complete(out, needed) as aside:
+    with _complete_folder.complete(out, needed) as aside:
         _shards.write(aside, shards, value)
         for name, content in companions.items():
             (aside / name).write_bytes(content)

@@ -11,8 +11,8 @@ import numpy as np
 
 from jlora._node import Node
 from jlora.models import _families
-from jlora.models._assemble import Opened
-from jlora.models._tokenizer import read_json
+from jlora.models._files._stacking import Opened
+from jlora.models._text._tokenizer import read_json
 
 # Of a folder that is read, what goes along unchanged.
 _COPIED = (

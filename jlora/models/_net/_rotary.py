@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora.models._config import DecoderConfig, LinearRopeScaling, RopeScaling
+from jlora.models._net._config import DecoderConfig, LinearRopeScaling, RopeScaling
 
 Rotary = tuple[jax.Array, jax.Array]  # cosines and sines: (batch, length, 1, turned / 2)
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jlora.models._config import DecoderConfig
+from jlora.models._net._config import DecoderConfig
 
 
 class RMSNorm(nn.Module):

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora.models._generate import Rules, State, bucket, check, compiled, prompt_of
-from jlora.models._sampling import GREEDY, Sampling
-from jlora.models._stops import Stops, stops_of
+from jlora.models._answers._generate import Rules, State, bucket, check, compiled, prompt_of
+from jlora.models._answers._sampling import GREEDY, Sampling
+from jlora.models._answers._stops import Stops, stops_of
 
 
 @dataclasses.dataclass

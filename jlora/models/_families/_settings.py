@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from jlora.models._config import DecoderConfig, Experts
+from jlora.models._net._config import DecoderConfig, Experts
 
 
 class Settings:

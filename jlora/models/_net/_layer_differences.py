@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jlora.models._config import DecoderConfig
-from jlora.models._rotary import Rotary, rotary
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._rotary import Rotary, rotary
 
 
 class Shared(NamedTuple):

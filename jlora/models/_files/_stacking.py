@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.models._config import DecoderConfig
-from jlora.models._decoder import Decoder
-from jlora.models._stored import Stored, from_stored, stored_shapes
-from jlora.models._tokenizer import Tokenizer
+from jlora.models._files._torch_tensors import Stored, from_stored, stored_shapes
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._decoder import Decoder
+from jlora.models._text._tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

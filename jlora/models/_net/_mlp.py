@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jlora.models._config import DecoderConfig
-from jlora.models._kept import product
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._saved_for_gradient import product
 
 ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,

@@ -13,13 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jlora.models._attention import Attention, capped
-from jlora.models._config import DecoderConfig
-from jlora.models._experts import Mixture
-from jlora.models._kept import PRODUCTS
-from jlora.models._layerwise import of_layer, prepare
-from jlora.models._mlp import MLP
-from jlora.models._norms import norm
+from jlora.models._net._attention import Attention, capped
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._experts import Mixture
+from jlora.models._net._layer_differences import of_layer, prepare
+from jlora.models._net._mlp import MLP
+from jlora.models._net._norms import norm
+from jlora.models._net._saved_for_gradient import PRODUCTS
 
 Cache = tuple[jax.Array, jax.Array]  # keys and values: (layers, batch, slots, kv_heads, head_dim)
 

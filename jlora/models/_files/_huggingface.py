@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from jlora._requires import requires
-from jlora.models import _families, _tokenizer
-from jlora.models._assemble import Opened
-from jlora.models._shards import DTYPES
-from jlora.models._tokenizer import read_json
+from jlora.models import _families
+from jlora.models._files._shards import DTYPES
+from jlora.models._files._stacking import Opened
+from jlora.models._text import _tokenizer
+from jlora.models._text._tokenizer import read_json
 
 # What older files hold beside the parameters: rotary frequencies, causal masks.
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")

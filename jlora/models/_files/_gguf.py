@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from jlora._requires import requires
-from jlora.models import _tokenizer
-from jlora.models._assemble import Opened
-from jlora.models._config import DecoderConfig
 from jlora.models._families import FAMILIES
-from jlora.models._stored import Stored, linear, plain
+from jlora.models._files._stacking import Opened
+from jlora.models._files._torch_tensors import Stored, linear, plain
+from jlora.models._net._config import DecoderConfig
+from jlora.models._text import _tokenizer
 
 _LLAMA = {
     "embed/embedding": plain("token_embd.weight"),

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 
 from jlora.models import _families
-from jlora.models._assemble import expected_shapes, per_layer, stacked
-from jlora.models._config import DecoderConfig
-from jlora.models._stored import Stored, stored_shapes, to_stored
+from jlora.models._files._stacking import expected_shapes, per_layer, stacked
+from jlora.models._files._torch_tensors import Stored, stored_shapes, to_stored
+from jlora.models._net._config import DecoderConfig
 
 _BEFORE = ("embed/embedding", "positions/embedding")  # the layers
 

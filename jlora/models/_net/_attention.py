@@ -8,11 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jlora.models import _jax_attention
-from jlora.models._config import DecoderConfig
-from jlora.models._kept import product
-from jlora.models._norms import norm
-from jlora.models._rotary import rotate
+from jlora.models._net import _fused_attention
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._norms import norm
+from jlora.models._net._rotary import rotate
+from jlora.models._net._saved_for_gradient import product
 
 
 def _block_size(length: int) -> int:
@@ -48,7 +48,7 @@ class Attention(nn.Module):
             value = jax.lax.dynamic_update_slice(cache[1], value, (0, slot, 0, 0))
             cache = key, value
         if self.attention != "blocks" and cache is None:
-            mixed = _jax_attention.attend(query, key, value, config, self.attention)
+            mixed = _fused_attention.attend(query, key, value, config, self.attention)
         else:
             mixed = self._in_blocks(query, key, value, mask, cache is not None)
         mixed = mixed.reshape(*x.shape[:2], config.heads * config.head_dim)

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jlora.models._config import DecoderConfig, Experts
-from jlora.models._kept import product
-from jlora.models._mlp import ACTIVATION
+from jlora.models._net._config import DecoderConfig, Experts
+from jlora.models._net._mlp import ACTIVATION
+from jlora.models._net._saved_for_gradient import product
 
 
 class Grouped(nn.Module):

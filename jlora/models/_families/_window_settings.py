@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jlora.models._config import DecoderConfig
-from jlora.models._settings import Settings
+from jlora.models._families._settings import Settings
+from jlora.models._net._config import DecoderConfig
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 

@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jlora.models._config import DecoderConfig, LinearRopeScaling, RopeScaling
-from jlora.models._settings import Settings
+from jlora.models._families._settings import Settings
+from jlora.models._net._config import DecoderConfig, LinearRopeScaling, RopeScaling
 
 _KINDS = ("default", "linear", "llama3")
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"

@@ -1,0 +1,3 @@
+"""Answers: the loop over tokens (`_generate`), how the next one is drawn (`_sampling`), where it
+ends (`_stops`), and the text as it comes (`_stream`).
+"""

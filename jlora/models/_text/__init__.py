@@ -1,0 +1,1 @@
+"""Text to tokens and back: the tokenizer of a model, and its template for conversations."""
