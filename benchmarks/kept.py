@@ -17,7 +17,8 @@ from benchmarks.costs._models import TOKENS
 from benchmarks.costs._step import step
 from benchmarks.flops import flops
 from benchmarks.llamas import LLAMAS
-from jlora.models import Decoder, _decoder
+from jlora.models import Decoder
+from jlora.models._net import _decoder
 
 # what is kept: (the policy of `Decoder`, its ``remat``)
 KEPT = {
