@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jlora import _words
+
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
     """Writes the files: each is complete on the disk before the first takes its place.
@@ -53,18 +55,36 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise ValueError(f"{path} is damaged, no JSON: {error}") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: when there is no such file or no object in it.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 def require_room(directory: Path, needed: int) -> None:
     """Raises an OSError unless the disk has room for so many bytes, before any is written."""
+    if problem := lack_of_room(directory, needed):
+        raise OSError(f"{directory} could not be written: {problem}")
+
+
+def lack_of_room(directory: Path, needed: int) -> str | None:
+    """What is missing where the disk has no room for so many bytes, or None."""
     there = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(there).free
-    if free < needed:
-        raise OSError(
-            f"{directory} could not be written: it needs {needed / 1e6:.1f} MB, and the disk has "
-            f"{free / 1e6:.1f} MB left"
-        )
+    if free >= needed:
+        return None
+    return f"it needs {_words.size(needed)}, and the disk has {_words.size(free)} left"

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora import _optim
+from jlora import _optim, _words
 from jlora._lift import told_left_out
 from jlora._lora_dict import of_leaves
 from jlora._node import Node
@@ -43,7 +43,7 @@ class Summary:
         counts = (
             f"trainable {self.trainable:,} of {self.total:,} parameters ({self.percent:.3f} %) "
             f"in {self.leaves} adapted leaves of rank {low if low == high else f'{low}-{high}'}; "
-            f"{_megabytes(self.trainable_bytes)} beside {_megabytes(self.frozen_bytes)} frozen"
+            f"{_words.size(self.trainable_bytes)} beside {_words.size(self.frozen_bytes)} frozen"
         )
         return "\n".join([counts, *told_left_out(self.left_out)])
 
@@ -84,7 +84,3 @@ def _size(leaf) -> int:
 
 def _bytes(leaf) -> int:
     return _size(leaf) * leaf.dtype.itemsize
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.2f} MB"

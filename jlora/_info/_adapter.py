@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jlora import checkpoint
+from jlora import _words, checkpoint
 from jlora._config import LoraConfig
 from jlora._info import _text
 from jlora._node import Node
@@ -74,7 +74,7 @@ def lines(known: Mapping[str, Any]) -> list[str]:
         *_text.pairs(
             {
                 "adapter": known["path"],
-                "size": f"{_text.size(known['bytes'])} on disk, {known['parameters']:,} trained "
+                "size": f"{_words.size(known['bytes'])} on disk, {known['parameters']:,} trained "
                 f"parameters in {len(leaves)} leaves, {', '.join(_dtypes(leaves))}",
                 "method": ", ".join(f"{kind} ({count})" for kind, count in kinds.items()),
                 "targets": _shown(config["targets"]),
@@ -85,7 +85,7 @@ def lines(known: Mapping[str, Any]) -> list[str]:
                 "also": _text.listed(further),
                 "base": _say_base(base),
                 "trained": _text.listed(settings),
-                "system": _text.short(metadata.get("system") or ""),
+                "system": _words.one_line(metadata.get("system") or ""),
                 "notes": _text.listed(own),
             }
         ),

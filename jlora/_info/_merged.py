@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jlora import _words
+from jlora._files import read_json_object
 from jlora._info import _text
-from jlora._info._headers import headers
-from jlora.models._text._tokenizer import read_json
+from jlora._safetensors import headers
 
 KIND = "merged model"
 
@@ -21,8 +22,8 @@ def facts(directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: when one is damaged.
     """
-    origin = read_json(directory / "jlora.json")
-    config = read_json(directory / "config.json")
+    origin = read_json_object(directory / "jlora.json")
+    config = read_json_object(directory / "config.json")
     files = sorted(directory.glob("*.safetensors"))
     tensors = headers(files)
     return {
@@ -47,7 +48,7 @@ def lines(known: Mapping[str, Any]) -> list[str]:
     about = _text.pairs(
         {
             "model": known["path"],
-            "size": f"{_text.size(known['bytes'])} in {known['files']} "
+            "size": f"{_words.size(known['bytes'])} in {known['files']} "
             f"file{'s' if known['files'] > 1 else ''}, {known['parameters']:,} parameters, "
             + dtypes,
             "kind": known["architecture"],

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jlora import _words
+from jlora._files import read_json_object
 from jlora._info import _text
-from jlora._info._headers import Header, headers
-from jlora.models._text._tokenizer import read_json
+from jlora._safetensors import Header, headers
 
 KIND = "peft adapter"
 
@@ -32,7 +33,7 @@ def facts(directory: Path) -> dict[str, Any]:
         "path": str(directory),
         "bytes": sum(each.stat().st_size for each in directory.rglob("*") if each.is_file()),
         "parameters": sum(math.prod(header.shape) for header in tensors.values()),
-        "config": read_json(directory / "adapter_config.json"),
+        "config": read_json_object(directory / "adapter_config.json"),
         "modules": _modules(tensors),
     }
 
@@ -46,10 +47,10 @@ def lines(known: Mapping[str, Any]) -> list[str]:
     about = _text.pairs(
         {
             "adapter": f"{known['path']} (PEFT)",
-            "size": f"{_text.size(known['bytes'])} on disk, {known['parameters']:,} parameters, "
+            "size": f"{_words.size(known['bytes'])} on disk, {known['parameters']:,} parameters, "
             + ", ".join(dtypes)
             if modules
-            else f"{_text.size(known['bytes'])} on disk; {_TENSORS} is missing",
+            else f"{_words.size(known['bytes'])} on disk; {_TENSORS} is missing",
             "method": str(config.get("peft_type", "unknown")).lower(),
             "targets": targets if isinstance(targets, str) else ", ".join(sorted(targets)),
             "rank": config.get("r"),

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jlora._words import one_line
+
 _WIDTH = 100
 
 
@@ -39,14 +41,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     return [line(header), *map(line, cells)]
 
 
-def size(count: int) -> str:
-    """Bytes in words: 1.87 MB."""
-    for unit, value in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= value:
-            return f"{count / value:.2f} {unit}"
-    return f"{count} bytes"
-
-
 def span(values: Sequence[Any]) -> str:
     """One value, or the lowest and the highest."""
     low, high = min(values), max(values)
@@ -55,10 +49,4 @@ def span(values: Sequence[Any]) -> str:
 
 def listed(values: Mapping[str, Any]) -> str:
     """``name value, name value``, each to stay on one line where it can."""
-    return ", ".join(f"{name} {short(str(value), 60)}" for name, value in values.items())
-
-
-def short(value: str, width: int = 160) -> str:
-    """The text in one line of at most so many letters."""
-    value = " ".join(value.split())
-    return value if len(value) <= width else value[: width - 3] + "..."
+    return ", ".join(f"{name} {one_line(str(value), 60)}" for name, value in values.items())

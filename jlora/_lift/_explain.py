@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jlora import _words
 from jlora._lift import _jax
 from jlora._lift._compute import Compute, Use
 from jlora._lift._lift import run
@@ -92,8 +93,8 @@ class Report:
                 use.operation,
                 use.source,
                 f"{use.times}",
-                f"{_units(use.base_flops * use.times)}FLOP",
-                f"{_units(use.adapter_flops * use.times)}FLOP",
+                _words.amount(use.base_flops * use.times, "FLOP"),
+                _words.amount(use.adapter_flops * use.times, "FLOP"),
                 f"{_how(use)}: {use.why}",
             )
             for use in self.uses
@@ -110,19 +111,11 @@ class Report:
         lines.append(
             f"{len(self.paths)} adapted leaves, {len(self.uses)} uses: {self.factored} factored, "
             + (f"{self.formed} formed by their method, " if self.formed else "")
-            + f"{self.materialised} materialised. {_units(base)}FLOP with W, "
-            f"{_units(extra)}FLOP for the adapters{share}."
+            + f"{self.materialised} materialised. {_words.amount(base, 'FLOP')} with W, "
+            f"{_words.amount(extra, 'FLOP')} for the adapters{share}."
         )
         return "\n".join([*lines, *told_left_out(self.left_out)])
 
 
 def _how(use: Use) -> str:
     return "factored" if use.factored else "formed" if use.formed else "MERGED"
-
-
-def _units(count: float) -> str:
-    for unit in ("", "k", "M", "G", "T"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} P"

@@ -18,14 +18,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora import _files, _paths
+from jlora import _files, _paths, _words
 from jlora._config import LoraConfig
 from jlora._lora_dict import Lora, check, of_leaves, shared_of
 from jlora._node import Node
 from jlora._registry import node_class
 from jlora._static import from_json, static_fields, to_json
 from jlora.checkpoint import _arrays
-from jlora.checkpoint._fingerprint import differences, fingerprint, shorten
+from jlora.checkpoint._fingerprint import differences, fingerprint
 
 _FILE = "adapter.json"
 _FORMAT = "jlora-adapter"
@@ -135,7 +135,7 @@ def restore(
     if damaged := [name for name in seal if sealed.get(name) != seal[name]]:
         raise ValueError(
             f"{directory / arrays_name} is damaged, these files are missing or were changed: "
-            + ", ".join(damaged[:5])
+            + _words.named(damaged)
         )
     arrays = _arrays.read(directory / arrays_name, expected)
     found = [
@@ -174,7 +174,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
         names = sorted(entry.name for entry in directory.iterdir())
         raise ValueError(
             f"{directory} holds no adapter: {_FILE} is missing. "
-            f"It holds {', '.join(names[:5]) or 'nothing'}"
+            f"It holds {_words.named(names) or 'nothing'}"
         )
     description = _files.read_json(directory / _FILE)
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
@@ -214,7 +214,7 @@ def _what_is_there(directory: Path, overwrite: bool) -> list[str]:
         raise ValueError(f"{directory} already holds an adapter: overwrite=True replaces it")
     if set(names) - set(unfinished) and not overwrite:
         raise ValueError(
-            f"{directory} holds other files ({', '.join(sorted(names)[:5])}): choose a new folder, "
+            f"{directory} holds other files ({_words.named(sorted(names))}): choose a new folder, "
             "or overwrite=True to save beside them"
         )
     return arrays
@@ -224,7 +224,7 @@ def _check_base(directory: Path, expected: Mapping[str, Any], base: Any) -> None
     if lines := differences(expected, fingerprint(base)):
         raise ValueError(
             f"{directory} was trained on another base than the one given. Of "
-            f"{len(expected)} leaves {len(lines)} differ:{shorten(lines)}"
+            f"{len(expected)} leaves {len(lines)} differ:{_words.first_few(lines)}"
         )
 
 
@@ -238,7 +238,9 @@ def _check_ranks(lora: Mapping[str, Node], config: LoraConfig) -> None:
             if node.rank not in (ranks if isinstance(ranks, tuple) else (ranks,)):
                 problems.append(f"{path}: it has rank {node.rank}, the configuration says {ranks}")
     if problems:
-        raise ValueError(f"the factors are not those of the configuration:{shorten(problems)}")
+        raise ValueError(
+            f"the factors are not those of the configuration:{_words.first_few(problems)}"
+        )
 
 
 def _describe_config(config: LoraConfig, lora: Mapping[str, Node]) -> dict[str, Any]:
@@ -278,7 +280,7 @@ def _places(abstract: Mapping[str, Any], shardings: Any) -> Mapping[str, Any]:
     places, _ = _paths.arrays(shardings)
     if lacking := [path for path in abstract if path not in places]:
         raise ValueError(
-            f"shardings have no place for {', '.join(lacking[:5])}: expected one Sharding, or a "
+            f"shardings have no place for {_words.named(lacking)}: expected one Sharding, or a "
             "tree of them in the adapter's structure"
         )
     return places

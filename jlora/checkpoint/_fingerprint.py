@@ -15,7 +15,6 @@ from jlora import _paths
 Fingerprint = dict[str, dict[str, Any]]
 
 _SAMPLES = 64  # values of each leaf that are hashed, evenly spread
-_SHOWN = 6  # differences that an error spells out
 
 
 def fingerprint(tree: Any) -> Fingerprint:
@@ -51,14 +50,6 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
         f"{path}: not expected, got {_say(found[path])}" for path in sorted(found.keys() - expected)
     ]
     return lines
-
-
-def shorten(lines: list[str]) -> str:
-    """The first few of the lines, indented, and how many more there are."""
-    shown = lines[:_SHOWN]
-    if len(lines) > _SHOWN:
-        shown.append(f"and {len(lines) - _SHOWN} more")
-    return "\n  ".join(["", *shown])
 
 
 class Sample:

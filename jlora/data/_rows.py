@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jlora import _words
+
 # A conversation: {"role": "system" | "user" | "assistant", "content": text}, the assistant last.
 Messages = list[dict[str, str]]
 
@@ -52,13 +54,9 @@ def read_rows(path: str | Path) -> list[Messages]:
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     if problems:
-        shown = problems[:_SHOWN]
-        if len(problems) > _SHOWN:
-            shown.append(f"and {len(problems) - _SHOWN} more")
         raise ValueError(
-            f"{path}: {len(problems)} of {len(lines)} lines can't be used:\n  "
-            + "\n  ".join(shown)
-            + f"\n{_EXPECTED}"
+            f"{path}: {len(problems)} of {len(lines)} lines can't be used:"
+            f"{_words.first_few(problems, _SHOWN)}\n{_EXPECTED}"
         )
     return rows
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jlora import _files
 from jlora._requires import requires
+from jlora._safetensors import not_whole
 from jlora.peft import _fields
 
 FILE = "adapter_model.safetensors"
@@ -47,7 +48,7 @@ def read(directory: Path, *, shared: bool = False) -> dict[str, np.ndarray]:
             for name in opened.keys():  # noqa: SIM118 - not a dict
                 tensors[name] = np.asarray(opened.get_tensor(name))
     except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: no whole safetensors file ({error}). Get it again") from None
+        raise not_whole(path, error) from None
     for name, tensor in tensors.items():
         if not name.startswith(BESIDE if shared else PREFIX):
             problems.append(f"{name}: expected a name that begins with {PREFIX}")

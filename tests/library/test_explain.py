@@ -120,5 +120,5 @@ def test_the_summary_counts_parameters_and_bytes():
     assert (counted.leaves, counted.rank, counted.total) == (1, (3, 3), 142)
     assert str(counted) == (
         "trainable 54 of 142 parameters (38.028 %) in 1 adapted leaves of rank 3; "
-        "0.00 MB beside 0.00 MB frozen"
+        "216 bytes beside 176 bytes frozen"
     )

@@ -16,6 +16,7 @@ import jlora
 from jlora.extend import primitives
 
 KEY = jax.random.key
+KNOWN = set(primitives())  # read before any test can register a rule of its own
 AXES = {"w": jlora.Axes(), "s": jlora.Axes((1,), (2,), stack=(0,)), "k": jlora.Axes((0, 1), (2,))}
 PARAMS = {
     "w": jax.random.normal(KEY(0), (6, 11)),
@@ -148,7 +149,7 @@ SAME = {
 
 
 def test_every_primitive_with_a_rule_has_a_program_here():
-    assert set(primitives()) - SAME.keys() == PROGRAMS.keys() - SAME.keys()
+    assert KNOWN - SAME.keys() == PROGRAMS.keys() - SAME.keys()
 
 
 def names(jaxpr):

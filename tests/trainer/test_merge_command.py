@@ -193,8 +193,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(merge, capsys, tmp_path, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     merge(status=1)
     told = capsys.readouterr().err
-    assert told.startswith(
-        f"jlora merge: {out} could not be written: it needs 0.1 MB, and the disk"
+    assert told == (
+        f"jlora merge: {out} could not be written: it needs 72.23 kB, and the disk has "
+        "9.00 kB left\n"
     )
     assert list(tmp_path.iterdir()) == []
 

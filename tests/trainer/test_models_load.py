@@ -209,7 +209,7 @@ def test_a_configuration_that_the_decoder_has_not_is_an_error(copy, changes, tol
 def test_broken_files_are_named(copy, tmp_path):
     config = (copy / "config.json").read_text()
     (copy / "config.json").write_text(config[:-20])
-    with pytest.raises(ValueError, match=r"config\.json: expected JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is damaged, no JSON"):
         models.load(copy)
     (copy / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"config\.json: expected a JSON object, got list"):

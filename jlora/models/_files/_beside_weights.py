@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from jlora._files import read_json_object
 from jlora._node import Node
 from jlora.models import _families
 from jlora.models._files._stacking import Opened
-from jlora.models._text._tokenizer import read_json
 
 # Of a folder that is read, what goes along unchanged.
 _COPIED = (
@@ -36,7 +36,7 @@ def of(where: Path, opened: Opened, dtype: np.dtype | None) -> dict[str, bytes]:
     """
     if where.is_file():
         return _made(opened, np.dtype(np.float32) if dtype is None else dtype)
-    settings = read_json(where / "config.json")
+    settings = read_json_object(where / "config.json")
     if dtype is not None:  # transformers 5 calls it dtype, earlier releases torch_dtype
         known = [name for name in ("dtype", "torch_dtype") if name in settings]
         settings |= dict.fromkeys(known or ["torch_dtype"], dtype.name)

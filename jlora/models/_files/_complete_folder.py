@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from jlora._files import lack_of_room
+
 MARK = "jlora.json"  # in every folder that is written here, and in no other
 
 
@@ -59,11 +61,8 @@ def complete(out: Path, needed: int) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_over(out)
-        free = shutil.disk_usage(out.parent).free
-        if free < needed:
-            raise OSError(
-                0, f"it needs {needed / 1e6:,.1f} MB, and the disk has {free / 1e6:,.1f} MB left"
-            )
+        if problem := lack_of_room(out, needed):
+            raise OSError(0, problem)
         aside = out.with_name(f".{out.name}.unfinished-{os.getpid()}")
         try:
             aside.mkdir()

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from jlora._files import read_json_object
 from jlora._requires import requires
+from jlora._safetensors import headers
 from jlora.models import _families
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened
 from jlora.models._text import _tokenizer
-from jlora.models._text._tokenizer import read_json
 
 # What older files hold beside the parameters: rotary frequencies, causal masks.
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
@@ -42,22 +43,13 @@ def opened(directory: Path) -> Opened:
         ValueError: when a file is missing, broken, or of a model that jlora does not know.
     """
     where = str(directory)
-    settings = read_json(directory / "config.json")
+    settings = read_json_object(directory / "config.json")
     config = _families.from_huggingface(settings, f"{directory / 'config.json'}")
     tokenizer = _tokenizer.from_huggingface(directory, settings)
     safetensors = requires("safetensors")
     family = _families.family_of(config.family, where)
-    files: dict[str, tuple[Path, str]] = {}  # the file, and the tensor's dtype in it
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in _files(directory):
-        try:
-            with safetensors.safe_open(str(path), framework="flax") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    part = file.get_slice(name)
-                    files[name] = path, part.get_dtype()
-                    shapes[name] = tuple(part.get_shape())
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: no whole safetensors file ({error}). Get it again") from None
+    tensors = headers(_files(directory))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
 
     # A file of a model without its head leaves the first part of all names out.
     prefix = family.leaves["embed/embedding"].name.split(".")[0] + "."
@@ -65,18 +57,19 @@ def opened(directory: Path) -> Opened:
     shapes = {f"{bare}{name}": shape for name, shape in shapes.items()}
 
     def read(name: str) -> np.ndarray:
-        path, _ = files[name.removeprefix(bare)]
+        path = tensors[name.removeprefix(bare)].file
         # opened each time: a mapped file counts as memory, as much of it as was read
         with safetensors.safe_open(str(path), framework="flax") as file:
             return np.asarray(file.get_tensor(name.removeprefix(bare)))
 
     def dtype(name: str) -> np.dtype:
-        path, kind = files[name.removeprefix(bare)]
-        if kind not in DTYPES:
+        tensor = tensors[name.removeprefix(bare)]
+        if tensor.dtype not in DTYPES:
             raise ValueError(
-                f"{path}: {name} is of dtype {kind}, expected one of {', '.join(DTYPES)}"
+                f"{tensor.file}: {name} is of dtype {tensor.dtype}, expected one of "
+                f"{', '.join(DTYPES)}"
             )
-        return DTYPES[kind]
+        return DTYPES[tensor.dtype]
 
     ignored = [name for name in shapes if _BUFFERS.search(name)]
     return Opened(
@@ -99,7 +92,7 @@ def _files(directory: Path) -> list[Path]:
         if not found:
             raise ValueError(f"{directory} has no *.safetensors file")
         return found
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index}: expected a weight_map")
     paths = []

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlora import _words
 from jlora.models._files._torch_tensors import Stored, from_stored, stored_shapes
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._decoder import Decoder
@@ -57,9 +58,8 @@ class Opened:
         known = used | set(self.ignored)
         problems += [f"{name} is not expected" for name in self.shapes if name not in known]
         if problems:
-            more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
-            listed = "\n  ".join(problems[:8])
-            raise ValueError(f"{self.where} does not fit its own configuration:\n  {listed}{more}")
+            listed = _words.first_few(problems, 8)
+            raise ValueError(f"{self.where} does not fit its own configuration:{listed}")
 
     def layer(self, path: str, layer: int, shape: tuple[int, ...]) -> np.ndarray:
         """One layer of a leaf, of this shape, as the decoder has it; read from the file."""

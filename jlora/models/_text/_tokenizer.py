@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jlora._files import read_json_object
 from jlora._requires import requires
 
 Message = Mapping[str, Any]
@@ -181,21 +182,4 @@ def from_huggingface(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
 
 
 def _json_if_there(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: when there is no such file or no object in it.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    return read_json_object(path) if path.exists() else {}
