@@ -158,7 +158,7 @@ def multiply(a: Factor, b: Factor, *, ndim: int) -> jax.Array:
     """
     present = sorted((set(a.dims) | set(b.dims)) - {RANK})
     dtype = wide(a.array.dtype, b.array.dtype)
-    product = jnp.einsum(
+    product = _placement.einsum(
         a.array.astype(dtype),
         [dim + 1 for dim in a.dims],
         b.array.astype(dtype),
@@ -190,9 +190,10 @@ def add_deltas(weight: jax.Array, deltas: Sequence[jax.Array], gain: Factor | No
     total = weight.astype(dtype)
     if deltas:
         delta = functools.reduce(jnp.add, (delta.astype(dtype) for delta in deltas))
-        total = _add_exactly(total, jnp.broadcast_to(delta, weight.shape))
+        delta = jnp.broadcast_to(_placement.like(delta, total), weight.shape)
+        total = _add_exactly(total, _placement.like(delta, total))
     if gain is not None:
-        total = total * along(gain, range(weight.ndim)).astype(dtype)
+        total = total * _placement.like(along(gain, range(weight.ndim)).astype(dtype), total)
     return total.astype(weight.dtype)
 
 
@@ -249,8 +250,7 @@ def squared_sums(
     dtype = wide(weight.dtype)
 
     def einsum(x, x_labels, y, y_labels, out):
-        where = _placement.out_sharding(x, x_labels, y, y_labels, out)
-        product = jnp.einsum(x, x_labels, y, y_labels, out, precision="highest", out_sharding=where)
+        product = _placement.einsum(x, x_labels, y, y_labels, out, precision="highest")
         return product.astype(dtype)
 
     def labels(factor: Factor, of_rank: int) -> list[int]:

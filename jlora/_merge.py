@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
+from jlora import _placement
 from jlora._frozen_leaf import plain
 from jlora._lora_dict import check, shared_of
-from jlora._node import Node
+from jlora._node import Node, Shared
 
 
 def merge(frozen: Any, lora: Mapping[str, Node]) -> Any:
@@ -25,8 +26,7 @@ def merge(frozen: Any, lora: Mapping[str, Node]) -> Any:
     leaves, structure = check(frozen, lora)
     shared = shared_of(lora)
     new = [
-        lora[path].merged(plain(leaf), shared) if path in lora else leaf
-        for path, leaf in leaves.items()
+        _merged(leaf, lora[path], shared) if path in lora else leaf for path, leaf in leaves.items()
     ]
     return jax.tree.unflatten(structure, new)
 
@@ -45,9 +45,20 @@ def unmerge(params: Any, lora: Mapping[str, Node]) -> Any:
     shared, new, problems = shared_of(lora), [], []
     for path, leaf in leaves.items():
         try:
-            new.append(lora[path].unmerged(plain(leaf), shared) if path in lora else leaf)
+            new.append(_unmerged(leaf, lora[path], shared) if path in lora else leaf)
         except ValueError as error:
             problems.append(f"{path}: {error}")
     if problems:
         raise ValueError("\n  ".join(("this adapter can't be unmerged:", *problems)))
     return jax.tree.unflatten(structure, new)
+
+
+def _merged(leaf: Any, node: Node, shared: Shared) -> Any:
+    node, shared = _placement.on_mesh_of((node, shared), leaf)
+    weight = plain(leaf)
+    return _placement.like(node.merged(weight, shared), weight)
+
+
+def _unmerged(leaf: Any, node: Node, shared: Shared) -> Any:
+    node, shared = _placement.on_mesh_of((node, shared), leaf)
+    return node.unmerged(plain(leaf), shared)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jlora import _placement
 from jlora._lowrank import Axes, wide
 from jlora._node import Node
 
@@ -52,9 +53,11 @@ class Leaf:
 
     @property
     def matrices(self) -> jax.Array:
-        """The weight as (*stack, inputs, outputs), float32 or wider."""
+        """The weight as (*stack, inputs, outputs), float32 or wider, whole on every device."""
         axes = self.axes
-        moved = jnp.transpose(self.weight, (*axes.stack, *axes.inputs, *axes.outputs))
+        moved = jnp.transpose(
+            _placement.whole(self.weight), (*axes.stack, *axes.inputs, *axes.outputs)
+        )
         sizes = math.prod(self.inputs), math.prod(self.outputs)
         return moved.reshape(*self.stack, *sizes).astype(wide(self.weight.dtype))
 

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def einsum(
+    x: Any,
+    x_labels: Sequence[int],
+    y: Any,
+    y_labels: Sequence[int],
+    out: Sequence[int],
+    **options: Any,
+) -> jax.Array:
+    """`jnp.einsum` of two arrays, laid out as `out_sharding` says."""
+    where = out_sharding(x, x_labels, y, y_labels, out)
+    return jnp.einsum(
+        x, list(x_labels), y, list(y_labels), list(out), out_sharding=where, **options
+    )
 
 
 def out_sharding(
@@ -28,10 +48,10 @@ def out_sharding(
     entries, taken = [], set()
     for label in out:
         entry = named.get(label)
-        axes = set(entry if isinstance(entry, tuple) else (entry,)) - {None}
+        axes = set(axes_of(entry))
         entries.append(None if axes & taken else entry)
         taken |= axes
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*entries))
+    return NamedSharding(mesh, PartitionSpec(*entries))
 
 
 def on_one_device(*arrays: Any) -> bool:
@@ -52,7 +72,128 @@ def like(array: Any, other: Any) -> Any:
     if array.shape != other.shape:
         sizes = zip(array.shape, other.shape, want.spec, strict=True)
         entries = [entry if size == full else None for size, full, entry in sizes]
-        want = jax.sharding.NamedSharding(want.mesh, jax.sharding.PartitionSpec(*entries))
+        want = NamedSharding(want.mesh, PartitionSpec(*entries))
     if have == want or all(entry is None for entry in (*have.spec, *want.spec)):
         return array
     return jax.sharding.reshard(array, want)
+
+
+@contextlib.contextmanager
+def mesh_of(array: Any) -> Iterator[None]:
+    """Compute where the array says that it lies, whatever part of the model comes next."""
+    mesh = jax.typeof(array).sharding.mesh if isinstance(array, jax.Array) else None
+    if mesh is None or mesh.empty or mesh == jax.sharding.get_abstract_mesh():
+        yield
+    else:
+        with jax.sharding.use_abstract_mesh(mesh):
+            yield
+
+
+def whole(array: Any) -> Any:
+    """The array with every dimension whole on every device: what decomposes has to see it all."""
+    sharding = jax.typeof(array).sharding
+    if any(entry is not None for entry in sharding.spec):
+        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+        return jax.sharding.reshard(array, everywhere)
+    return array
+
+
+def axes_of(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that an entry of a PartitionSpec names."""
+    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+
+
+def on(array: Any, mesh: Any) -> Any:
+    """The array whole on every device of a mesh, on which it may already be."""
+    sharding = jax.typeof(array).sharding
+    return array if sharding.mesh == mesh else spread(array, mesh, [])
+
+
+def spread(array: Any, mesh: Any, entries: Sequence[Any]) -> Any:
+    """The array on a mesh, its dimensions along these axes, or whole where they don't fit."""
+    sizes = dict(mesh.shape)
+    fitting = [
+        entry if size % math.prod(sizes[axis] for axis in axes_of(entry)) == 0 else None
+        for size, entry in zip(array.shape, entries, strict=False)
+    ]
+    to = NamedSharding(mesh, PartitionSpec(*fitting))
+    return array if jax.typeof(array).sharding == to else jax.sharding.reshard(array, to)
+
+
+def following(array: Any, labels: Sequence[int], result: Any, result_labels: Sequence[int]) -> Any:
+    """A product's operand, whole dimensions of it divided as the result's that they become.
+
+    So the product lies as its result, and its gradient too: a small operand that lies whole is cut,
+    where otherwise the result's gradient would be gathered.
+    """
+    sharding, wanted = jax.typeof(array).sharding, jax.typeof(result).sharding
+    if all(entry is None for entry in wanted.spec):
+        return array
+    named = dict(zip(result_labels, wanted.spec, strict=True))
+    used = {axis for entry in sharding.spec for axis in axes_of(entry)}
+    entries = []
+    for label, have in zip(labels, sharding.spec, strict=True):
+        new = axes_of(named.get(label))
+        entries.append(have if have is not None or used & set(new) else named.get(label))
+        used |= set(axes_of(entries[-1]))
+    return spread(array, wanted.mesh, entries)
+
+
+def divide(array: Any, mesh: Any, entries: Sequence[Any], manual: frozenset[str]) -> Any:
+    """The array with its dimensions divided over these of the ``manual`` axes and no others.
+
+    Where arrays of the mesh say how they lie (explicit axes); its other axes stay as they are.
+    """
+    sharding = jax.typeof(array).sharding
+    mesh = mesh if sharding.mesh.empty else sharding.mesh
+    explicit = set(mesh.axis_names) - set(mesh.auto_axes) - set(mesh.manual_axes)
+    if not explicit & manual:
+        return array
+    wanted = []
+    for have, named in zip(sharding.spec, entries, strict=True):
+        kept = [axis for axis in axes_of(have) if axis not in manual]
+        new = [axis for axis in axes_of(named) if axis in explicit]
+        wanted.append(tuple(dict.fromkeys((*kept, *new))) or None)
+    to = NamedSharding(mesh, PartitionSpec(*wanted))
+    return array if sharding == to else jax.sharding.reshard(array, to)
+
+
+def entries(array: Any, index: tuple[Any, ...]) -> Any:
+    """``array[index]`` for an array of any kind, wherever it lies; whole on every device."""
+    sharding = jax.typeof(array).sharding
+    if all(entry is None for entry in sharding.spec):
+        return array[index]
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    return array.at[index].get(out_sharding=everywhere)
+
+
+def traced(array: Any) -> bool:
+    """Whether it stands for an array that a transformation (`jax.jit`) will give."""
+    return isinstance(array, Tracer)
+
+
+def where(leaf: Any, array: Any) -> Any:
+    """The array where a leaf is, which it replaces; traced ones lie where the compiler says."""
+    known = isinstance(leaf, jax.Array) and not traced(leaf) and not traced(array)
+    return jax.device_put(array, leaf.sharding) if known else array
+
+
+def on_mesh_of(tree: Any, leaf: Any) -> Any:
+    """The tree's arrays on the devices of ``leaf``, where it lies on several and they on others.
+
+    Whole on each; traced arrays, and those that lie there, as they are.
+    """
+    place = getattr(leaf, "sharding", None)
+    if traced(leaf) or not isinstance(place, NamedSharding):
+        return tree
+
+    def moved(array: Any) -> Any:
+        if (
+            not isinstance(array, jax.Array)
+            or traced(array)
+            or array.sharding.device_set == place.device_set
+        ):
+            return array
+        return jax.device_put(array, NamedSharding(place.mesh, PartitionSpec()))
+
+    return jax.tree.map(moved, tree)

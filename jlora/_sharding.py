@@ -7,48 +7,91 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jlora import _paths
+from jlora import _paths, _placement
 from jlora._lora_dict import of_leaves
 from jlora._lowrank import RANK, Dims
 from jlora._node import Node
 
 
-def shardings(tree: Any, lora: Mapping[str, Node]) -> dict[str, Node]:
+def shardings(tree: Any, lora: Mapping[str, Node], *, mesh: Any = None) -> dict[str, Node]:
     """A `jax.sharding.NamedSharding` for each leaf of ``lora``: as its weight's, the rank whole.
 
     A has the weight's layout on stack and input dimensions, B on stack and output dimensions;
     ``scaling`` is on every device. For ``jax.device_put(lora, ...)`` or jit's ``in_shardings``.
 
     Args:
-        tree: the parameters (arrays laid out on a mesh), or a tree of NamedShardings like them.
+        tree: the parameters (arrays laid out on a mesh), or a tree like them of NamedShardings or
+            PartitionSpecs (`flax.linen.get_partition_spec`, `flax.nnx.get_partition_spec`).
         lora: the adapter (shapes are enough).
+        mesh: the mesh that PartitionSpecs speak of; without it the one of `jax.set_mesh`.
 
     Raises:
-        ValueError: when an adapted leaf is not there or has no NamedSharding.
+        ValueError: when an adapted leaf is not there or does not say how it lies on a mesh.
 
     Example:
         >>> lora = jax.device_put(lora, jlora.shardings(frozen, lora))
     """
     leaves, _ = _paths.flatten(tree)
-    placed, problems, mesh = {}, [], None
+    placed, problems, its_mesh = {}, [], None
     for path, node in of_leaves(lora).items():
-        leaf = leaves.get(path)
-        sharding = leaf if isinstance(leaf, NamedSharding) else getattr(leaf, "sharding", None)
-        if not isinstance(sharding, NamedSharding):
-            came = "no such leaf" if leaf is None else f"{type(sharding or leaf).__name__}"
-            problems.append(f"{path}: expected a NamedSharding, got {came}")
+        try:
+            sharding = _of_leaf(_found(path, leaves), mesh)
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
             continue
         placed[path] = _of_node(node, sharding)
-        mesh = sharding.mesh
+        its_mesh = sharding.mesh
     if problems:
         raise ValueError("no layout for the adapter:\n  " + "\n  ".join(problems))
-    if mesh is not None:  # what several leaves share is on every device
-        everywhere = NamedSharding(mesh, PartitionSpec())
+    if its_mesh is not None:  # what several leaves share is on every device
+        everywhere = NamedSharding(its_mesh, PartitionSpec())
         shared = {path: node for path, node in lora.items() if path not in placed}
         placed |= jax.tree.map(lambda _: everywhere, shared)
     return {path: placed[path] for path in lora}
+
+
+def _found(path: str, leaves: Mapping[str, Any]) -> Any:
+    """What stands at a path, or, in a tree that ends there, for all below (a box of Flax)."""
+    while path and path not in leaves:
+        path = path.rpartition("/")[0]
+    return leaves.get(path)
+
+
+def _of_leaf(leaf: Any, mesh: Any) -> NamedSharding:
+    """How a leaf lies on a mesh.
+
+    Raises:
+        ValueError: where it does not say.
+    """
+    if isinstance(leaf, PartitionSpec):
+        mesh = _set_mesh() if mesh is None else mesh
+        if mesh is None:
+            raise ValueError(f"{leaf} needs a mesh: give mesh=, or call it in jax.set_mesh(mesh)")
+        return NamedSharding(mesh, leaf)
+    sharding = leaf if isinstance(leaf, NamedSharding) else getattr(leaf, "sharding", None)
+    if _placement.traced(leaf) and not jax.typeof(leaf).sharding.mesh.empty:
+        sharding = jax.typeof(leaf).sharding  # explicit axes are in its type
+    if not isinstance(sharding, NamedSharding):
+        came = "no such leaf" if leaf is None else type(sharding or leaf).__name__
+        raise ValueError(f"expected a NamedSharding or a PartitionSpec, got {came}")
+    known = _set_mesh()
+    asked_outside = isinstance(sharding.mesh, AbstractMesh) and isinstance(known, Mesh)
+    if asked_outside and known.abstract_mesh == sharding.mesh:  # of the shapes of what was traced
+        return NamedSharding(known, sharding.spec)
+    return sharding
+
+
+def _set_mesh() -> Any:
+    """The mesh of `jax.set_mesh`; within a traced function it is abstract; None where none is."""
+    abstract = jax.sharding.get_abstract_mesh()
+    if abstract.empty:
+        return None
+    try:
+        return jax.sharding.get_mesh()
+    except ValueError:  # JAX gives it outside of traced functions alone
+        return abstract
 
 
 def _of_node(node: Node, sharding: NamedSharding) -> Node:

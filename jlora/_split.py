@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora import _paths, _targets
+from jlora import _paths, _placement, _targets
 from jlora._config import LoraConfig, Ranks
 from jlora._frozen_leaf import plain
 from jlora._lora_dict import Lora, shared_name
@@ -66,7 +66,7 @@ def split(
                 start = dataclasses.replace(start, weight=leaf)
             lora[path], residual = _started(method, start)
             if residual is not None:
-                leaves[path], moved = residual, True
+                leaves[path], moved = _placement.where(leaf, residual), True
         elif path in plan.biases:
             weight, ranks = plan.biases[path]
             lora[path] = BiasDelta.of(leaf, _layer_scaling(config, weight, ranks))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jlora import _placement
 from jlora._input_filter import InputFilter
 from jlora._lowrank import RANK, Axes, Dims, Factor, Factored, Product
 from jlora._methods import LoraWeight
@@ -102,15 +103,20 @@ class Probe(InputFilter):
             wide = x.astype(jnp.float32)
             kept = [label for label in labels if label not in contracted]
             out = list(dict.fromkeys([*kept, *stack, rank]))
-            hidden = jnp.einsum(wide, labels, directions, named(self.directions), out)
-            product = jnp.einsum(wide, labels, hidden, out, named(self.directions))
-            squares = jnp.einsum(
+            own = named(self.directions)
+            hidden = _placement.einsum(wide, labels, directions, own, out)
+            product = _placement.einsum(wide, labels, hidden, out, own)
+            squares = _placement.einsum(
                 wide, labels, wide, labels, [label for label in stack if label in labels]
             )
             absent = [at for at, label in enumerate(stack) if label not in labels]
             squares = jnp.expand_dims(squares, absent)
             energy = jnp.broadcast_to(squares[..., None], self.energy.array.shape)
-            return cotangent, product, energy
+            return (
+                cotangent,
+                _placement.like(product, directions),
+                _placement.like(energy, self.energy.array),
+            )
 
         told.defvjp(forward, backward)
         return told(x, self.directions.array, self.energy.array)

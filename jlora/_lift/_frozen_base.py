@@ -86,6 +86,8 @@ class FrozenBase(Base):
         if len({dim for dim in dims if dim is not None}) < sum(dim is not None for dim in dims):
             raise Decline("a frozen leaf that is no array can't be taken apart so")
         moved = dataclasses.replace(self, dims=tuple(dims))
+        if movement.placed:
+            return moved._with(lambda stored: factor(self._on_dims_here(stored)))
         if not movement.parted | movement.summed:
             return moved
         parted = {self.dims[dim] for dim in movement.parted | movement.summed}

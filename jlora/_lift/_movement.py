@@ -18,6 +18,7 @@ class Movement:
         summed: the operand's dimensions that are summed over.
         stacked: the operand's dimensions that a loop or a map runs over.
         spread: whether the result repeats the operand, as a bias is repeated over a batch.
+        placed: whether its arrays go to other devices, or to a mesh whose axes have other types.
         same: pairs of an operand's dimension and the result's that it is, beside those of size 1.
     """
 
@@ -27,6 +28,7 @@ class Movement:
     summed: frozenset[int] = frozenset()
     stacked: frozenset[int] = frozenset()
     spread: bool = False
+    placed: bool = False
     same: tuple[tuple[int, int], ...] = ()
 
     @functools.cached_property

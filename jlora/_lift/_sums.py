@@ -33,12 +33,14 @@ class ProductSum:
     @property
     def sum(self) -> Any:
         """``base + thins``, in the base's dtype."""
-        return functools.reduce(_plus, self.thins, self.base)
+        with _placement.mesh_of(self.base):
+            return functools.reduce(_plus, self.thins, self.base)
 
     def added_up(self) -> Any:
         """The whole, in the base's dtype."""
-        result = self.sum if self.gain is None else gained(self.sum, self.gain)
-        return result if self.bias is None else _plus(result, self.bias)
+        with _placement.mesh_of(self.base):
+            result = self.sum if self.gain is None else gained(self.sum, self.gain)
+            return result if self.bias is None else _plus(result, self.bias)
 
     def follow(self, walk: Any, eqn: Any, others: list[Any], *, first: bool) -> ProductSum | None:
         """The result, in its parts, of what comes next; None where the whole has to be made.

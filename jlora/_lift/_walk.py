@@ -40,6 +40,9 @@ class Rule:
 
 RULES: dict[str, Rule] = {}
 
+# What only says how arrays lie on a mesh: a filter draws the same with and without it.
+LAYOUTS = frozenset(["reshard", "mesh_cast", "sharding_constraint", "pvary", "pcast"])
+
 PRODUCTS = ("dot_general", "ragged_dot_general", "conv_general_dilated")  # what uses up a weight
 
 
@@ -98,18 +101,21 @@ class Walk:
         def read(atom):
             return atom.val if isinstance(atom, _jax.Literal) else values[atom]
 
-        for number, (eqn, expired) in enumerate(_live(jaxpr)):
+        number = 0
+        for eqn, expired in _live(jaxpr):
             operands = [read(atom) for atom in eqn.invars]
             with self.run.site(eqn):
                 if not any(isinstance(operand, _CARRIED) for operand in operands):
                     results = self.run.bind(eqn, operands)
                 else:
-                    operands = fold_in(operands, number)
+                    if eqn.primitive.name not in LAYOUTS:
+                        operands = fold_in(operands, number)
                     results, plain = self._equation(eqn, operands, expired)
                     for atom, operand, array in zip(eqn.invars, operands, plain, strict=True):
                         if array is not operand and _made_once(operand):
                             values[atom] = array
             values.update(zip(eqn.outvars, results, strict=True))
+            number += eqn.primitive.name not in LAYOUTS
             for var in expired:
                 del values[var]
         return [self._result(read(atom)) for atom in jaxpr.outvars]

@@ -23,6 +23,7 @@ from jlora._config import LoraConfig
 from jlora._lora_dict import Lora, check, of_leaves, shared_of
 from jlora._node import Node
 from jlora._registry import node_class
+from jlora._sharding import shardings as shardings_of
 from jlora._static import from_json, static_fields, to_json
 from jlora.checkpoint import _arrays
 from jlora.checkpoint._fingerprint import differences, fingerprint
@@ -105,7 +106,8 @@ def restore(
         directory: the adapter's folder.
         base: the frozen tree that it is to work on, which must be the one that it was saved with.
         shardings: where the arrays go: one `jax.sharding.Sharding` for all, or a tree of them in
-            the structure of the adapter. On the first device unless given.
+            the structure of the adapter. Unless given, beside a base that lies on a mesh as
+            `jlora.shardings` says, and else on the first device.
 
     Raises:
         ValueError: when there is no adapter, when it is damaged, or when the base is another:
@@ -124,6 +126,7 @@ def restore(
     _check_ranks(lora, config)
     if base is not None:
         check(base, lora)
+        shardings = _beside(base, lora) if shardings is None else shardings
     abstract, structure = _paths.arrays(lora)
     places = _places(abstract, shardings)
     expected = {
@@ -272,6 +275,14 @@ def _abstract_node(leaf: Mapping[str, Any]) -> Node:
     values = {name: np.float32(value) for name, value in leaf.get("values", {}).items()}
     static = {name: from_json(value) for name, value in leaf["static"].items()}
     return node_class(leaf["kind"])(**arrays, **values, **static)
+
+
+def _beside(base: Any, lora: Lora) -> Any:
+    """The adapter's layout, where each of its leaves lies on a mesh; else None."""
+    leaves, _ = _paths.flatten(base)
+    places = [getattr(leaves[path], "sharding", None) for path in of_leaves(lora)]
+    on_a_mesh = places and all(isinstance(place, jax.sharding.NamedSharding) for place in places)
+    return shardings_of(base, lora) if on_a_mesh else None
 
 
 def _places(abstract: Mapping[str, Any], shardings: Any) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora import _paths
+from jlora import _paths, _placement
 
 Fingerprint = dict[str, dict[str, Any]]
 
@@ -86,7 +86,8 @@ def _hash(leaf: Any) -> str | None:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return None
     flat = _sampled(math.prod(leaf.shape))
-    return _digest(leaf[np.unravel_index(flat, leaf.shape)] if leaf.shape else leaf)
+    at = np.unravel_index(flat, leaf.shape)
+    return _digest(_placement.entries(leaf, at) if leaf.shape else leaf)
 
 
 def _sampled(size: int) -> np.ndarray:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 from jax import lax
 
+from jlora import _placement
 from jlora._lift._movement import unmoved
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import Decline, Weight, fold_in
+from jlora._lift._weight import Decline, Term, Weight, fold_in
 from jlora._lowrank import RANK, Factor
 
 
@@ -19,8 +21,6 @@ from jlora._lowrank import RANK, Factor
     "optimization_barrier",
     "name",
     "sharding_constraint",
-    "reshard",
-    "mesh_cast",
     "device_put",
     "pvary",
     "pcast",
@@ -30,8 +30,6 @@ from jlora._lowrank import RANK, Factor
         "layout",
         "context_mesh",
         "unconstrained_dims",
-        "dst_sharding",
-        "concrete_mesh",
         "devices",
         "srcs",
         "copy_semantics",
@@ -49,6 +47,36 @@ def placed(walk: Walk, eqn: Any, *values: Any) -> list[Any]:
     ]
 
 
+@rule("reshard", "mesh_cast", reads=("dst_sharding",), carries=("concrete_mesh",))
+def resharded(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
+    """Each factor goes along: as W on the dimensions that it has, on the same type of axes.
+
+    It is small, and what comes next computes on that mesh and may need a dimension whole.
+    """
+    to = eqn.params["dst_sharding"]
+    value = value.filled(dim for dim, entry in enumerate(to.spec) if entry is not None)
+
+    def along(factor: Factor) -> Factor:
+        return Factor(_placement.spread(factor.array, to.mesh, _named(factor, to)), factor.dims)
+
+    moved = walk.move(eqn, value, unmoved(value.ndim, placed=True), along)
+    return [moved.map_terms(lambda term: _filter_on(term, to.mesh))]
+
+
+def _named(factor: Factor, spec: Any) -> list[Any]:
+    """A weight's layout on the dimensions that a factor has."""
+    named = dict(enumerate(getattr(spec, "spec", spec)))
+    return [None if dim == RANK else named.get(dim) for dim in factor.dims]
+
+
+def _filter_on(term: Term, mesh: Any) -> Term:
+    """The term with a filter's own arrays (a key) on the mesh where its factors are."""
+    if term.filter is None:
+        return term
+    leaves = jax.tree.map(lambda array: _placement.on(array, mesh), term.filter)
+    return dataclasses.replace(term, filter=leaves)
+
+
 @rule(
     "shard_map",
     reads=("mesh", "in_specs", "out_specs", "jaxpr", "check_vma", "newly_manual_axes"),
@@ -64,6 +92,11 @@ def shard_map(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
         if isinstance(value, Weight)
         else value
         for value, names in zip(operands, named, strict=True)
+    )
+    manual = frozenset(params["newly_manual_axes"])
+    operands = tuple(
+        _divided(value, params["mesh"], spec, manual) if isinstance(value, Weight) else value
+        for value, spec in zip(operands, params["in_specs"], strict=True)
     )
 
     def body(*operands):
@@ -87,29 +120,32 @@ def shard_map(walk: Walk, eqn: Any, *operands: Any) -> list[Any]:
         mesh=params["mesh"],
         out_specs=list(params["out_specs"]),
         check_vma=params["check_vma"],
-        axis_names=set(params["newly_manual_axes"]),
+        axis_names=set(manual),
     )
 
 
 def _parts(names: dict[int, Any]) -> tuple[tuple[str, int], ...]:
     """The mesh axes over which a weight is divided, and the dimension of each."""
-    return tuple(
-        (axis, dim)
-        for dim, axes in names.items()
-        for axis in (axes if isinstance(axes, tuple) else (axes,))
-        if axis is not None
-    )
+    return tuple((axis, dim) for dim, axes in names.items() for axis in _placement.axes_of(axes))
+
+
+def _divided(value: Weight, mesh: Any, spec: Any, manual: frozenset[str]) -> Weight:
+    """The weight with its factors divided over explicit axes as `_specs` says."""
+
+    def of(factor: Factor) -> Factor:
+        entries = _named(factor, spec)
+        return Factor(_placement.divide(factor.array, mesh, entries, manual), factor.dims)
+
+    return value.moved(value.w, unmoved(value.ndim), of)
 
 
 def _specs(value: Any, spec: Any) -> Any:
     """W's own partition, and for each factor the same mesh axes on the dimensions that it has."""
     if not isinstance(value, Weight):
         return spec
-    named = dict(enumerate(spec))
 
     def of(factor: Factor) -> Factor:
-        entries = (None if dim == RANK else named.get(dim) for dim in factor.dims)
-        return Factor(jax.sharding.PartitionSpec(*entries), factor.dims)  # pyright: ignore
+        return Factor(jax.sharding.PartitionSpec(*_named(factor, spec)), factor.dims)  # pyright: ignore
 
     moved, everywhere = value.moved(spec, unmoved(value.ndim), of), jax.sharding.PartitionSpec()
     return jax.tree.map(  # what is left are a filter's own arrays

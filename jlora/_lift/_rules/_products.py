@@ -58,7 +58,7 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
     for term in value.thin:
         seen = x if term.filter is None else term.filter(x, x_dims)
         thin, cost = _thin(
-            seen, x_labels, term, w_labels, out_labels, sizes, value.dtype, eqn.params
+            seen, x_labels, term, w_labels, base, out_labels, sizes, value.dtype, eqn.params
         )
         thins.append(thin)
         flops.append(cost)
@@ -124,12 +124,13 @@ def _thin(
     x_labels: Labels,
     term: Term,
     w_labels: Labels,
+    base: jax.Array,
     out_labels: Labels,
     sizes: dict[int, int],
     dtype: Any,
     params: dict[str, Any],
 ) -> tuple[jax.Array, int]:
-    """x A B in the cheapest order for these shapes, and its FLOPs.
+    """x A B in the cheapest order for these shapes, and its FLOPs; it will be added to ``base``.
 
     Cherniuk et al. 2023 ("Run LoRA Run", arXiv 2312.03415) compare the orders; all are equal.
     """
@@ -177,6 +178,7 @@ def _thin(
     if rank_label in kept:
         first, kept = scaled(first, kept, scaling)
     first = first.astype(last.dtype)  # it was accumulated in what the model prefers
+    last = _placement.following(last, last_labels, base, out_labels)
     present_labels = tuple(label for label in out_labels if label in {*kept, *last_labels})
     joined = present_labels
     if _placement.on_one_device(first, last):
