@@ -36,9 +36,9 @@ class WholeLeafWriter:
         for path, form in self._tables.items():
             [parameter] = self._layout.of_leaf(path)
             table = np.asarray(self._layout.leaves[path].base(), np.float32)
-            delta = np.asarray(form.delta).T if form.vocabulary == 1 else np.asarray(form.delta)
             rows = np.take(table, form.tokens, axis=form.vocabulary)
-            rows = (rows.T if form.vocabulary == 1 else rows) + delta
+            rows = rows.T if form.vocabulary == 1 else rows
+            rows = rows + np.asarray(form.delta)
             name = f"{parameter.module}.token_adapter.trainable_tokens_delta"
             tensors[name] = rows.astype(jnp.dtype(self._dtype))
             tokens[parameter.module] = list(form.tokens)

@@ -187,10 +187,10 @@ def test_the_orthogonal_start_from_the_same_random_numbers(monkeypatch):
         peft.get_peft_model(net, config)
     replayed = iter(drawn)
 
-    def normal(key, shape):
+    def normal(key, shape, dtype):
         value = next(replayed).numpy()
         assert value.shape == tuple(shape)
-        return jnp.asarray(value)
+        return jnp.asarray(value, dtype)
 
     monkeypatch.setattr(jax.random, "normal", normal)
     ours = jlora.LoraConfig(targets="up/kernel", rank=RANK, alpha=6, init="orthogonal")
