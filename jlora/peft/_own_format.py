@@ -37,6 +37,9 @@ _COMMON: dict[str, Any] = {
     "modules_to_save": None,
 }
 
+# which modules: what a kind of adapter may have, beside ``target_modules``
+_CHOICE = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+
 
 def has(config: LoraConfig) -> bool:
     """Whether the configuration's method has a format of its own."""
@@ -86,7 +89,8 @@ def contents(
         tensors[f"{_tensors.BESIDE}{name}"] = np.asarray(value)
     others = [p.module for p in layout.parameters.values() if p.module not in modules]
     settings = {
-        **_COMMON,
+        # not every kind of PEFT knows all of these: what says nothing is left out
+        **{name: value for name, value in _COMMON.items() if name not in _CHOICE},
         **form.defaults,
         **form.settings(config, shared),
         "peft_type": form.peft_type,

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import importlib.util
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,16 @@ import optax
 import pytest
 
 import jlora
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+
+
+def example(name):
+    """An example as a module, whose methods it registers."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def adapted(params, axes=None, *, targets=".", rank=3, alpha=5.0, seed=0, **options):

@@ -1,8 +1,6 @@
 """What others can add by public names: a method, a rule, a filter, a frozen leaf."""
 
 import dataclasses
-import importlib.util
-import pathlib
 from typing import ClassVar
 
 import flax.serialization
@@ -14,22 +12,13 @@ import pytest
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
-from laws import adapted, assert_close, check_law_1, trained
+from laws import EXAMPLES, adapted, assert_close, check_law_1, example, trained
 
 import jlora
 from jlora import extend
 from jlora.extend import RANK, Factor
 
 KEY = jax.random.key(0)
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def example(name):
-    """An example as a module."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / f"examples/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 vera, hira = example("vera"), example("hira")
@@ -50,7 +39,7 @@ def test_the_example_runs_as_it_stands(module, capsys):
 
 @pytest.mark.parametrize("name", ["vera", "hira"])
 def test_examples_use_public_names_alone(name):
-    text = (ROOT / f"examples/{name}.py").read_text()
+    text = (EXAMPLES / f"{name}.py").read_text()
     assert "jlora._" not in text
     assert "import _" not in text
 

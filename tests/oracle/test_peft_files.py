@@ -191,8 +191,13 @@ LIFTED = ("patterns", "DoRA in two layers", "embedding and head", "head and norm
 
 
 def made_by_peft(model, folder, *, r=4, lora_alpha=6, add=False, **options):
-    """An adapter with random values, and the logits that PEFT computes with it."""
+    """An adapter of LoRA with random values, and the logits that PEFT computes with it."""
     config = peft.LoraConfig(r=r, lora_alpha=lora_alpha, task_type="CAUSAL_LM", **options)
+    return logits_of(adapted_in_peft(model, folder, config, add=add))
+
+
+def adapted_in_peft(model, folder, config, *, add=False):
+    """PEFT's model with random values in its adapter, which is saved."""
     torch.manual_seed(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -203,7 +208,7 @@ def made_by_peft(model, folder, *, r=4, lora_alpha=6, add=False, **options):
                 # in place: a tied adapter's head has the memory of its embedding
                 value.data.mul_(0 if factor else 1).add_(torch.randn_like(value) * 0.3)
         adapted.eval().save_pretrained(folder)
-    return logits_of(adapted)
+    return adapted
 
 
 def logits_of(model):
