@@ -89,6 +89,8 @@ PROGRAMS = {
         lax.dynamic_update_slice(p["s"], p["w"][None], (1, 0, 0))
     ),
     "scatter": lambda p: EACH(p["s"].at[jnp.int32(1)].set(p["w"])),
+    "scatter-add": lambda p: EACH(p["s"].at[jnp.int32(1)].add(0.5)),
+    "scatter-sub": lambda p: EACH(p["s"].at[jnp.int32(1)].subtract(0.5)),
     "stack": lambda p: EACH(jnp.stack([p["w"], p["s"][0], 2 * p["w"]])),
     "concatenate": lambda p: X @ jnp.concatenate([p["w"], p["s"][0]], axis=1),
     "neg": lambda p: X @ -p["w"],

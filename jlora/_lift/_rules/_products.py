@@ -177,7 +177,8 @@ def _thin(
     first = _contract(p, p_labels, q, q_labels, kept, params)
     if rank_label in kept:
         first, kept = scaled(first, kept, scaling)
-    first = first.astype(last.dtype)  # it was accumulated in what the model prefers
+    if jnp.issubdtype(first.dtype, jnp.floating):
+        first = first.astype(last.dtype)  # it was accumulated in what the model prefers
     last = _placement.following(last, last_labels, base, out_labels)
     present_labels = tuple(label for label in out_labels if label in {*kept, *last_labels})
     joined = present_labels

@@ -1,4 +1,4 @@
-"""Parts of a weight written anew: ``stack.at[i].set(w)`` and `lax.dynamic_update_slice`."""
+"""Parts of a weight written anew: ``w.at[i].set(x)``, ``.add(x)``, `lax.dynamic_update_slice`."""
 
 from __future__ import annotations
 
@@ -80,6 +80,30 @@ def scatter(walk: Walk, eqn: Any, value: Any, indices: Any, part: Any) -> list[A
     if isinstance(part, Weight) and inserted:  # the dimension with size 1
         part = part.moved(part.w, movements[2], lambda f: relabel(f, movements[2].new))
     return [_updated(w, value, part, dim, 1, write)]
+
+
+@rule(
+    "scatter-add",
+    "scatter-sub",
+    carries=(
+        "dimension_numbers",
+        "mode",
+        "indices_are_sorted",
+        "unique_indices",
+        "update_jaxpr",
+        "update_consts",
+    ),
+)
+def scatter_add(walk: Walk, eqn: Any, value: Any, indices: Any, part: Any) -> list[Any]:
+    """What is added to places of a weight is added to W: the terms stay as they are."""
+    refuse_form(value)
+    refuse_gain(value)
+    if not isinstance(value, Weight) or any(isinstance(each, Weight) for each in (indices, part)):
+        raise Decline("an adapted weight is added to places of an array")
+    if value.rows:
+        raise Decline("rows are written")
+    w = walk.run.join(walk, eqn, bases((value, indices, part)), [unmoved(value.ndim)] * 3, None)
+    return [put_together(w, value.terms)]
 
 
 def _updated(w: Any, value: Any, part: Any, dim: int, size: int, write: Write) -> Weight:
