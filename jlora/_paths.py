@@ -84,7 +84,14 @@ def nearest(pattern: str, paths: Iterable[str], count: int = 5) -> str:
         return max(ratios, default=0.0)
 
     ranked = sorted(paths, key=likeness, reverse=True)[:count]
-    return f"The nearest: {', '.join(ranked)}." if ranked else "The tree has no leaves."
+    if paths == [""]:
+        return "The tree is one array, whose path is '': \"^$\" matches that."
+    return f"The nearest: {', '.join(map(shown, ranked))}." if ranked else "The tree has no leaves."
+
+
+def shown(path: str) -> str:
+    """A path as messages show it: a tree that is one array has the empty one."""
+    return path or "''"
 
 
 def key_for(key: jax.Array, path: str) -> jax.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora import _paths
+from jlora import _paths, _words
 from jlora._config import ALL_LINEAR, LoraConfig, Ranks
 from jlora._lowrank import Axes, matrix_shape
 from jlora._registry import node_class
@@ -44,8 +45,8 @@ def plan(leaves: Mapping[str, Any], config: LoraConfig, axes: Mapping[str, Axes]
         raise ValueError(
             f"targets {config.targets!r} (exclude {config.exclude!r}, layers {config.layers}) "
             f"leaves no weight to adapt. "
-            f"It matches: {', '.join(paths[:5]) or 'nothing that is not excluded'}. The weights "
-            f"are: {', '.join(_weights(leaves, axes)[:5])}"
+            f"It matches: {_words.named(map(_paths.shown, paths)) or 'nothing else'}."
+            f" {_weights(leaves, axes)}"
         )
     whole = _whole(leaves, config, adapted, problems)
     biases = _biases(leaves, adapted, problems) if config.bias == "lora" else {}
@@ -109,8 +110,18 @@ def _adapted(paths, leaves, config: LoraConfig, axes, problems: list[str]):
         shape, dtype = np.shape(leaves[path]), getattr(leaves[path], "dtype", None)
         if axes is not None and path in axes:
             its_axes = axes[path]
+        elif path in unclear and len(shape) == 2:
+            its_axes = Axes()
+            warnings.warn(
+                f"{path} is adapted as (in, out), but how it is used is not clear: "
+                f"{unclear[path]}. Give its axes (axes[{path!r}] = jlora.Axes(...)), or exclude it",
+                stacklevel=4,
+            )
         elif path in unclear:
-            problems.append(f"{path}: {unclear[path]}. Exclude it, or give its axes by hand")
+            problems.append(
+                f"{path}: {unclear[path]}. Give its axes (axes[{path!r}] = jlora.Axes(...)), or "
+                "exclude it"
+            )
             continue
         elif axes is not None or len(shape) < 2:
             continue  # a bias or a scale beside the weight that the pattern means
@@ -236,5 +247,11 @@ def _rows(leaves, config: LoraConfig, axes, problems: list[str]):
     return rows
 
 
-def _weights(leaves, axes) -> list[str]:
-    return [path for path in leaves if (path in axes if axes else np.ndim(leaves[path]) >= 2)]
+def _weights(leaves, axes) -> str:
+    """The leaves that could be adapted, in one sentence."""
+    weights = [path for path in leaves if (path in axes if axes else np.ndim(leaves[path]) >= 2)]
+    if weights:
+        return f"The weights are: {_words.named(map(_paths.shown, weights))}"
+    return "No leaf is a weight: " + (
+        "the function multiplies by none" if axes is not None else "none has two dimensions or more"
+    )

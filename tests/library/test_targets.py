@@ -122,10 +122,20 @@ def test_a_leaf_of_unclear_use_is_named_with_what_was_seen():
         lambda p, x: x @ jnp.sin(p["gate"]) @ p["out"], params, jnp.ones((5, 7))
     )
     config = jlora.LoraConfig(targets="gate|out", rank=2)
-    with pytest.raises(ValueError, match=r"gate: `sin` at test_targets\.py.*Exclude it, or give"):
+    with pytest.warns(UserWarning, match=r"gate is adapted as \(in, out\), but .*: `sin` at"):
+        lora = jlora.split(params, config, KEY, axes=axes)[1]
+    assert [node.axes for node in lora.values()] == [jlora.Axes()] * 2
+    by_hand = axes | {"gate": jlora.Axes((1,), (0,))}
+    lora = jlora.split(params, config, KEY, axes=by_hand)[1]
+    assert lora["gate"].axes == jlora.Axes((1,), (0,))
+
+
+def test_a_leaf_of_unclear_use_and_more_dimensions_needs_its_axes():
+    params = {"gate": jnp.ones((3, 7, 11))}
+    axes = jlora.trace_axes(lambda p, x: x @ jnp.sin(p["gate"]), params, jnp.ones((5, 7)))
+    config = jlora.LoraConfig(targets="gate", rank=2)
+    with pytest.raises(ValueError, match=r"gate: .*Give its axes \(axes\['gate'\] = jlora\.Axes"):
         jlora.split(params, config, KEY, axes=axes)
-    by_hand = {**axes, "gate": jlora.Axes()}
-    assert list(jlora.split(params, config, KEY, axes=by_hand)[1]) == ["gate", "out"]
 
 
 def test_axes_of_another_number_of_dimensions_are_told():
