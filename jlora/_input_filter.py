@@ -16,6 +16,11 @@ from jlora._lowrank import Factor, along
 class InputFilter(abc.ABC):
     """A registered pytree that stands between an activation and A; W gets the activation whole."""
 
+    @property
+    def dims(self) -> frozenset[int]:
+        """The weight's dimensions along which it differs: an activation is repeated along them."""
+        return frozenset()
+
     @abc.abstractmethod
     def __call__(self, x: jax.Array, dims: tuple[int | None, ...]) -> jax.Array:
         """The filtered activation; for each axis of x, the weight's dimension that it meets."""
@@ -29,7 +34,10 @@ class InputFilter(abc.ABC):
         return self
 
     def of_all_steps(self) -> InputFilter:
-        """The filter of a weight that a loop gave back; its arrays are those of all steps."""
+        """The filter of a weight that a loop gave back.
+
+        Its arrays are those of all steps, and its factors have dimension 0 in front.
+        """
         return self
 
     def stacked(self, others: Sequence[InputFilter], dim: int) -> InputFilter | None:
@@ -45,6 +53,10 @@ class Dropout(InputFilter):
     key: jax.Array
     rate: Factor  # float32, over no dimension; over one, where weights were stacked along it
 
+    @property
+    def dims(self) -> frozenset[int]:
+        return frozenset(self.rate.dims)
+
     def __call__(self, x: jax.Array, dims: tuple[int | None, ...]) -> jax.Array:
         kept = 1 - along(self.rate, dims)
         mask = jax.random.bernoulli(self.key, kept, x.shape)
@@ -57,7 +69,7 @@ class Dropout(InputFilter):
         return Dropout(self.key, factor(self.rate))
 
     def of_all_steps(self) -> Dropout:
-        return Dropout(self.key[0], self.rate)
+        return Dropout(self.key[0], Factor(self.rate.array[0], self.rate.dims[1:]))  # all are alike
 
     def stacked(self, others: Sequence[InputFilter], dim: int) -> Dropout | None:
         rates = [each.rate for each in (self, *others) if isinstance(each, Dropout)]

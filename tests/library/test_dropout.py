@@ -236,3 +236,37 @@ def test_the_key_is_part_of_the_signature_and_reaches_a_function_that_asks_for_i
 def test_a_rate_out_of_range_is_refused():
     with pytest.raises(ValueError, match="dropout is 1: expected a number from 0 to below 1"):
         jlora.LoraConfig(targets="w", dropout=1)
+
+
+def test_leaves_that_are_stacked_keep_their_own_rates():
+    frozen, one = revealing()
+    _, other = revealing(rate=0.5)
+    params = dict.fromkeys(("q", "k"), frozen["w"])
+    lora = {"q": one["w"], "k": other["w"]}
+
+    def fn(p, x):
+        return jnp.einsum("bi,eio->ebo", x, jnp.stack([p["q"], p["k"]]))
+
+    x = jnp.ones((400, SIZE))
+    out = jlora.lift(fn, strict=True)(params, lora, x, dropout_key=KEY)
+    assert_masks(out[:1], RATE)
+    assert_masks(out[1:], 0.5)
+    experts = jlora.lift(
+        lambda p, x: jnp.einsum("ebi,eio->ebo", jnp.stack([x, x]), jnp.stack([p["q"], p["k"]]))
+    )(params, lora, x, dropout_key=KEY)
+    assert_masks(experts[:1], RATE)
+    assert_masks(experts[1:], 0.5)
+
+
+def test_weights_that_a_loop_returns_keep_their_dropout():
+    """They are stacked again, and one use of the stack is one mask."""
+
+    def fn(p, x):
+        _, doubled = lax.scan(lambda carry, w: (carry, 2 * w), 0, p["w"])
+        return jnp.einsum("bi,eio->ebo", x, doubled)
+
+    out = masks(fn, 3)
+    assert_masks([out[0] / 2])
+    assert np.array_equal(out[0], out[2])  # x is one, and is dropped once
+    again = masks(lambda p, x: [fn(p, x), fn(p, x)], 3)
+    assert_masks([again[0][0] / 2, again[1][0] / 2])

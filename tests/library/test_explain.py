@@ -122,3 +122,55 @@ def test_the_summary_counts_parameters_and_bytes():
         "trainable 54 of 142 parameters (38.028 %) in 1 adapted leaves of rank 3; "
         "216 bytes beside 176 bytes frozen"
     )
+
+
+JOINED = {
+    "side by side": lambda p, x: jnp.split(x @ jnp.concatenate([p["q"], p["k"], p["v"]], 1), 3, 1),
+    "stacked": lambda p, x: jnp.einsum("bi,eio->ebo", x, jnp.stack([p["q"], p["k"], p["v"]])),
+    "summed": lambda p, x: x @ (p["q"] + p["k"] + p["v"]),
+    "gates": lambda p, x: (
+        jnp.concatenate([x, x], 1) @ jnp.concatenate([p["q"], jnp.concatenate([p["k"]], 1)], 0)
+        + x @ p["v"]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_each_of_the_leaves_that_were_joined_has_its_use(name):
+    frozen, lora = adapted({path: jnp.ones((7, 7)) for path in "qkv"})
+    report = jlora.explain(JOINED[name], frozen, lora, X)
+    assert {use.path for use in report.uses} == {"q", "k", "v"}
+    assert report.unused == ()
+    assert all(use.factored for use in report.uses)
+
+
+def lines(fn, frozen, lora):
+    """The line of each use that is not factored."""
+    report = jlora.explain(fn, frozen, lora, X)
+    return {use.source for use in report.uses if not use.factored}
+
+
+INSIDE = {
+    "nn.softmax": lambda p, x: x @ jax.nn.softmax(p["q"]),
+    "nn.gelu": lambda p, x: x @ jax.nn.gelu(p["q"]),
+    "jnp.median": lambda p, x: x * jnp.median(p["q"]),
+    "jnp.linalg.det": lambda p, x: x * jnp.linalg.det(p["q"]),
+    "jnp.var": lambda p, x: x * jnp.var(jnp.tanh(p["q"])),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_the_line_is_the_models_own_inside_jaxs_functions_too(name):
+    frozen, lora = adapted({"q": jnp.eye(7)})
+    INSIDE[name](frozen, jnp.ones(X.shape))  # traced before: JAX keeps that trace, and its lines
+    line = INSIDE[name].__code__.co_firstlineno
+    [source] = lines(INSIDE[name], frozen, lora)
+    assert source.startswith(f"test_explain.py:{line} ")
+
+
+def test_positions_count_from_the_end_as_in_grad():
+    frozen, lora = adapted({"q": jnp.ones((7, 7))})
+    report = jlora.explain(lambda x, p: x @ p["q"], X, frozen, lora, argnums=-1)
+    assert report.factored == 1
+    axes = jlora.trace_axes(lambda x, p: x @ p["q"], X, frozen, argnums=-1)
+    assert axes == {"q": jlora.Axes()}

@@ -56,14 +56,28 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
     )
     thins, flops = [], []
     for term in value.thin:
-        seen = x if term.filter is None else term.filter(x, x_dims)
+        seen, seen_labels = _filtered(term, x, x_labels, w_labels, value.shape)
         thin, cost = _thin(
-            seen, x_labels, term, w_labels, base, out_labels, sizes, value.dtype, eqn.params
+            seen, seen_labels, term, w_labels, base, out_labels, sizes, value.dtype, eqn.params
         )
         thins.append(thin)
         flops.append(cost)
     report_factored(walk, eqn, value, base, 2 * math.prod(_jax.counted(sizes.values())), flops)
     return [ProductSum(base, tuple(thins), value.gain_along(out_dims) if gain_last else None)]
+
+
+def _filtered(
+    term: Term, x: jax.Array, x_labels: Labels, w_labels: Labels, shape: tuple[int, ...]
+) -> tuple[jax.Array, Labels]:
+    """What the term gets of an activation, once for each place along which its filter differs."""
+    if term.filter is None:
+        return x, x_labels
+    more = [dim for dim in sorted(term.filter.dims) if w_labels[dim] not in x_labels]
+    if more:
+        x = jnp.broadcast_to(x, (*(shape[dim] for dim in more), *x.shape))
+        x_labels = (*(w_labels[dim] for dim in more), *x_labels)
+    dims = {label: dim for dim, label in enumerate(w_labels)}
+    return term.filter(x, tuple(map(dims.get, x_labels))), x_labels
 
 
 def _gain_last(value: Weight, x_dims: tuple[int | None, ...], out_dims: tuple[int | None, ...]):

@@ -42,6 +42,8 @@ def ragged_dot_general(walk: Walk, eqn: Any, x: Any, kernel: Any, group_sizes: A
     [group], [inner] = groups, w_contracted
     [outer] = set(range(3)) - {group, inner}
     kernel = kernel.filled(range(kernel.ndim))
+    if any(term.filter is not None and group in term.filter.dims for term in kernel.thin):
+        raise Decline("experts with dropout of different rates")
     pairs = [_first_and_second(term, group, inner, outer) for term in kernel.thin]
     if kernel.gain is not None and set(kernel.gain.dims) != {group, outer}:
         raise Decline("a ragged product with magnitudes that are not one for each output")
