@@ -27,6 +27,14 @@ class Stdout(io.StringIO):
         return written
 
 
+@pytest.fixture
+def _interruptible():
+    """Python's own handler: a process that a shell started in the background ignores Ctrl-C."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
 @pytest.fixture(scope="module")
 def model(tiny):
     return models.load(tiny)
@@ -89,6 +97,7 @@ def test_flags_choose_the_tokens(model, chat):
     assert chat("one", "two", flags=[*flags.split(), "--stop", "e"])[0] == printed(answers)
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupted_answer_stands_as_far_as_it_came_and_the_chat_goes_on(model, chat):
     pieces = list(models.stream(model, [{"role": "user", "content": "one"}], max_new_tokens=9))
     out, _ = chat("one", "two", interrupted=3)

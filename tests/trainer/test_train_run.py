@@ -71,11 +71,10 @@ def test_sigterm_saves_and_leaves_cleanly(flags, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "train.py", *flags, f"--out={out}", "--steps=100000"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        metrics, deadline = out / "metrics.jsonl", time.monotonic() + 60
-        while len(monitor.read_metrics(metrics)) < 2 and time.monotonic() < deadline:
+        while len(monitor.read_metrics(out / "metrics.jsonl")) < 2 and process.poll() is None:
             time.sleep(0.05)
         process.terminate()
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM after step" in told
     assert "Traceback" not in told
