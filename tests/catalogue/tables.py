@@ -30,7 +30,7 @@ def linear_but_merged(found: Sequence[Checked]) -> str:
     for each, use in _linear_but_merged(found):
         by_reason[use.operation, use.why].append(each.harness)
     rows = [
-        (name, len(names), why, REASONS.get(name, "NO REASON GIVEN"), names[0][:60])
+        (name, len(names), why, REASONS.get((name, why), "NO REASON GIVEN"), names[0][:60])
         for (name, why), names in sorted(by_reason.items())
     ]
     return _table(("primitive", "uses", "jlora says", "why that is allowed", "such as"), rows)
@@ -41,13 +41,14 @@ def without_reason(found: Sequence[Checked]) -> list[str]:
     return _by_operand(
         (each, f"{each.linear}, but merged for `{use.operation}`: {use.why}")
         for each, use in _linear_but_merged(found)
-        if use.operation not in REASONS
+        if (use.operation, use.why) not in REASONS
     )
 
 
 def reasons_left_over(found: Sequence[Checked]) -> list[str]:
     """The reasons that no use needs: of the whole catalogue, they can go."""
-    return sorted(REASONS.keys() - {use.operation for _, use in _linear_but_merged(found)})
+    needed = {(use.operation, use.why) for _, use in _linear_but_merged(found)}
+    return [f"{name}: {why}" for name, why in sorted(REASONS.keys() - needed)]
 
 
 def failures(found: Sequence[Checked]) -> list[str]:
