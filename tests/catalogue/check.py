@@ -87,7 +87,7 @@ def check_operand(program: Program) -> Iterator[LeftOut | Checked]:
     except Exception as error:
         yield LeftOut(name, program.at, f"JAX itself refuses: {said(error)}")
         return
-    loss = slack([leaf.dtype for leaf in [*program.arguments, *program.shapes]])
+    loss = slack([leaf.dtype for leaf in [*program.arguments, *program.shapes]], program.rounds)
     exact = program.in_float32() if loss else None
     kind = linearity(exact or program, loss)
     for reading in readings(program.weight.shape):

@@ -13,9 +13,13 @@ from program import Results, narrow
 FLOAT32 = 2e-5  # of the largest entry
 
 
-def slack(dtypes: list[Any]) -> float:
-    """What the coarsest of the types may lose: 2**-5 for bfloat16, 2**-8 for float16."""
-    return max((4 * float(jnp.finfo(dtype).eps) for dtype in dtypes if narrow(dtype)), default=0.0)
+def slack(dtypes: list[Any], rounds: list[float]) -> float:
+    """What the coarsest of the types may lose: 2**-5 for bfloat16, 2**-8 for float16.
+
+    ``rounds`` are the steps to which the program rounds its values itself.
+    """
+    steps = [float(jnp.finfo(dtype).eps) for dtype in dtypes if narrow(dtype)]
+    return 4 * max([*steps, *rounds], default=0.0)
 
 
 def differences(

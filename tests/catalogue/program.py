@@ -44,6 +44,16 @@ class Program:
         """Of its results; raises what JAX raises."""
         return jax.tree.leaves(jax.eval_shape(self.of_weight, self.weight, *self.others))
 
+    @property
+    def rounds(self) -> list[float]:
+        """The steps to which its `lax.reduce_precision` rounds, relative to a value."""
+        jaxpr = jax.make_jaxpr(self.of_weight)(self.weight, *self.others)
+        return [
+            2.0 ** -eqn.params["mantissa_bits"]
+            for eqn in jaxpr.eqns
+            if eqn.primitive.name == "reduce_precision"
+        ]
+
     @functools.cached_property
     def no_gradient(self) -> str | None:
         """Why JAX has no gradient of it, or None."""

@@ -51,6 +51,13 @@ PROGRAMS = {
     "dynamic_update_slice": lambda p: EACH(
         lax.dynamic_update_slice(p["s"], p["w"][None], (1, 0, 0))
     ),
+    "dynamic_slice from far below zero": lambda p: (
+        X @ lax.dynamic_slice(p["w"], (jnp.int32(0), jnp.int32(-30)), (6, 4))
+    ),
+    "dynamic_update_slice from far below zero": lambda p: EACH(
+        lax.dynamic_update_slice(p["s"], p["w"][None], (jnp.int32(-9), 0, 0))
+    ),
+    "a power of 1": lambda p: X @ lax.integer_pow(p["w"], 1),
     "dynamic_update_index": lambda p: EACH(
         lax.dynamic_update_index_in_dim(p["s"], p["w"], jnp.int32(2), 0)
     ),

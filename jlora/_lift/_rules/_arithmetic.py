@@ -70,6 +70,8 @@ def square(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
 
 @rule("integer_pow", reads=("y",))
 def integer_pow(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
+    if eqn.params["y"] == 1:
+        return [value]
     if eqn.params["y"] != 2:
         raise Decline("a power is not linear")
     return [_squared(value)]

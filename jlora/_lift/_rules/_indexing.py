@@ -118,7 +118,10 @@ def dynamic_slice(walk: Walk, eqn: Any, value: Any, *starts: Any) -> list[Any]:
             else (jnp.zeros_like(starts[0]), size)
             for dim, size in zip(factor.dims, factor.array.shape, strict=True)
         ]
-        return Factor(lax.dynamic_slice(factor.array, *zip(*own, strict=True)), factor.dims)
+        where, whole = zip(*own, strict=True)
+        # what was below zero was counted from the end before: it is clipped from here on
+        sliced = lax.dynamic_slice(factor.array, where, whole, allow_negative_indices=False)
+        return Factor(sliced, factor.dims)
 
     moved = walk.move(eqn, value, movement, part, *starts).replace(parts=None)
     return [_chosen(moved, value, movement)]

@@ -37,7 +37,10 @@ def dynamic_update_slice(walk: Walk, eqn: Any, value: Any, part: Any, *starts: A
     [dim] = dims
 
     def write(array: Any, part: Any, axis: int) -> Any:
-        return lax.dynamic_update_slice_in_dim(array, part, starts[dim], axis)
+        where = starts[dim]  # clipped, as in the model: it was counted from the end before
+        return lax.dynamic_update_slice_in_dim(
+            array, part, where, axis, allow_negative_indices=False
+        )
 
     operands = [*bases((value, part)), *starts]
     w = walk.run.join(walk, eqn, operands, [unmoved(value.ndim)] * len(operands), None)
