@@ -73,3 +73,12 @@ def test_scaling_is_alpha_over_rank_or_over_its_root():
     rooted = dataclasses.replace(config, rslora=True)
     assert rooted.scaling_for("attn/q", 4) == 3
     assert rooted.scaling_for("m/up", 9) == 3
+
+
+def test_configurations_are_equal_to_their_like_alone():
+    one = jlora.LoraConfig(targets="q", rank=4)
+    assert one == jlora.LoraConfig(targets="q", rank=4)
+    assert one != dataclasses.replace(one, rank=5)
+    assert one != 4
+    assert one != "q"
+    assert len({hash(dataclasses.replace(one, rank=rank)) for rank in range(1, 9)}) > 4
