@@ -173,9 +173,11 @@ def traced(array: Any) -> bool:
 
 
 def where(leaf: Any, array: Any) -> Any:
-    """The array where a leaf is, which it replaces; traced ones lie where the compiler says."""
-    known = isinstance(leaf, jax.Array) and not traced(leaf) and not traced(array)
-    return jax.device_put(array, leaf.sharding) if known else array
+    """The array on the mesh as the leaf that it replaces; where it is traced, as it is."""
+    if not isinstance(leaf, jax.Array) or traced(leaf) or traced(array):
+        return array
+    on_a_mesh = isinstance(leaf.sharding, NamedSharding)
+    return jax.device_put(array, leaf.sharding) if on_a_mesh else array
 
 
 def on_mesh_of(tree: Any, leaf: Any) -> Any:
