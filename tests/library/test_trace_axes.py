@@ -232,7 +232,7 @@ def test_a_targeted_weight_is_never_passed_over_in_silence():
     params = {"q": jnp.ones((7, 3)), "k": jnp.ones((7, 4)), "o": jnp.ones((7, 3))}
     fn = lambda p, x: (x @ p["o"], x @ jnp.sin(p["q"]), jnp.exp(p["k"]))  # noqa: E731
     axes = jlora.trace_axes(fn, params, X)
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="how it is used is not clear") as told:
         jlora.split(params, jlora.LoraConfig(targets=".", rank=2), jax.random.key(0), axes=axes)
     said = [str(each.message) for each in told]
     assert len(said) == 2
