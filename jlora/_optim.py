@@ -167,10 +167,10 @@ def _trained(node: Node | None, held: set[str]) -> set[str]:
 def _by_field(tree: Any, value: Callable[[Node | None, str], Any]) -> Any:
     """The same tree with ``value(node, field)`` at every leaf; the node is None outside of one."""
 
-    def of(node: Any) -> Any:
+    def values_of(node: Any) -> Any:
         if not isinstance(node, Node):
             return value(None, "")
         leaves, structure = jax.tree_util.tree_flatten_with_path(node)
         return jax.tree.unflatten(structure, [value(node, path[0].name) for path, _ in leaves])
 
-    return jax.tree.map(of, tree, is_leaf=lambda node: isinstance(node, Node))
+    return jax.tree.map(values_of, tree, is_leaf=lambda node: isinstance(node, Node))

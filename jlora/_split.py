@@ -69,12 +69,12 @@ def split(
                 leaves[path], moved = _placement.where(leaf, residual), True
         elif path in plan.biases:
             weight, ranks = plan.biases[path]
-            lora[path] = BiasDelta.of(leaf, _layer_scaling(config, weight, ranks))
+            lora[path] = BiasDelta.from_bias(leaf, _layer_scaling(config, weight, ranks))
         elif path in plan.whole:
-            lora[path] = WholeWeight.of(plain(leaf))
+            lora[path] = WholeWeight.from_weight(plain(leaf))
         elif path in plan.rows:
             vocabulary, tokens = plan.rows[path]
-            lora[path] = TokenRows.of(leaf, tokens, vocabulary)
+            lora[path] = TokenRows.from_table(leaf, tokens, vocabulary)
     adapted = [
         leaf_of(path, leaves[path], key, config, *plan.adapted[path]) for path in plan.adapted
     ]

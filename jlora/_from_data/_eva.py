@@ -76,7 +76,7 @@ def eva(
 
     total: Any = None
     for step in range(iterations + 1):
-        sketches = {path: Sketch.of(nodes[path], directions[path]) for path in nodes}
+        sketches = {path: Sketch.from_node(nodes[path], directions[path]) for path in nodes}
         total, _ = _subspace.summed(gradient, sketches, batches, "EVA")
         if unseen := [path for path in nodes if not float(total[path].energy.sum()) > 0]:
             raise ValueError(f"EVA saw no activations of {', '.join(unseen)}: exclude what fn "

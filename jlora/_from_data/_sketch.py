@@ -29,7 +29,7 @@ class Sketch(Node):
     axes: Axes = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def of(cls, node: LoraWeight, directions: jax.Array) -> Sketch:
+    def from_node(cls, node: LoraWeight, directions: jax.Array) -> Sketch:
         shape = (*node.a.shape[:-1], directions.shape[-1])
         stack = node.a.shape[: len(node.axes.stack)]
         return cls(directions.reshape(shape), jnp.zeros((*stack, 1)), node.shape, node.axes)
@@ -92,7 +92,7 @@ class Probe(InputFilter):
             return x  # the other way round: this product contracts the outputs
 
         @jax.custom_vjp
-        def told(x, directions, energy):
+        def passed_on(x, directions, energy):
             return x
 
         def forward(x, directions, energy):
@@ -118,8 +118,8 @@ class Probe(InputFilter):
                 _placement.like(energy, self.energy.array),
             )
 
-        told.defvjp(forward, backward)
-        return told(x, self.directions.array, self.energy.array)
+        passed_on.defvjp(forward, backward)
+        return passed_on(x, self.directions.array, self.energy.array)
 
     def moved(self, factor: Callable[[Factor], Factor]) -> Probe:
         return Probe(factor(self.directions), factor(self.energy))

@@ -36,7 +36,7 @@ class FrozenBase(Base):
     decodes: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, leaf: FrozenLeaf, origin: str) -> FrozenBase:
+    def from_leaf(cls, leaf: FrozenLeaf, origin: str) -> FrozenBase:
         """The leaf as it stands in the tree."""
         return cls(leaf, tuple(range(len(leaf.shape))), jnp.dtype(leaf.dtype), origin)
 

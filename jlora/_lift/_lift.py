@@ -112,7 +112,7 @@ def run(
         if path in lora:
             operands[place] = _adapted(leaf, lora[path], path, shared, key)
         elif is_frozen_leaf(leaf):
-            operands[place] = Weight(FrozenBase.of(leaf, path))
+            operands[place] = Weight(FrozenBase.from_leaf(leaf, path))
     walk = Walk(compute)
     results = walk(call.jaxpr, list(operands.values()))
     return call.unflatten(walk.merged(results, None, "returned by the function"))
@@ -123,7 +123,7 @@ def _adapted(weight: Any, node: Node, path: str, shared: Shared, key: Any) -> We
     value = node.adapt(plain(weight), shared)
     if not isinstance(value, (Factored, Elementwise)):
         return value
-    w = FrozenBase.of(weight, path) if is_frozen_leaf(weight) else weight
+    w = FrozenBase.from_leaf(weight, path) if is_frozen_leaf(weight) else weight
     filter_ = node.input_filter(None if key is None else _paths.key_for(key, path))
     terms = tuple(
         Term(p.a, p.b, p.scaling, p.gain, (Origin(path),), filter=filter_) for p in value.products

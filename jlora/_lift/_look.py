@@ -172,7 +172,7 @@ class Look:
     def contracts(self, value: Weight, contracted: Sequence[int], kept: Sequence[int]) -> None:
         """A product that contracts some dimensions of a weight and keeps others."""
         for leaf in value.w.leaves:
-            self._product(leaf, leaf.at(contracted), leaf.at(kept))
+            self._product(leaf, leaf.own_dims(contracted), leaf.own_dims(kept))
 
     def _product(self, leaf: Watched, inputs: frozenset[int], outputs: frozenset[int]) -> None:
         """Notes a product; what it neither contracts nor keeps is a stack."""
@@ -207,7 +207,7 @@ class Look:
             kept = leaf.left
             if eqn is not None and eqn.primitive.name in PRODUCTS:
                 self.merged_at.setdefault(leaf.path, why)
-            wide = leaf.at(dim for dim, size in enumerate(value.shape) if size != 1)
+            wide = leaf.own_dims(dim for dim, size in enumerate(value.shape) if size != 1)
             if len(kept & wide) >= 2 and not _is_bias(leaf, eqn, value.shape):
                 last.add(leaf.path)
                 name = "returned by the function" if eqn is None else f"`{eqn.primitive.name}`"

@@ -72,7 +72,7 @@ def trace_axes(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: A
     ]
     walk = Walk(look)
     results = walk.merged(walk(call.jaxpr, operands), None, "returned by the function")
-    return _told(look, {path: np.shape(leaf) for path, leaf in leaves.items()}, results)
+    return _described(look, {path: np.shape(leaf) for path, leaf in leaves.items()}, results)
 
 
 def _watched(path: str, leaf: Any, look: Look) -> Weight:
@@ -85,7 +85,7 @@ def _data(leaf: Any) -> Seen:
     return Seen(np.shape(leaf), leaf.dtype, data=True)
 
 
-def _told(look: Look, shapes: dict[str, tuple[int, ...]], results: list[Any]) -> TracedAxes:
+def _described(look: Look, shapes: dict[str, tuple[int, ...]], results: list[Any]) -> TracedAxes:
     found = TracedAxes({path: look.found[path] for path in shapes if path in look.found})
     wide = {path for path, shape in shapes.items() if sum(size != 1 for size in shape) >= 2}
     other = look.other | dict.fromkeys(wide - look.met, "no operation was seen to use it")

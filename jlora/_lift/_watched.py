@@ -22,14 +22,14 @@ class Watched:
     chosen: frozenset[int] = frozenset()  # the leaf's dimensions that were indexed
     spread: bool = False  # broadcast over something else, as a bias is
 
-    def at(self, dims: Iterable[int]) -> frozenset[int]:
+    def own_dims(self, dims: Iterable[int]) -> frozenset[int]:
         """The leaf's dimensions in these of the array."""
         return frozenset(source for dim in dims for source in self.dims[dim])
 
     @property
     def left(self) -> frozenset[int]:
         """The leaf's dimensions that are neither a stack nor chosen by an index."""
-        return self.at(range(len(self.dims))) - self.stack - self.chosen
+        return self.own_dims(range(len(self.dims))) - self.stack - self.chosen
 
     @property
     def picked(self) -> frozenset[int]:
@@ -51,7 +51,7 @@ class Watched:
         return sum(self.shape[dim] != 1 for dim in self.left)
 
     def move(self, movement: Movement) -> Watched:
-        lost = self.at(movement.chosen | movement.summed)
+        lost = self.own_dims(movement.chosen | movement.summed)
         dims = [
             tuple(
                 leaf_dim for dim in sources for leaf_dim in self.dims[dim] if leaf_dim not in lost
@@ -61,8 +61,8 @@ class Watched:
         return dataclasses.replace(
             self,
             dims=tuple(dims),
-            stack=self.stack | self.at(movement.stacked),
-            chosen=self.chosen | self.at(movement.chosen),
+            stack=self.stack | self.own_dims(movement.stacked),
+            chosen=self.chosen | self.own_dims(movement.chosen),
             spread=self.spread or movement.spread,
         )
 

@@ -225,7 +225,7 @@ class Weight:
     def moved(self, w: Any, movement: Movement, factor: Callable[[Factor], Factor]) -> Weight:
         """``w`` in W's place, and ``factor`` made of all others."""
 
-        def of(term: Term) -> Term:
+        def moved_term(term: Term) -> Term:
             return term.map(factor, [(movement.new[dim], *part) for dim, *part in term.window])
 
         parts = self.parts
@@ -235,7 +235,7 @@ class Weight:
             )
         return self.replace(
             w=w,
-            terms=tuple(map(of, self.terms)),
+            terms=tuple(map(moved_term, self.terms)),
             gain=None if self.gain is None else factor(self.gain),
             parts=parts,
         )

@@ -28,7 +28,7 @@ class BiasDelta(Node):
     trainable: ClassVar[tuple[str, ...]] = ("delta",)
 
     @classmethod
-    def of(cls, bias: Any, scaling: jax.Array) -> BiasDelta:
+    def from_bias(cls, bias: Any, scaling: jax.Array) -> BiasDelta:
         """The node of this bias, which changes nothing yet."""
         return cls(jnp.zeros(bias.shape, wide(bias.dtype)), scaling)
 

@@ -38,10 +38,10 @@ class DoraWeight(LoraWeight):
     def start(cls, leaf: Leaf) -> tuple[DoraWeight, Any]:
         """Its magnitudes are the norms of the weight, so that it is what it was."""
         node, frozen = super().start(leaf)
-        return cls.of(node, leaf.weight), frozen
+        return cls.from_lora(node, leaf.weight), frozen
 
     @classmethod
-    def of(cls, lora: LoraWeight, weight: Any) -> DoraWeight:
+    def from_lora(cls, lora: LoraWeight, weight: Any) -> DoraWeight:
         """The node of this delta whose magnitudes are the norms of ``weight``."""
         fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(LoraWeight)}
         sums = squared_sums(weight, [], lora.axes.inputs)

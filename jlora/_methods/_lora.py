@@ -69,7 +69,7 @@ class LoraWeight(Method):
     def _plain(cls, leaf: Leaf) -> LoraWeight:
         """A and B by the start that the configuration names."""
         start = _starts.find(leaf.init)
-        a, b = start(_starts.Matrices.of(leaf, start.moves_weight))
+        a, b = start(_starts.Matrices.from_leaf(leaf, start.moves_weight))
         return LoraWeight(
             a=a.reshape(*leaf.stack, *leaf.inputs, leaf.rank).astype(leaf.dtype),
             b=b.reshape(*leaf.stack, leaf.rank, *leaf.outputs).astype(leaf.dtype),
@@ -126,12 +126,6 @@ class LoraWeight(Method):
     def delta(self) -> jax.Array:
         """``scaling * A B`` in the weight's shape, float32 or wider."""
         return self.product().delta(len(self.shape))
-
-    def with_factors(self, a: jax.Array, b: jax.Array, scaling: Any) -> LoraWeight:
-        """The node with another A and B in its shapes and dtypes, of any rank."""
-        return dataclasses.replace(
-            self, a=a.astype(self.a.dtype), b=b.astype(self.b.dtype), scaling=jnp.asarray(scaling)
-        )
 
     def since(self, start: Node) -> LoraWeight:
         """``scaling * (A B - A0 B0)`` as one delta of twice the rank."""

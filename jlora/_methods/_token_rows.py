@@ -27,7 +27,7 @@ class TokenRows(Node):
     trainable: ClassVar[tuple[str, ...]] = ("delta",)
 
     @classmethod
-    def of(cls, weight: Any, tokens: tuple[int, ...], vocabulary: int) -> TokenRows:
+    def from_table(cls, weight: Any, tokens: tuple[int, ...], vocabulary: int) -> TokenRows:
         """The node of these rows of a table, which changes nothing yet."""
         others = [size for dim, size in enumerate(weight.shape) if dim != vocabulary]
         delta = jnp.zeros((len(tokens), *others), wide(weight.dtype))

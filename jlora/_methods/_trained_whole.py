@@ -24,7 +24,7 @@ class WholeWeight(Node):
     trainable: ClassVar[tuple[str, ...]] = ("value",)
 
     @classmethod
-    def of(cls, weight: Any) -> WholeWeight:
+    def from_weight(cls, weight: Any) -> WholeWeight:
         """The node that starts at ``weight``."""
         return cls(weight.astype(wide(weight.dtype)))
 

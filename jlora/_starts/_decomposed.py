@@ -22,12 +22,12 @@ def pissa(leaf: Matrices, *, iterations: int | None = None) -> tuple[jax.Array, 
         iterations: of a randomised decomposition (`strongest`) in place of the exact one.
     """
 
-    def of(weight, scaling, key):
+    def decomposed(weight, scaling, key):
         u, s, vt = strongest(weight, leaf.rank, key, iterations)
         root = jnp.sqrt(s / scaling)
         return u * root[None], root[:, None] * vt
 
-    return _each(leaf, of)
+    return _each(leaf, decomposed)
 
 
 def olora(leaf: Matrices) -> tuple[jax.Array, jax.Array]:
@@ -36,11 +36,11 @@ def olora(leaf: Matrices) -> tuple[jax.Array, jax.Array]:
     The paper's W is (out, in): its B is Q, and its A is R.
     """
 
-    def of(weight, scaling, key):
+    def decomposed(weight, scaling, key):
         q, r = jnp.linalg.qr(weight.T)
         return r[: leaf.rank].T, q[:, : leaf.rank].T
 
-    return _each(leaf, of)
+    return _each(leaf, decomposed)
 
 
 def from_data(leaf: Matrices) -> tuple[jax.Array, jax.Array]:

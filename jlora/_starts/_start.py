@@ -27,7 +27,7 @@ class Matrices(NamedTuple):
     dtype: Any  # float32 or wider, in which A and B are computed
 
     @classmethod
-    def of(cls, leaf: Leaf, with_weight: bool) -> Matrices:
+    def from_leaf(cls, leaf: Leaf, with_weight: bool) -> Matrices:
         """The leaf's matrices, and its weight if the start reads it."""
         scaling = jnp.broadcast_to(leaf.scaling, (*leaf.stack, leaf.rank))
         return cls(

@@ -126,7 +126,7 @@ def _dora(file: AdapterFile, leaf: Leaf, node: LoraWeight, pieces) -> DoraWeight
         dtype = next(iter(pieces.values()))[0][1].magnitude.dtype
         magnitude = np.zeros((*leaf.stack, leaf.outputs), dtype)
     else:
-        magnitude = np.array(DoraWeight.of(node, leaf.base()).magnitude)
+        magnitude = np.array(DoraWeight.from_lora(node, leaf.base()).magnitude)
         magnitude = magnitude.reshape(*leaf.stack, leaf.outputs)
     for layer, each in pieces.items():
         for span, pair in each:

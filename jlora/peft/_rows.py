@@ -57,7 +57,7 @@ def _rows_of(file: AdapterFile, module: str, tokens: list[int], lora: Lora) -> N
         file.problems.append(f"{leaf.path} has shape {leaf.shape}: expected a table of rows")
     else:
         [vocabulary] = leaf.axes.inputs if parameter.embeds else leaf.axes.outputs
-        node = TokenRows.of(leaf.value, tuple(tokens), vocabulary)
+        node = TokenRows.from_table(leaf.value, tuple(tokens), vocabulary)
         # PEFT keeps the rows as they become, jlora what is added to them
         before = np.take(np.asarray(leaf.base()), tokens, axis=vocabulary)
         before = before.T if vocabulary == 1 else before

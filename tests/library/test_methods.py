@@ -403,3 +403,20 @@ def test_rebase_refuses_another_adapter():
     other = {**lora, "up/kernel": dataclasses.replace(lora["up/kernel"], a=normal(7, 2))}
     with pytest.raises(ValueError, match="not one adapter, later and at its start: up/kernel"):
         jlora.rebase(lora, other, jlora.LoraConfig(targets="kernel"))
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_what_was_learned_since_the_start_is_a_delta_of_twice_the_rank(layered):
+    """Also where each layer of a stack has a scaling of its own."""
+    options = {"alpha_pattern": {"layers": (3.0, 5.0, 7.0)}} if layered else {}
+    params = {"layers": jax.random.normal(KEY, (3, 7, 11))}
+    axes = {"layers": jlora.Axes((1,), (2,), stack=(0,))}
+    config = jlora.LoraConfig(targets="layers", rank=2, init="pissa", **options)
+    frozen, start = jlora.split(params, config, KEY, axes=axes)
+    lora = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape)
+                        if leaf.ndim > 2 else leaf, start)  # fmt: skip
+    learned = lora["layers"].since(start["layers"])
+    assert learned.rank == 4
+    assert (jnp.ndim(learned.scaling) == 2) == layered
+    want = jlora.merge(frozen, lora)["layers"]
+    assert_close(jlora.merge(params, {"layers": learned})["layers"], want, 1e-5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jlora
+from jlora import extend
 
 STACKED = jlora.Axes(inputs=(1,), outputs=(2,), stack=(0,))
 EXPERTS = jlora.Axes(inputs=(3,), outputs=(2,), stack=(0, 1))
@@ -60,3 +61,48 @@ def test_the_inputs_of_dora_are_not_taken_apart():
     _, node = node_of((5, 7, 11), STACKED, method="dora")
     with pytest.raises(ValueError, match="dimension 1 can't be taken apart: DoRA's norms are over"):
         node.part(1, 0)
+
+
+def test_each_kind_says_what_it_is_in_the_peft_format():
+    params = {
+        "table": jnp.ones((13, 7)),
+        "dense": {"kernel": jnp.ones((7, 11)), "bias": jnp.ones(11)},
+        "head": jnp.ones((11, 5)),
+    }
+    config = jlora.LoraConfig(
+        targets="kernel", method="dora", rank=2, bias="lora", train="head", tokens={"table": (3, 9)}
+    )
+    _, lora = jlora.split(params, config, jax.random.key(0))
+    weight, bias = lora["dense/kernel"], lora["dense/bias"]
+    form = weight.peft_form()
+    for name in ("a", "b", "scaling", "magnitude"):
+        assert getattr(form, name) is getattr(weight, name)
+    assert bias.peft_form().delta is bias.delta
+    assert bias.peft_form().scaling is bias.scaling
+    assert lora["head"].peft_form().value is lora["head"].value
+    rows = lora["table"].peft_form()
+    assert rows.delta is lora["table"].delta
+    assert (rows.tokens, rows.vocabulary) == ((3, 9), 0)
+    plain = jlora.split(params, jlora.LoraConfig(targets="kernel", rank=2), jax.random.key(0))[1]
+    form = plain["dense/kernel"].peft_form()
+    for name in ("a", "b", "scaling"):
+        assert getattr(form, name) is getattr(plain["dense/kernel"], name)
+    assert form.magnitude is None
+
+
+def test_shared_factors_have_no_dimensions_of_a_weight():
+    factor = extend.SharedFactor(jnp.ones((3, 5)))
+    assert factor.dimensions() == {"value": (extend.RANK, extend.RANK)}
+
+
+def times_one_and(w, delta):
+    return w * (1 + delta)
+
+
+def test_an_entry_by_entry_form_of_a_float64_weight_is_computed_in_float64():
+    w = np.random.default_rng(0).standard_normal((7, 11))
+    a, b = jnp.ones((7, 2), "float32"), jnp.zeros((2, 11), "float32")
+    product = extend.Product(extend.Factor(a, (0, extend.RANK)), extend.Factor(b, (extend.RANK, 1)))
+    with jax.enable_x64(True):
+        got = extend.Elementwise((product,), times_one_and).merged(jnp.asarray(w))
+        np.testing.assert_array_equal(got, w)  # no entry was rounded to float32

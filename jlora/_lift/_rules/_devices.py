@@ -132,11 +132,11 @@ def _parts(names: dict[int, Any]) -> tuple[tuple[str, int], ...]:
 def _divided(value: Weight, mesh: Any, spec: Any, manual: frozenset[str]) -> Weight:
     """The weight with its factors divided over explicit axes as `_specs` says."""
 
-    def of(factor: Factor) -> Factor:
+    def placed_as_w(factor: Factor) -> Factor:
         entries = _named(factor, spec)
         return Factor(_placement.divide(factor.array, mesh, entries, manual), factor.dims)
 
-    return value.moved(value.w, unmoved(value.ndim), of)
+    return value.moved(value.w, unmoved(value.ndim), placed_as_w)
 
 
 def _specs(value: Any, spec: Any) -> Any:
@@ -144,10 +144,13 @@ def _specs(value: Any, spec: Any) -> Any:
     if not isinstance(value, Weight):
         return spec
 
-    def of(factor: Factor) -> Factor:
+    def placed_as_w(factor: Factor) -> Factor:
         return Factor(jax.sharding.PartitionSpec(*_named(factor, spec)), factor.dims)  # pyright: ignore
 
-    moved, everywhere = value.moved(spec, unmoved(value.ndim), of), jax.sharding.PartitionSpec()
+    moved, everywhere = (
+        value.moved(spec, unmoved(value.ndim), placed_as_w),
+        jax.sharding.PartitionSpec(),
+    )
     return jax.tree.map(  # what is left are a filter's own arrays
         lambda leaf: leaf if isinstance(leaf, jax.sharding.PartitionSpec) else everywhere,
         moved,

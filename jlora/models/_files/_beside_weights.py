@@ -28,7 +28,7 @@ _COPIED = (
 )
 
 
-def of(where: Path, opened: Opened, dtype: np.dtype | None) -> dict[str, bytes]:
+def read(where: Path, opened: Opened, dtype: np.dtype | None) -> dict[str, bytes]:
     """The files' contents by name; ``dtype`` is the one that the weights get, if it changes.
 
     Raises:

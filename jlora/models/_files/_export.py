@@ -95,7 +95,7 @@ def export(
     def value(name: str) -> np.ndarray:
         return made_of(piece_of[name], dtypes[name])[name]
 
-    companions = _beside_weights.of(where, opened, given)
+    companions = _beside_weights.read(where, opened, given)
     companions[_complete_folder.MARK] = _beside_weights.provenance(source, lora, metadata or {})
     needed = _shards.bytes_of(shards) + sum(map(len, companions.values()))
     with _complete_folder.complete(out, needed) as aside:
