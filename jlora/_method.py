@@ -2,64 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
-from jlora import _placement
-from jlora._lowrank import Axes, wide
+from jlora._leaf import Leaf
 from jlora._node import Node
-
-if TYPE_CHECKING:
-    from jlora._config import LoraConfig
-    from jlora._peft_form import PeftFormat
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """A leaf that a method shall adapt, as `split` knows it."""
-
-    path: str
-    key: jax.Array  # of this leaf alone
-    shape: tuple[int, ...]
-    axes: Axes
-    rank: int  # the highest, where layers of its stack differ
-    # float32; () for all alike, else (*stack, rank): zero where a layer has a lower rank
-    scaling: jax.Array
-    dropout: jax.Array | None  # the rate, float32; None where nothing drops
-    init: str
-    dtype: str  # of A and B
-    options: Mapping[str, Any]
-    weight: Any = None  # the array; None unless the method reads it
-
-    @property
-    def stack(self) -> tuple[int, ...]:
-        """The sizes of the stack dimensions."""
-        return tuple(self.shape[dim] for dim in self.axes.stack)
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        """The sizes of the input dimensions."""
-        return tuple(self.shape[dim] for dim in self.axes.inputs)
-
-    @property
-    def outputs(self) -> tuple[int, ...]:
-        """The sizes of the output dimensions."""
-        return tuple(self.shape[dim] for dim in self.axes.outputs)
-
-    @property
-    def matrices(self) -> jax.Array:
-        """The weight as (*stack, inputs, outputs), float32 or wider, whole on every device."""
-        axes = self.axes
-        moved = jnp.transpose(
-            _placement.whole(self.weight), (*axes.stack, *axes.inputs, *axes.outputs)
-        )
-        sizes = math.prod(self.inputs), math.prod(self.outputs)
-        return moved.reshape(*self.stack, *sizes).astype(wide(self.weight.dtype))
+from jlora._peft_format import PeftFormat
 
 
 class Method(Node):
@@ -74,7 +24,7 @@ class Method(Node):
     peft: ClassVar[PeftFormat | None] = None  # beside LoRA's, which `Node.peft_form` fills
 
     @classmethod
-    def problems(cls, config: LoraConfig) -> Iterable[str]:
+    def problems(cls, config: Any) -> Iterable[str]:
         """What is wrong with a configuration for this method, one sentence each."""
         return ()
 

@@ -6,16 +6,14 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jlora._input_filter import InputFilter
 from jlora._lowrank import RANK, Dims, Elementwise, Factored
-
-if TYPE_CHECKING:
-    from jlora._peft_form import PeftForm
+from jlora._peft_form import PeftForm
 
 Shared = Mapping[str, jax.Array]  # from the names after ``shared/`` to arrays
 

@@ -14,9 +14,10 @@ import numpy as np
 from jlora import _paths, _placement, _targets
 from jlora._config import LoraConfig, Ranks
 from jlora._frozen_leaf import plain
+from jlora._leaf import Leaf
 from jlora._lora_dict import Lora, shared_name
 from jlora._lowrank import Axes
-from jlora._method import Leaf, Method
+from jlora._method import Method
 from jlora._methods import BiasDelta, TokenRows, WholeWeight
 from jlora._node import Node
 from jlora._registry import node_class

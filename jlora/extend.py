@@ -16,6 +16,7 @@ an activation and A; a `FrozenLeaf` stands in the frozen tree for a weight that 
 from jlora._frozen_leaf import FrozenLeaf as FrozenLeaf
 from jlora._input_filter import Dropout as Dropout
 from jlora._input_filter import InputFilter as InputFilter
+from jlora._leaf import Leaf as Leaf
 from jlora._lift import Decline as Decline
 from jlora._lift import Movement as Movement
 from jlora._lift import Term as Term
@@ -32,12 +33,11 @@ from jlora._lowrank import Factor as Factor
 from jlora._lowrank import Factored as Factored
 from jlora._lowrank import Product as Product
 from jlora._lowrank import along as along
-from jlora._method import Leaf as Leaf
 from jlora._method import Method as Method
 from jlora._methods import SharedFactor as SharedFactor
 from jlora._node import Node as Node
 from jlora._node import Shared as Shared
 from jlora._peft_form import Own as Own
 from jlora._peft_form import PeftForm as PeftForm
-from jlora._peft_form import PeftFormat as PeftFormat
+from jlora._peft_format import PeftFormat as PeftFormat
 from jlora._registry import register as register

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jlora._leaf import Leaf
 from jlora._lowrank import Axes, Dims, Factor, Factored, Product, squared_sums
-from jlora._method import Leaf
 from jlora._methods._lora import LoraWeight
 from jlora._node import Node, Shared
 from jlora._peft_form import LowRank

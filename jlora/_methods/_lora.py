@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jlora import _starts
 from jlora._input_filter import Dropout
+from jlora._leaf import Leaf
 from jlora._lowrank import RANK, Axes, Dims, Factor, Factored, Product, add_deltas, wide
-from jlora._method import Leaf, Method
+from jlora._method import Method
 from jlora._node import Node, Shared
 from jlora._peft_form import LowRank
 from jlora._registry import register
-
-if TYPE_CHECKING:
-    from jlora._config import LoraConfig
 
 
 @register("lora")
@@ -46,7 +44,7 @@ class LoraWeight(Method):
     factors: ClassVar[tuple[str, ...]] = ("a", "b")
 
     @classmethod
-    def problems(cls, config: LoraConfig) -> Iterable[str]:
+    def problems(cls, config: Any) -> Iterable[str]:
         try:
             start = _starts.find(config.init)
         except ValueError as error:

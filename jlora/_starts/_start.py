@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jlora._leaf import Leaf
 from jlora._lowrank import wide
-from jlora._method import Leaf
 
 
 class Matrices(NamedTuple):

@@ -15,7 +15,8 @@ from jlora._lora_dict import Lora, of_leaves, shared_name, shared_of
 from jlora._lowrank import Axes
 from jlora._method import Method
 from jlora._node import Node
-from jlora._peft_form import Own, PeftFormat
+from jlora._peft_form import Own
+from jlora._peft_format import PeftFormat
 from jlora._registry import NODES, node_class
 from jlora._split import leaf_of
 from jlora.peft import _fields, _matching, _names, _tensors

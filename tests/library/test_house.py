@@ -14,9 +14,9 @@ FILES = {
 
 
 def imported(body):
-    """The modules of the package that a module imports when it is itself imported."""
+    """The modules of the package that a module imports at its top, if only for its types."""
     for node in body:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+        if isinstance(node, ast.If):
             yield from imported([*node.body, *node.orelse])
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in FILES)
@@ -29,7 +29,10 @@ def imported(body):
 def test_no_imports_go_in_a_circle():
     graph = collections.defaultdict(set)
     for name, path in FILES.items():
-        graph[name].update(imported(ast.parse(path.read_text()).body))
+        body = ast.parse(path.read_text()).body
+        if name == "jlora":  # it names the rooms that are loaded on first use
+            body = [node for node in body if not isinstance(node, ast.If)]
+        graph[name].update(imported(body))
     order = list(graphlib.TopologicalSorter(graph).static_order())  # raises for a circle
     assert len(order) == len(FILES) > 100
     assert order.index("jlora._lowrank") < order.index("jlora._node") < order.index("jlora._split")
