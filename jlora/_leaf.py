@@ -48,7 +48,7 @@ class Leaf:
 
     @property
     def matrices(self) -> jax.Array:
-        """The weight as (*stack, inputs, outputs), float32 or wider, whole on every device."""
+        """The weight as ``(*stack, inputs, outputs)``, float32 or wider, whole on every device."""
         axes = self.axes
         moved = jnp.transpose(
             _placement.whole(self.weight), (*axes.stack, *axes.inputs, *axes.outputs)

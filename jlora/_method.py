@@ -40,7 +40,7 @@ class Method(Node):
 
     @classmethod
     def shared(cls, leaves: list[Leaf], key: jax.Array) -> dict[str, Node]:
-        """The factors that the nodes of these leaves share, by name: `jlora.extend.SharedFactor`s.
+        """The factors that the nodes of these leaves share, by name: each a `SharedFactor`.
 
         As large as the largest leaf needs; ``key`` folded with their names is what they start from.
         """

@@ -46,4 +46,4 @@ class PeftFormat(abc.ABC):
 
     @abc.abstractmethod
     def node(self, leaf: Leaf, tensors: Mapping[str, Any]) -> Node:
-        """The node of a leaf; each tensor as (*stack, ...)."""
+        """The node of a leaf; each tensor as ``(*stack, ...)``."""

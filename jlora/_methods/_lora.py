@@ -25,7 +25,7 @@ from jlora._registry import register
 class LoraWeight(Method):
     """The trainable low-rank delta of one weight: ``scaling * A B`` (Hu et al. 2021, eq. 3).
 
-    With W of shape (*stack, *in, *out) up to a permutation that ``axes`` records.
+    With W of shape ``(*stack, *in, *out)`` up to a permutation that ``axes`` records.
     This A is the paper's A transposed, and this B its B transposed.
     """
 

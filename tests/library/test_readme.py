@@ -1,38 +1,99 @@
-"""The code in README runs as it stands there."""
+"""The code in README and in the guides runs as it stands there, and says what they say it says."""
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = sorted((ROOT / "docs/guides").glob("*.md"))
+# what each guide promises to print, beside what stands in comments behind its lines
+PROMISED = {
+    "adapters-are-data": ["(2, 1, 10)"],
+    "explain": ["2 factored, 0 materialised"],
+    "peft": ["the same after PEFT's format: True"],
+}
 
 
-def test_the_python_blocks_run_and_print_what_readme_says(capsys, tmp_path, monkeypatch):
+def blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def ran(text, namespace, capsys):
+    """What the page's blocks print, one after the other."""
+    exec("\n".join(blocks(text)), namespace)
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def first_example(capsys, tmp_path, monkeypatch):
+    """The names that README's blocks leave, which the guides go on with."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) >= 3
     namespace: dict = {}
-    exec("\n".join(blocks), namespace)
-    printed = capsys.readouterr().out
+    namespace["printed"] = ran(README, namespace, capsys)
+    return namespace
+
+
+def test_readme_prints_what_it_says(first_example):
     [promised] = re.findall(r"It prints\n\n```\n(.*?)\n```", README, flags=re.DOTALL)
     summary, losses = promised.splitlines()
-    assert summary in printed
+    assert summary in first_example["printed"]
     # the loss is rounded; the difference is a rounding error of its own
-    assert losses.split(";")[0] in printed
-    assert namespace["difference"] < 1e-4
-    assert "2 factored, 0 materialised" in printed
-    assert "(2, 1, 10)" in printed
-    assert "the same after PEFT's format: True" in printed
-    for recipe in ("linen", "nnx", "equinox", "haiku", "your own"):
-        [(first, second)] = re.findall(rf"^{recipe}: loss ([\d.]+) -> ([\d.]+)$", printed, re.M)
-        assert float(second) < float(first)
-    axes = "Axes(inputs=(2,), outputs=(1,), stack=(0,))"
-    assert f"# {axes}" in README
-    assert axes in printed
-    nodes = "params/layers_0/bias: WholeWeight, params/layers_0/kernel: DoraWeight"
-    assert f"# {nodes}" in README
-    assert nodes in printed
+    assert losses.split(";")[0] in first_example["printed"]
+    assert first_example["difference"] < 1e-4
 
 
-def test_both_commands_stand_there_once():
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_a_guide_runs_after_readme(page, first_example, capsys):
+    text = page.read_text(encoding="utf-8")
+    printed = ran(text, first_example, capsys)
+    for promised in PROMISED.get(page.stem, []):
+        assert promised in printed
+    for code in blocks(text):
+        # a comment behind a print is what it prints, on its line or on the next
+        for promised in re.findall(r"^print\(.*\)\s+# (.+)$|^print\(.*\)\n# (.+)$", code, re.M):
+            assert "".join(promised) in printed
+    for recipe, first, second in re.findall(
+        r"^([a-z ]+): loss ([\d.]+) -> ([\d.]+)$", printed, re.M
+    ):
+        assert float(second) < float(first), recipe
+    if page.stem == "frameworks":
+        assert len(re.findall(r": loss ", printed)) == 5
+
+
+def test_readme_is_a_first_page():
+    assert len(README.splitlines()) <= 180
     assert len(re.findall(r"^pip install.*train\.py$", README, flags=re.MULTILINE)) == 1
     assert len(re.findall(r"^pip install.*pytest$", README, flags=re.MULTILINE)) == 1
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *GUIDES], ids=lambda page: page.stem)
+def test_links_go_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (page.parent / link).exists(), link
+
+
+ROOMS = ("jlora", "jlora.extend", "jlora.checkpoint", "jlora.peft", "jlora.models", "jlora.data")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_is_in_the_reference_with_a_docstring(room):
+    module = importlib.import_module(room)
+    text = "\n".join(page.read_text() for page in (ROOT / "docs/reference").glob("*.md"))
+    names = [
+        name
+        for name in dir(module)
+        if not name.startswith("_")
+        and not inspect.ismodule(getattr(module, name))
+        and getattr(getattr(module, name), "__module__", "").startswith("jlora")
+    ]
+    assert names
+    assert [name for name in names if f":: {room}.{name}\n" not in text] == []
+    for name in names:
+        value = getattr(module, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert inspect.getdoc(value), name

@@ -1,0 +1,29 @@
+"""The site: `sphinx-build -W docs build/site`, which needs no network."""
+
+import os
+from importlib import metadata
+
+project = "jlora"
+author = "The jlora authors"
+copyright = "The jlora authors"
+release = metadata.version("jlora")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
+exclude_patterns = []
+html_theme = "sphinx_book_theme"
+html_title = f"jlora {release}"
+html_static_path = []
+
+default_role = "literal"  # a name in single quotes of ours is code
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header"]
+
+# Links into other projects' pages, for those who build with a network: JLORA_DOCS_LINKS=1.
+links = {
+    "jax": ("https://docs.jax.dev/en/latest/", None),
+    "optax": ("https://optax.readthedocs.io/en/latest/", None),
+}
+intersphinx_mapping = links if os.environ.get("JLORA_DOCS_LINKS") else {}
