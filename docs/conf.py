@@ -16,6 +16,10 @@ html_static_path = []
 
 default_role = "literal"  # a name in single quotes of ours is code
 autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 90
+highlight_language = "text"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 myst_heading_anchors = 3
