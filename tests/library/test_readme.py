@@ -92,7 +92,9 @@ def test_every_public_name_is_in_the_reference_with_a_docstring(room):
         and getattr(getattr(module, name), "__module__", "").startswith("jlora")
     ]
     assert names
-    assert [name for name in names if f":: {room}.{name}\n" not in text] == []
+    assert [
+        name for name in names if not re.search(rf":: {re.escape(room)}\.{name}[(\n]", text)
+    ] == []
     for name in names:
         value = getattr(module, name)
         if inspect.isclass(value) or inspect.isfunction(value):
