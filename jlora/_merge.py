@@ -56,10 +56,10 @@ def unmerge(params: Any, lora: Mapping[str, Node]) -> Any:
 def _merged(leaf: Any, node: Node, shared: Shared) -> Any:
     node, shared = _placement.on_mesh_of((node, shared), leaf)
     weight = plain(leaf)
-    return _placement.where(weight, _placement.like(node.merged(weight, shared), weight))
+    return _placement.in_place_of(weight, node.merged(weight, shared))
 
 
 def _unmerged(leaf: Any, node: Node, shared: Shared) -> Any:
     node, shared = _placement.on_mesh_of((node, shared), leaf)
     weight = plain(leaf)
-    return _placement.where(weight, node.unmerged(weight, shared))
+    return _placement.in_place_of(weight, node.unmerged(weight, shared))

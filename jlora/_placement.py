@@ -68,14 +68,11 @@ def like(array: Any, other: Any) -> Any:
 
     Its dimensions of size 1, which repeat along the other's, are whole everywhere.
     """
-    have, want = jax.typeof(array).sharding, jax.typeof(other).sharding
-    if array.shape != other.shape:
-        sizes = zip(array.shape, other.shape, want.spec, strict=True)
-        entries = [entry if size == full else None for size, full, entry in sizes]
-        want = NamedSharding(want.mesh, PartitionSpec(*entries))
-    if have == want or all(entry is None for entry in (*have.spec, *want.spec)):
+    if not (_divided(array) or _divided(other)):
         return array
-    return jax.sharding.reshard(array, want)
+    want = jax.typeof(other).sharding
+    sizes = zip(array.shape, other.shape, want.spec, strict=True)
+    return _laid_out(array, want.mesh, [entry if size == n else None for size, n, entry in sizes])
 
 
 @contextlib.contextmanager
@@ -91,11 +88,16 @@ def mesh_of(array: Any) -> Iterator[None]:
 
 def whole(array: Any) -> Any:
     """The array with every dimension whole on every device: what decomposes has to see it all."""
-    sharding = jax.typeof(array).sharding
-    if any(entry is not None for entry in sharding.spec):
-        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
-        return jax.sharding.reshard(array, everywhere)
-    return array
+    return _laid_out(array, jax.typeof(array).sharding.mesh, ()) if _divided(array) else array
+
+
+def along(spec: Any, dims: Sequence[int]) -> list[Any]:
+    """The layout of an array over some dimensions of a weight that lies as ``spec`` says.
+
+    Whole on those that the weight has not, such as the rank.
+    """
+    named = dict(enumerate(spec))
+    return [named.get(dim) for dim in dims]
 
 
 def axes_of(entry: Any) -> tuple[str, ...]:
@@ -116,8 +118,7 @@ def spread(array: Any, mesh: Any, entries: Sequence[Any]) -> Any:
         entry if size % math.prod(sizes[axis] for axis in axes_of(entry)) == 0 else None
         for size, entry in zip(array.shape, entries, strict=False)
     ]
-    to = NamedSharding(mesh, PartitionSpec(*fitting))
-    return array if jax.typeof(array).sharding == to else jax.sharding.reshard(array, to)
+    return _laid_out(array, mesh, fitting)
 
 
 def following(array: Any, labels: Sequence[int], result: Any, result_labels: Sequence[int]) -> Any:
@@ -126,9 +127,9 @@ def following(array: Any, labels: Sequence[int], result: Any, result_labels: Seq
     So the product lies as its result, and its gradient too: a small operand that lies whole is cut,
     where otherwise the result's gradient would be gathered.
     """
-    sharding, wanted = jax.typeof(array).sharding, jax.typeof(result).sharding
-    if all(entry is None for entry in wanted.spec):
+    if not _divided(result):
         return array
+    sharding, wanted = jax.typeof(array).sharding, jax.typeof(result).sharding
     named = dict(zip(result_labels, wanted.spec, strict=True))
     used = {axis for entry in sharding.spec for axis in axes_of(entry)}
     entries = []
@@ -154,16 +155,25 @@ def divide(array: Any, mesh: Any, entries: Sequence[Any], manual: frozenset[str]
         kept = [axis for axis in axes_of(have) if axis not in manual]
         new = [axis for axis in axes_of(named) if axis in explicit]
         wanted.append(tuple(dict.fromkeys((*kept, *new))) or None)
-    to = NamedSharding(mesh, PartitionSpec(*wanted))
-    return array if sharding == to else jax.sharding.reshard(array, to)
+    return _laid_out(array, mesh, wanted)
+
+
+def _divided(array: Any) -> bool:
+    """Whether its type says that it is divided, which explicit axes alone do."""
+    return any(entry is not None for entry in jax.typeof(array).sharding.spec)
+
+
+def _laid_out(array: Any, mesh: Any, entries: Sequence[Any]) -> Any:
+    """The array as these entries say, if it does not lie so already."""
+    to = NamedSharding(mesh, PartitionSpec(*entries))
+    return array if jax.typeof(array).sharding == to else jax.sharding.reshard(array, to)
 
 
 def entries(array: Any, index: tuple[Any, ...]) -> Any:
     """``array[index]`` for an array of any kind, wherever it lies; whole on every device."""
-    sharding = jax.typeof(array).sharding
-    if all(entry is None for entry in sharding.spec):
+    if not _divided(array):
         return array[index]
-    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    everywhere = NamedSharding(jax.typeof(array).sharding.mesh, PartitionSpec())
     return array.at[index].get(out_sharding=everywhere)
 
 
@@ -172,10 +182,12 @@ def traced(array: Any) -> bool:
     return isinstance(array, Tracer)
 
 
-def where(leaf: Any, array: Any) -> Any:
-    """The array on the mesh as the leaf that it replaces; where it is traced, as it is."""
-    if not isinstance(leaf, jax.Array) or traced(leaf) or traced(array):
+def in_place_of(leaf: Any, array: Any) -> Any:
+    """The array where the leaf that it replaces lies; automatic axes are left to the compiler."""
+    if not isinstance(leaf, jax.Array):
         return array
+    if traced(leaf) or traced(array):
+        return like(array, leaf)
     on_a_mesh = isinstance(leaf.sharding, NamedSharding)
     return jax.device_put(array, leaf.sharding) if on_a_mesh else array
 

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jlora import _paths, _placement
 from jlora._lora_dict import of_leaves
-from jlora._lowrank import RANK, Dims
+from jlora._lowrank import Dims
 from jlora._node import Node
 
 
@@ -95,11 +95,9 @@ def _set_mesh() -> Any:
 
 
 def _of_node(node: Node, sharding: NamedSharding) -> Node:
-    spec = dict(enumerate(sharding.spec))
-
     def along(dims: Dims) -> Any:
-        entries = (None if dim == RANK else spec.get(dim) for dim in dims)
-        return NamedSharding(sharding.mesh, PartitionSpec(*entries))
+        spec = PartitionSpec(*_placement.along(sharding.spec, dims))
+        return NamedSharding(sharding.mesh, spec)
 
     return dataclasses.replace(
         node,  # type: ignore

@@ -67,7 +67,7 @@ def split(
                 start = dataclasses.replace(start, weight=leaf)
             lora[path], residual = _started(method, start)
             if residual is not None:
-                leaves[path], moved = _placement.where(leaf, residual), True
+                leaves[path], moved = _placement.in_place_of(leaf, residual), True
         elif path in plan.biases:
             weight, ranks = plan.biases[path]
             lora[path] = BiasDelta.from_bias(leaf, _layer_scaling(config, weight, ranks))

@@ -104,18 +104,19 @@ class Walk:
         number = 0
         for eqn, expired in _live(jaxpr):
             operands = [read(atom) for atom in eqn.invars]
+            layout = eqn.primitive.name in LAYOUTS
             with self.run.site(eqn):
                 if not any(isinstance(operand, _CARRIED) for operand in operands):
                     results = self.run.bind(eqn, operands)
                 else:
-                    if eqn.primitive.name not in LAYOUTS:
+                    if not layout:
                         operands = fold_in(operands, number)
                     results, plain = self._equation(eqn, operands, expired)
                     for atom, operand, array in zip(eqn.invars, operands, plain, strict=True):
                         if array is not operand and _made_once(operand):
                             values[atom] = array
             values.update(zip(eqn.outvars, results, strict=True))
-            number += eqn.primitive.name not in LAYOUTS
+            number += not layout
             for var in expired:
                 del values[var]
         return [self._result(read(atom)) for atom in jaxpr.outvars]

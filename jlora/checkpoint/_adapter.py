@@ -125,8 +125,8 @@ def restore(
         _check_base(directory, description["base"], base)
     _check_ranks(lora, config)
     if base is not None:
-        check(base, lora)
-        shardings = _beside(base, lora) if shardings is None else shardings
+        leaves, _ = check(base, lora)
+        shardings = _beside(leaves, lora) if shardings is None else shardings
     abstract, structure = _paths.arrays(lora)
     places = _places(abstract, shardings)
     expected = {
@@ -277,12 +277,11 @@ def _abstract_node(leaf: Mapping[str, Any]) -> Node:
     return node_class(leaf["kind"])(**arrays, **values, **static)
 
 
-def _beside(base: Any, lora: Lora) -> Any:
+def _beside(leaves: Mapping[str, Any], lora: Lora) -> Any:
     """The adapter's layout, where each of its leaves lies on a mesh; else None."""
-    leaves, _ = _paths.flatten(base)
     places = [getattr(leaves[path], "sharding", None) for path in of_leaves(lora)]
     on_a_mesh = places and all(isinstance(place, jax.sharding.NamedSharding) for place in places)
-    return shardings_of(base, lora) if on_a_mesh else None
+    return shardings_of(leaves, lora) if on_a_mesh else None
 
 
 def _places(abstract: Mapping[str, Any], shardings: Any) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from jlora.peft import _fields, _matching, _names, _tensors
 from jlora.peft._names import Layout, Parameter
 from jlora.peft._short_names import short
 
-# What every kind of adapter has, and how its modules are chosen.
+# What every kind of adapter has.
 _COMMON: dict[str, Any] = {
     "auto_mapping": None,
     "base_model_name_or_path": None,
@@ -32,14 +32,14 @@ _COMMON: dict[str, Any] = {
     "revision": None,
     "task_type": None,
     "target_modules": None,
+}
+# What only some have: which of the modules. It is read, and not written.
+_CHOICE: dict[str, Any] = {
     "exclude_modules": None,
     "layers_to_transform": None,
     "layers_pattern": None,
     "modules_to_save": None,
 }
-
-# which modules: what a kind of adapter may have, beside ``target_modules``
-_CHOICE = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
 
 
 def has(config: LoraConfig) -> bool:
@@ -90,8 +90,7 @@ def contents(
         tensors[f"{_tensors.BESIDE}{name}"] = np.asarray(value)
     others = [p.module for p in layout.parameters.values() if p.module not in modules]
     settings = {
-        # not every kind of PEFT knows all of these: what says nothing is left out
-        **{name: value for name, value in _COMMON.items() if name not in _CHOICE},
+        **_COMMON,
         **form.defaults,
         **form.settings(config, shared),
         "peft_type": form.peft_type,
@@ -172,7 +171,8 @@ def load(
 
 def _settings(directory: Path, form: PeftFormat) -> tuple[dict[str, Any], dict[str, Any]]:
     """The file's fields, defaults filled in, and those of a configuration that they give."""
-    found, known = _fields.found_in(directory), {**_COMMON, **form.defaults, "peft_type": ""}
+    found = _fields.found_in(directory)
+    known = {**_COMMON, **_CHOICE, **form.defaults, "peft_type": ""}
     problems = [
         f"{name} is {value!r}: jlora does not know the field"
         for name, value in found.items()

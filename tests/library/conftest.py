@@ -1,9 +1,8 @@
 """The checks of `laws` as fixtures."""
 
-import jax
 import laws
 import pytest
-from fast_compiles import compile_fast
+from fast_compiles import compile_fast, compiled_as_ever
 from laws import adapted as adapted
 from laws import assert_close as assert_close
 
@@ -22,11 +21,7 @@ def check_learns():
     return laws.check_learns
 
 
-@pytest.fixture(scope="module")
-def compiled_as_ever():
-    """With XLA's optimisations and anew: for costs, which are those that users have."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_enable_compilation_cache", True)
+@pytest.fixture(scope="module", name="compiled_as_ever")
+def _compiled_as_ever():
+    with compiled_as_ever():
+        yield

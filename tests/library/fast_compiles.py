@@ -1,5 +1,6 @@
 """Makes XLA compile fast: the tests run tiny programs, and optimising them is most of the work."""
 
+import contextlib
 import os
 
 import jax
@@ -21,3 +22,16 @@ def compile_fast(**options):
     for name, value in ({"jax_disable_most_optimizations": True} | options).items():
         os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
+
+
+@contextlib.contextmanager
+def compiled_as_ever():
+    """With XLA's optimisations and anew: for costs and collectives, which are those of users."""
+    changed = {"jax_disable_most_optimizations": False, "jax_enable_compilation_cache": False}
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in changed.items():
+            jax.config.update(name, not value)

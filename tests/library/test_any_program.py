@@ -1,20 +1,17 @@
 """Law 1 on programs that nobody thought of: a random weight, moved about, then used."""
 
-import os
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from drawn import some
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 from laws import adapted, assert_close
 
 import jlora
-
-EXAMPLES = int(os.environ.get("JLORA_EXAMPLES", "40"))
-
 
 F32 = np.dtype("float32")
 
@@ -294,17 +291,6 @@ def programs(draw):
 ROLES = ("in", "out", "stack")
 
 
-def some(of):
-    """The same programs each time, or so many others as ``JLORA_EXAMPLES`` says."""
-    return settings(
-        max_examples=of,
-        deadline=None,
-        derandomize="JLORA_EXAMPLES" not in os.environ,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-
-
 def values_and_gradients(fn, lora):
     """Of a function of the adapter, with a cotangent that tells all entries apart."""
     value, pull = jax.vjp(fn, lora)
@@ -331,7 +317,7 @@ def run(fn, weight, axes, method, *bases):
 
 
 @given(programs())
-@some(EXAMPLES)
+@some(40)
 def test_a_lifted_program_is_the_merged_one_in_values_and_gradients(program):
     fn, shape, axes, method, _ = program
     weight = numbers(*shape, seed=5) - 1
@@ -340,7 +326,7 @@ def test_a_lifted_program_is_the_merged_one_in_values_and_gradients(program):
 
 
 @given(programs())
-@some(EXAMPLES // 2)
+@some(20)
 def test_in_bfloat16_a_lifted_program_is_as_near_to_the_exact_one_as_the_merged_is(program):
     """Neither is exact, nor need they round alike: float32 judges both."""
     fn, shape, axes, method, _ = program

@@ -5,41 +5,19 @@ By hand is ``x W + s x A B`` as einsums, the three operands of the second in the
 """
 
 import math
-import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from drawn import products, some
+from hypothesis import given
 from laws import assert_close
 
 import jlora
 
-EXAMPLES = int(os.environ.get("JLORA_EXAMPLES", "25"))
 RANK = 2
 pytestmark = pytest.mark.usefixtures("compiled_as_ever")
-
-
-@st.composite
-def layouts(draw):
-    """(labels of x, of W, of the result, sizes, axes, whether outputs are contracted)."""
-    count = lambda low, high: draw(st.integers(low, high))  # noqa: E731
-    names = iter("abcdefghijklmnop")
-    stack = [next(names) for _ in range(count(0, 1))]
-    inputs = [next(names) for _ in range(count(1, 2))]
-    outputs = [next(names) for _ in range(count(1, 2))]
-    batch = [next(names) for _ in range(count(0, 2))]
-    sizes = {name: draw(st.sampled_from((3, 6, 12))) for name in (*stack, *inputs, *outputs)}
-    sizes |= {name: draw(st.sampled_from((1, 5, 16))) for name in batch}
-    backwards = draw(st.booleans())  # x W', as an embedding's other end
-    contracted, kept = (outputs, inputs) if backwards else (inputs, outputs)
-    w = draw(st.permutations([*stack, *inputs, *outputs]))
-    x = draw(st.permutations([*stack, *batch, *contracted]))
-    out = draw(st.permutations([*stack, *batch, *kept]))
-    axes = jlora.Axes(*(tuple(sorted(map(w.index, each))) for each in (inputs, outputs, stack)))
-    return "".join(x), "".join(w), "".join(out), sizes, axes
 
 
 def programs(layout):
@@ -60,7 +38,7 @@ def programs(layout):
     lora = {"w": jlora.LoraWeight(array(a), array(b), jnp.float32(1.5), axes)}
 
     def base(params, x_array):
-        return jnp.einsum(f"{x},{w}->{out}", x_array, params["w"])
+        return jnp.einsum(layout.formula, x_array, params["w"])
 
     def by_hand(params, lora, x_array):
         node = lora["w"]
@@ -70,14 +48,8 @@ def programs(layout):
     return base, by_hand, {"w": array(w)}, lora, array(x)
 
 
-@given(layouts())
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize="JLORA_EXAMPLES" not in os.environ,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@given(products(sizes=(3, 6, 12), batch_sizes=(1, 5, 16)))
+@some(25)
 def test_a_lifted_step_costs_what_it_costs_by_hand(layout):
     base, by_hand, frozen, lora, x = programs(layout)
     lifted = jlora.lift(base, strict=True)

@@ -14,7 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402
 import on_meshes  # noqa: E402
 import pytest  # noqa: E402
-from fast_compiles import compile_fast  # noqa: E402
+from fast_compiles import compile_fast, compiled_as_ever  # noqa: E402
 
 compile_fast()
 if jax.device_count() != 8:
@@ -27,11 +27,7 @@ def on(request):
     return on_meshes.devices(request.param)
 
 
-@pytest.fixture(scope="module")
-def compiled_as_ever():
-    """With XLA's optimisations: for the collectives that a user's program has."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_enable_compilation_cache", True)
+@pytest.fixture(scope="module", name="compiled_as_ever")
+def _compiled_as_ever():
+    with compiled_as_ever():
+        yield

@@ -1,10 +1,9 @@
 """Law 1 for weights of any axes, split along any axes of any kind of mesh."""
 
-import os
-
 import jax
 import jax.numpy as jnp
-from hypothesis import HealthCheck, given, reject, settings
+from drawn import products, some
+from hypothesis import given, reject
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -13,24 +12,12 @@ from on_meshes import MESHES, devices, graded, normal
 
 import jlora
 
-EXAMPLES = int(os.environ.get("JLORA_EXAMPLES", "40"))
-
 
 @st.composite
 def uses(draw):
-    """A product of a split weight on a mesh: names, sizes, roles, and where each dimension lies."""
+    """A product of a split weight on a mesh, and where each dimension of its arrays lies."""
     on = devices(draw(st.sampled_from(list(MESHES))))
-    count = lambda low, high: draw(st.integers(low, high))  # noqa: E731
-    names = iter("abcdefgh")
-    stack = [next(names) for _ in range(count(0, 1))]
-    inputs = [next(names) for _ in range(count(1, 2))]
-    outputs = [next(names) for _ in range(count(1, 2))]
-    batch = [next(names) for _ in range(count(1, 2))]
-    sizes = {name: draw(st.sampled_from((8, 16))) for name in (*stack, *inputs, *outputs, *batch)}
-    w = draw(st.permutations([*stack, *inputs, *outputs]))
-    backwards = draw(st.booleans())
-    x = [*stack, *batch, *(outputs if backwards else inputs)]
-    out = [*stack, *batch, *(inputs if backwards else outputs)]
+    labels = draw(products(sizes=(8, 16), batch_sizes=(8, 16), fewest_batch=1))
 
     def layout(labels):
         places = dict.fromkeys(labels)
@@ -39,28 +26,21 @@ def uses(draw):
                 places[at] = (*(places[at] or ()), axis)
         return tuple(places.values())
 
-    axes = jlora.Axes(*(tuple(sorted(map(w.index, each))) for each in (inputs, outputs, stack)))
     method = draw(st.sampled_from(("lora", "lora", "dora")))
     placed = draw(st.sampled_from(("where split left it", "as its weights")))
-    return on, sizes, (x, w, out), (layout(x), layout(w), layout(out)), axes, method, placed
+    return on, labels, [layout(each) for each in labels[:3]], method, placed
 
 
 @given(uses())
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize="JLORA_EXAMPLES" not in os.environ,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@some(40)
 def test_a_lifted_product_on_a_mesh_is_the_merged_one_on_one_device(use):
-    on, sizes, labels, layouts, axes, method, placed = use
-    x, w = (normal(*(sizes[each] for each in names), seed=3) for names in labels[:2])
-    formula = "{},{}->{}".format(*map("".join, labels))
-    frozen, lora = adapted({"w": w}, {"w": axes}, rank=2, method=method)
+    on, labels, layouts, method, placed = use
+    axes = {"w": labels.axes}
+    x, w = (normal(*(labels.sizes[each] for each in names), seed=3) for names in labels[:2])
+    frozen, lora = adapted({"w": w}, axes, rank=2, method=method)
 
     def merged(frozen, lora, x):
-        return jnp.einsum(formula, x, jlora.merge(frozen, lora)["w"])
+        return jnp.einsum(labels.formula, x, jlora.merge(frozen, lora)["w"])
 
     want = jax.jit(graded(merged))(frozen, lora, x)
     alone = jlora.merge(frozen, lora)
@@ -70,7 +50,7 @@ def test_a_lifted_product_on_a_mesh_is_the_merged_one_on_one_device(use):
     x, frozen = put(x, layouts[0]), {"w": put(w, layouts[1])}
 
     def model(params, x):
-        return jnp.einsum(formula, x, params["w"], out_sharding=on.told(*layouts[2]))
+        return jnp.einsum(labels.formula, x, params["w"], out_sharding=on.told(*layouts[2]))
 
     with jax.set_mesh(on.mesh):
         try:

@@ -12,7 +12,7 @@ from jlora import _placement
 from jlora._lift._movement import unmoved
 from jlora._lift._walk import Walk, rule
 from jlora._lift._weight import Decline, Term, Weight, fold_in
-from jlora._lowrank import RANK, Factor
+from jlora._lowrank import Factor
 
 
 @rule(
@@ -57,16 +57,11 @@ def resharded(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
     value = value.filled(dim for dim, entry in enumerate(to.spec) if entry is not None)
 
     def along(factor: Factor) -> Factor:
-        return Factor(_placement.spread(factor.array, to.mesh, _named(factor, to)), factor.dims)
+        entries = _placement.along(to.spec, factor.dims)
+        return Factor(_placement.spread(factor.array, to.mesh, entries), factor.dims)
 
     moved = walk.move(eqn, value, unmoved(value.ndim, placed=True), along)
     return [moved.map_terms(lambda term: _filter_on(term, to.mesh))]
-
-
-def _named(factor: Factor, spec: Any) -> list[Any]:
-    """A weight's layout on the dimensions that a factor has."""
-    named = dict(enumerate(getattr(spec, "spec", spec)))
-    return [None if dim == RANK else named.get(dim) for dim in factor.dims]
 
 
 def _filter_on(term: Term, mesh: Any) -> Term:
@@ -133,7 +128,7 @@ def _divided(value: Weight, mesh: Any, spec: Any, manual: frozenset[str]) -> Wei
     """The weight with its factors divided over explicit axes as `_specs` says."""
 
     def placed_as_w(factor: Factor) -> Factor:
-        entries = _named(factor, spec)
+        entries = _placement.along(spec, factor.dims)
         return Factor(_placement.divide(factor.array, mesh, entries, manual), factor.dims)
 
     return value.moved(value.w, unmoved(value.ndim), placed_as_w)
@@ -145,12 +140,11 @@ def _specs(value: Any, spec: Any) -> Any:
         return spec
 
     def placed_as_w(factor: Factor) -> Factor:
-        return Factor(jax.sharding.PartitionSpec(*_named(factor, spec)), factor.dims)  # pyright: ignore
+        entries = _placement.along(spec, factor.dims)
+        return Factor(jax.sharding.PartitionSpec(*entries), factor.dims)  # pyright: ignore
 
-    moved, everywhere = (
-        value.moved(spec, unmoved(value.ndim), placed_as_w),
-        jax.sharding.PartitionSpec(),
-    )
+    moved = value.moved(spec, unmoved(value.ndim), placed_as_w)
+    everywhere = jax.sharding.PartitionSpec()
     return jax.tree.map(  # what is left are a filter's own arrays
         lambda leaf: leaf if isinstance(leaf, jax.sharding.PartitionSpec) else everywhere,
         moved,
