@@ -1,6 +1,6 @@
 """A train step of SmolLM2 with LoRA on every linear layer: jlora against PEFT on PyTorch.
 
-    pip install -e ".[oracle]" && python benchmarks/against_peft.py
+    pip install -e ".[oracle]" && python -m benchmarks.against_peft
 
 Each library has a process of its own with the same weights, tokens and AdamW; they take turns, so
 that both meet the machine as it is. Peak memory is that of the steps, without loading (Linux).
@@ -33,6 +33,7 @@ def jlora_step(rows: int, length: int, compiled: bool) -> Callable[[], float]:
     import optax
 
     import jlora
+    from benchmarks._shared.step import adapter_first, train_step
     from jlora import models
 
     model = models.load("smollm2")
@@ -52,14 +53,7 @@ def jlora_step(rows: int, length: int, compiled: bool) -> Callable[[], float]:
     config = jlora.LoraConfig(targets="|".join(LINEAR), rank=RANK, alpha=ALPHA)
     frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
     tx = jlora.optimizer(optax.adamw(RATE, weight_decay=0.01))
-    lifted = jlora.lift(loss, strict=True)
-
-    def update(lora, state, frozen, batch):
-        value, grads = jax.value_and_grad(lifted, 1)(frozen, lora, batch)
-        updates, state = tx.update(grads, state, lora)
-        return optax.apply_updates(lora, updates), state, value
-
-    step = jax.jit(update, donate_argnums=(0, 1))
+    step = train_step(adapter_first(jlora.lift(loss, strict=True)), tx)
     state: dict[str, Any] = {"lora": jax.tree.map(jnp.copy, lora)}
     state["opt"] = tx.init(state["lora"])
 
@@ -141,7 +135,7 @@ def main() -> None:
         return worker(given.worker, given.rows, given.length, given.compile)
     processes, losses = {}, {}
     for name in STEPS:
-        command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
+        command = [sys.executable, "-m", "benchmarks.against_peft", *sys.argv[1:], "--worker", name]
         processes[name] = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

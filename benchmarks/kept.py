@@ -6,17 +6,14 @@ A LoRA train step of SmolLM2's shape, 4 rows of 128 tokens, rank 8 on all linear
 and not run: its temporary memory, and the FLOPs of its matrix products with loops in full.
 """
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any
-
 import jax
 
+from benchmarks._shared.flops import flops
+from benchmarks._shared.keeping import keeping
+from benchmarks._shared.llamas import LLAMAS
 from benchmarks.costs._linen import linen_ways
 from benchmarks.costs._models import TOKENS
 from benchmarks.costs._step import step
-from benchmarks.flops import flops
-from benchmarks.llamas import LLAMAS
 from jlora.models import Decoder
 from jlora.models._net import _decoder
 
@@ -26,16 +23,6 @@ KEPT = {
     "products' results": (_decoder.PRODUCTS, False),
     "the layer's input": (None, True),
 }
-
-
-@contextlib.contextmanager
-def keeping(policy: Any) -> Iterator[None]:
-    """Layers of decoders that are traced within keep what this policy says."""
-    before, _decoder.PRODUCTS = _decoder.PRODUCTS, policy
-    try:
-        yield
-    finally:
-        _decoder.PRODUCTS = before
 
 
 def main() -> None:

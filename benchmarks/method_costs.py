@@ -1,6 +1,6 @@
 """What each method costs beside plain LoRA: FLOPs and memory of one compiled train step.
 
-    python benchmarks/method_costs.py
+    python -m benchmarks.method_costs
 
 Nothing runs: the figures are the compiler's own, memory for a llama of 4 scanned layers, FLOPs for
 one of 1 layer, because the compiler counts the body of a loop once.
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 import jlora
+from benchmarks._shared.step import train_step
 from jlora.models import Decoder, DecoderConfig
 
 LLAMA = DecoderConfig(
@@ -58,16 +59,11 @@ def cost(name: str, layers: int) -> tuple[float, float, float]:
     tx = jlora.optimizer(tx, freeze=freeze)
     state = jax.eval_shape(tx.init, lora)
 
-    def step(lora, state, frozen, tokens, dropout_key):
-        dropout_key = dropout_key if drops else None
-        lifted = jlora.lift(loss, strict=True)
-        value, grads = jax.value_and_grad(lifted, 1)(frozen, lora, tokens, dropout_key=dropout_key)
-        updates, state = tx.update(grads, state, lora)
-        return optax.apply_updates(lora, updates), state, value
+    def lifted(lora, frozen, tokens, key):
+        dropout_key = key if drops else None
+        return jlora.lift(loss, strict=True)(frozen, lora, tokens, dropout_key=dropout_key)
 
-    compiled = (
-        jax.jit(step, donate_argnums=(0, 1)).lower(lora, state, frozen, TOKENS, key).compile()
-    )
+    compiled = train_step(lifted, tx).lower(lora, state, frozen, TOKENS, key).compile()
     kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((lora, state)))
     memory = compiled.memory_analysis().temp_size_in_bytes  # type: ignore
     return compiled.cost_analysis()["flops"], memory, kept  # type: ignore

@@ -1,17 +1,19 @@
 """Three ways to a layer's product: W beside thin products, W + A B formed, and formed with care.
 
-    python benchmarks/product_order.py
+    python -m benchmarks.product_order
 
 One layer, forward and backward (with respect to x, A and B), rank 8, float32. "formed" lets grad
 go through W + s A B, which makes a gradient of W's size; "formed, thin gradient" has a custom
 gradient that never does. In turn in one process; medians, FLOPs by the compiler's own count.
 """
 
+import functools
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
+
+from benchmarks._shared.turns import seconds_in_turns
 
 RANK, SCALING, ROUNDS = 8, 2.0, 15
 
@@ -62,15 +64,11 @@ def main():
                 return jnp.sum(way(x, w, a, b) ** 2)
 
             ways[way.__name__] = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, a, b, w).compile()
-        times = {name: [] for name in ways}
-        for _ in range(ROUNDS):
-            for name, run in ways.items():
-                began = time.perf_counter()
-                jax.block_until_ready(run(x, a, b, w))
-                times[name].append(time.perf_counter() - began)
+        runs = {name: functools.partial(run, x, a, b, w) for name, run in ways.items()}
+        times = seconds_in_turns(runs, ROUNDS)
         first_ms = first_flops = None
         for name, run in ways.items():
-            ms = 1e3 * statistics.median(times[name][2:])
+            ms = 1e3 * statistics.median(times[name])
             flops = run.cost_analysis()["flops"]
             first_ms, first_flops = first_ms or ms, first_flops or flops
             print(

@@ -1,20 +1,20 @@
 """How long tracing takes: an unrolled 32-layer transformer, the model alone and lifted.
 
-    python benchmarks/tracing.py
+    python -m benchmarks.tracing
 
 Both are traced in turn in one process; medians and their ratio are printed. Nothing is compiled.
 """
 
 import statistics
-import time
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 import jlora
+from benchmarks._shared.turns import seconds_in_turns
 
-LAYERS, WIDTH, ROUNDS = 32, 64, 9
+LAYERS, WIDTH, ROUNDS = 32, 64, 8
 
 
 class Model(nn.Module):
@@ -31,11 +31,9 @@ class Model(nn.Module):
         return embed.attend(x)
 
 
-def seconds(fn, *args):
-    """The time of one trace; a fresh function, so that none is remembered."""
-    began = time.perf_counter()
+def trace(fn, *args):
+    """Traces a fresh function, so that none is remembered."""
     jax.make_jaxpr(lambda *args: fn(*args))(*args)
-    return time.perf_counter() - began
 
 
 def main():
@@ -55,16 +53,13 @@ def main():
         return jlora.lift(loss, strict=True)(frozen, lora, tokens)
 
     cases = {
-        "model": lambda: seconds(loss, params, tokens),
-        "lifted": lambda: seconds(lifted, frozen, lora, tokens),
-        "model, gradient": lambda: seconds(jax.grad(loss), params, tokens),
-        "lifted, gradient": lambda: seconds(jax.grad(lifted, argnums=1), frozen, lora, tokens),
+        "model": lambda: trace(loss, params, tokens),
+        "lifted": lambda: trace(lifted, frozen, lora, tokens),
+        "model, gradient": lambda: trace(jax.grad(loss), params, tokens),
+        "lifted, gradient": lambda: trace(jax.grad(lifted, argnums=1), frozen, lora, tokens),
     }
-    times = {name: [] for name in cases}
-    for _ in range(ROUNDS):
-        for name, run in cases.items():
-            times[name].append(run())
-    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    times = seconds_in_turns(cases, ROUNDS)
+    medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"jax {jax.__version__}, {LAYERS} layers unrolled, {len(lora)} adapted leaves")
     for name, value in medians.items():
         print(f"{name:<18}{value:8.3f} s")

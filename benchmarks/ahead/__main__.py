@@ -18,11 +18,11 @@ os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
 # More devices than one, as on a slice: `jlora.lift` writes some products otherwise for one alone.
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 
+from benchmarks._shared.llamas import LLAMAS, outlined
 from benchmarks.ahead._compiled import Figures, compiled, held
 from benchmarks.ahead._layout import SHARING, mesh_of
 from benchmarks.ahead._slices import SLICES, Slice
 from benchmarks.ahead._steps import Step, full_step, lora_step
-from benchmarks.llamas import LLAMAS, outlined
 
 STEPS = {"LoRA": lora_step, "full": full_step}
 COLUMNS = (

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jlora
+from benchmarks._shared.step import adapter_first, train_step
 from benchmarks.ahead._layout import FSDP, placed, shardings_of
 from jlora.models import Model, answer_loss
 
@@ -22,7 +23,7 @@ class Step:
     """What trains, its optimizer state, what is frozen, and a batch: shapes with layouts."""
 
     mesh: Mesh
-    fn: Callable[..., Any]
+    fn: Any  # jitted; what trains and its state are donated
     trained: Any
     state: Any
     frozen: Any
@@ -53,13 +54,7 @@ def lora_step(model: Model, mesh: Mesh) -> Step:
     layout = shardings_of(frozen, mesh)
     lora = placed(lora, jlora.shardings(layout, lora))
     tx = jlora.optimizer(optax.adamw(1e-4, mask=jlora.decay_mask))
-    lifted = jlora.lift(loss, strict=True)
-
-    def step(lora, state, frozen, batch):
-        value, grads = jax.value_and_grad(lifted, 1)(frozen, lora, batch)
-        updates, state = tx.update(grads, state, lora)
-        return optax.apply_updates(lora, updates), state, value
-
+    step = train_step(adapter_first(jlora.lift(loss, strict=True)), tx)
     return Step(mesh, step, lora, state_of(tx, lora, mesh), placed(frozen, layout), batch)
 
 
@@ -77,8 +72,9 @@ def full_step(model: Model, mesh: Mesh) -> Step:
         updates, state = tx.update(wide(grads), state, wide(params))
         return optax.apply_updates(params, updates), state, value
 
+    jitted = jax.jit(step, donate_argnums=(0, 1))
     float32 = jax.tree.map(lambda p: p.update(dtype=jnp.float32), params)
-    return Step(mesh, step, params, state_of(tx, float32, mesh), {}, batch)
+    return Step(mesh, jitted, params, state_of(tx, float32, mesh), {}, batch)
 
 
 def loss_of(model: Model, mesh: Mesh) -> Callable[..., jax.Array]:

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
+from benchmarks._shared.llamas import LLAMAS
 from benchmarks.costs._equinox import equinox_ways
 from benchmarks.costs._linen import Transformer, linen_ways
 from benchmarks.costs._nnx import nnx_ways
 from benchmarks.costs._ways import Way
-from benchmarks.llamas import LLAMAS
 from jlora.models import Decoder
 
 TOKENS = jax.ShapeDtypeStruct((4, 128), "int32")

@@ -1,13 +1,13 @@
 """One train step, traced and compiled: what the compiler says of it, and how long both took."""
 
 import dataclasses
-import functools
 import time
 from typing import Any
 
 import jax
 import optax
 
+from benchmarks._shared.step import train_step
 from benchmarks.costs._ways import Way
 
 
@@ -45,16 +45,9 @@ class Step:
 def step(way: Way, x: Any) -> Step:
     """The step of this way, compiled for shapes; nothing runs."""
     tx = optax.adamw(1e-3)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(trained, state, frozen, x):
-        value, grads = jax.value_and_grad(way.loss)(trained, frozen, x)
-        updates, state = tx.update(grads, state, trained)
-        return optax.apply_updates(trained, updates), state, value
-
     state = jax.eval_shape(tx.init, way.trained)
     began = time.perf_counter()
-    traced = update.trace(way.trained, state, way.frozen, x)
+    traced = train_step(way.loss, tx).trace(way.trained, state, way.frozen, x)
     read = time.perf_counter()
     compiled = traced.lower().compile()
     return Step(compiled, state, read - began, time.perf_counter() - read)

@@ -1,13 +1,13 @@
 """Seconds a step of each way, taken in turns in one process."""
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks._shared.turns import seconds_in_turns
 from benchmarks.costs._step import Step
 from benchmarks.costs._ways import Way
 
@@ -16,20 +16,21 @@ def seconds(
     ways: Mapping[str, Way], steps: Mapping[str, Step], x: Any, rounds: int
 ) -> dict[str, list[float]]:
     """The time of each round, by way; a first round, in which memory is taken, is left out."""
-    states = {}
-    for name, way in ways.items():
-        states[name] = filled((way.trained, steps[name].state, way.frozen))
     inputs = filled(x)
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 1):
-        for name, (trained, state, frozen) in states.items():
-            began = time.perf_counter()
-            trained, state, value = steps[name].run(trained, state, frozen, inputs)
-            jax.block_until_ready((trained, state, value))
-            times[name].append(time.perf_counter() - began)
-            assert jnp.isfinite(value), f"{name}: the loss is {value}"
-            states[name] = trained, state, frozen
-    return {name: each[1:] for name, each in times.items()}
+
+    def stepping(name: str) -> Callable[[], Any]:
+        way = ways[name]
+        trees = filled((way.trained, steps[name].state, way.frozen))
+
+        def run() -> Any:
+            nonlocal trees
+            trained, state, value = steps[name].run(*trees, inputs)
+            trees = trained, state, trees[2]
+            return trained, state, value
+
+        return run
+
+    return seconds_in_turns({name: stepping(name) for name in ways}, rounds)
 
 
 def filled(shapes: Any) -> Any:

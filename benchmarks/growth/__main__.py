@@ -20,6 +20,7 @@ import platform
 import statistics
 from pathlib import Path
 
+from benchmarks._shared.turns import seconds_in_turns
 from benchmarks.growth import _theory
 from benchmarks.growth._figure import draw
 from benchmarks.growth._step import LLAMA, Cost, Point, step_of
@@ -42,13 +43,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="steps of each point that are timed")
     given = parser.parse_args()
     steps = {point: step_of(point) for points in GRIDS.values() for point in points}
-    seconds = {point: [] for point in steps}
-    for _ in range(1 + given.rounds):  # the first warms up
-        for point, step in steps.items():
-            seconds[point].append(step.seconds())
+    runs = {point: step.run for point, step in steps.items()}
+    seconds = seconds_in_turns(runs, given.rounds)
     measured = {
-        point: Cost(statistics.median(seconds[point][1:]), step.memory)
-        for point, step in steps.items()
+        point: Cost(statistics.median(seconds[point]), step.memory) for point, step in steps.items()
     }
     flops = {point: _theory.flops(point.config, point.rank, point.length) for point in steps}
     rate = flops[BASE] / measured[BASE].seconds

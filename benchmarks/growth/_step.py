@@ -1,7 +1,6 @@
 """One point of the benchmark: a train step of a llama of some shape, compiled and ready to run."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import jlora
+from benchmarks._shared.step import adapter_first, train_step
 from jlora.models import Decoder, DecoderConfig
 
 LLAMA = DecoderConfig(
@@ -41,11 +41,11 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Of a point: its cost as compiled, and a function that takes one step and times it."""
+    """Of a point: its cost as compiled, and a function that takes one step."""
 
     flops: float
     memory: int  # bytes
-    seconds: Callable[[], float]
+    run: Callable[[], Any]
 
 
 def step_of(point: Point) -> Step:
@@ -65,21 +65,17 @@ def step_of(point: Point) -> Step:
     config = jlora.LoraConfig(targets="all-linear", rank=point.rank)
     frozen, lora = jlora.split(params, config, key, axes=axes)
     tx = jlora.optimizer(optax.adamw(1e-3))
-    lifted = jlora.lift(loss, strict=True)
+    step = train_step(adapter_first(jlora.lift(loss, strict=True)), tx)
 
     def update(lora, state, grads):
         updates, state = tx.update(grads, state, lora)
         return optax.apply_updates(lora, updates), state
 
-    def step(lora, state, frozen, tokens):
-        value, grads = jax.value_and_grad(lifted, 1)(frozen, lora, tokens)
-        return *update(lora, state, grads), value
-
     def head(hidden, params, tokens):
         return loss_of(decoder.apply({"params": params}, hidden, method="logits"), tokens)
 
     trained = [jax.tree.map(jnp.copy, lora), tx.init(lora)]
-    compiled: Any = jax.jit(step, donate_argnums=(0, 1)).lower(*trained, frozen, tokens).compile()
+    compiled: Any = step.lower(*trained, frozen, tokens).compile()
     # The compiler counts the body of a scan once: what is outside of it is compiled alone.
     hidden = jax.ShapeDtypeStruct((*tokens.shape, LLAMA.width), "float32")
     outside = counted(jax.value_and_grad(head), hidden, params, tokens)
@@ -87,14 +83,12 @@ def step_of(point: Point) -> Step:
     layer = compiled.cost_analysis()["flops"] - outside
     sizes = compiled.memory_analysis()
 
-    def seconds() -> float:
-        began = time.perf_counter()
+    def run() -> Any:
         *trained[:], value = compiled(*trained, frozen, tokens)
-        jax.block_until_ready((trained, value))
-        return time.perf_counter() - began
+        return trained, value
 
     memory = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes
-    return Step(outside + point.layers * layer, memory, seconds)
+    return Step(outside + point.layers * layer, memory, run)
 
 
 def counted(fn: Callable, *args: Any) -> float:

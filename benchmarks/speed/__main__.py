@@ -13,7 +13,7 @@ import importlib.metadata
 
 import jax
 
-from benchmarks.llamas import LLAMAS
+from benchmarks._shared.llamas import LLAMAS
 from benchmarks.speed._ceiling import ceiling
 from benchmarks.speed._step import job, needed, seconds
 

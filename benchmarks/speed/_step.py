@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +11,12 @@ import jax.numpy as jnp
 import optax
 
 import jlora
-from benchmarks.flops import flops
-from benchmarks.kept import keeping
-from benchmarks.llamas import outlined
-from benchmarks.memory import allocated
+from benchmarks._shared.flops import flops
+from benchmarks._shared.keeping import keeping
+from benchmarks._shared.llamas import outlined
+from benchmarks._shared.memory import allocated
+from benchmarks._shared.step import adapter_first, train_step
+from benchmarks._shared.turns import seconds_in_turns
 from jlora.models import Decoder, DecoderConfig, Model, answer_loss
 
 
@@ -75,16 +76,9 @@ def _loss(job: Job) -> Callable[..., jax.Array]:
 
 def update(job: Job) -> Callable[..., Any]:
     """(trained, state, frozen, batch) -> (trained, state, loss), jitted."""
-    loss, tx = _loss(job), optimizer(job)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(trained, state, frozen, batch):
-        trees = (trained,) if frozen is None else (frozen, trained)
-        value, grads = jax.value_and_grad(loss, len(trees) - 1)(*trees, batch)
-        updates, state = tx.update(grads, state, trained)
-        return optax.apply_updates(trained, updates), state, value
-
-    return step
+    loss = _loss(job)
+    whole = lambda trained, _, batch: loss(trained, batch)  # noqa: E731
+    return train_step(whole if job.trains == "full" else adapter_first(loss), optimizer(job))
 
 
 def optimizer(job: Job) -> optax.GradientTransformation:
@@ -102,15 +96,17 @@ def seconds(job: Job, rounds: int) -> tuple[float, int]:
         frozen, trained = split(trained)
     state = jax.jit(optimizer(job).init)(trained)
     step = update(job).lower(trained, state, frozen, batch).compile()
-    times = []
-    for _ in range(rounds + 1):
-        began = time.perf_counter()
+    value = None
+
+    def run() -> Any:
+        nonlocal trained, state, value
         trained, state, value = step(trained, state, frozen, batch)
-        value.block_until_ready()
-        times.append(time.perf_counter() - began)
+        return value
+
+    times = seconds_in_turns({"step": run}, rounds)["step"]
     if not jnp.isfinite(value):
         raise SystemExit(f"the loss is {value}")
-    return statistics.median(times[1:]), allocated(step.memory_analysis())
+    return statistics.median(times), allocated(step.memory_analysis())
 
 
 def _random(job: Job) -> Any:

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-from benchmarks.flops import flops
-from benchmarks.llamas import LLAMAS
+from benchmarks._shared.flops import flops
+from benchmarks._shared.llamas import LLAMAS
 from benchmarks.speed._step import job, needed
 
 SMALL = dataclasses.replace(

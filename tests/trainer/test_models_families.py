@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jlora
-from benchmarks.flops import flops
+from benchmarks._shared.flops import flops
 from jlora import models
 from jlora.models import Decoder, DecoderConfig, Experts, Stored
 from jlora.models._families import FAMILIES

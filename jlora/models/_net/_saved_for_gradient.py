@@ -1,7 +1,7 @@
 """What a layer keeps for its gradient: the results of its products, as all else is cheap.
 
 Norms, rotations, the scores of attention and activations are computed again: for SmolLM2 2 % more
-FLOPs for half of the memory (`benchmarks/kept.py`).
+FLOPs for half of the memory (`python -m benchmarks.kept`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which method learns the default task best: train.py with each, over several seeds, as a table.
 
-    python benchmarks/methods.py --out runs/methods --steps 160
+    python -m benchmarks.method_scores --out runs/methods --steps 160
 
 Runs that are finished in --out are not repeated. All settings but the method's own are train.py's.
 """
