@@ -45,11 +45,10 @@ class HiraWeight(extend.Method):
     def start(cls, leaf):
         """A as LoRA's, B zero: the adapted function is the base function."""
         uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        width = (*leaf.inputs, leaf.rank)
-        stack = len(leaf.stack)
-        a = uniform(leaf.key, leaf.stack + width) if stack == 0 else jax.vmap(
-            lambda key: uniform(key, width)
-        )(jax.random.split(leaf.key, leaf.stack[0]))  # fmt: skip
+        draw = lambda key: uniform(key, (*leaf.inputs, leaf.rank))  # noqa: E731
+        for _ in leaf.stack:  # each layer has a key of its own
+            draw = jax.vmap(draw)
+        a = draw(jax.random.split(leaf.key, leaf.stack))
         b = jnp.zeros((*leaf.stack, leaf.rank, *leaf.outputs))
         return cls(a.astype(leaf.dtype), b.astype(leaf.dtype), leaf.scaling, leaf.axes), None
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ class Product:
         delta = multiply(self.a, self.scaled_b, ndim=ndim)
         return delta if self.gain is None else delta * along(self.gain, range(ndim))
 
-    def two_factors(self) -> Product:
+    def two_factors(self) -> Self:
         """The same without a gain of its own, which one of the factors takes."""
         if self.gain is None:
             return self

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 
@@ -16,6 +17,7 @@ import jlora
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 
+@functools.cache
 def example(name):
     """An example as a module, whose methods it registers."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")

@@ -9,10 +9,11 @@ from drawn import some
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
-from laws import adapted, assert_close
+from laws import adapted, assert_close, example
 
 import jlora
 
+FOREIGN = [name for name in ("vera", "hira") if example(name)]
 F32 = np.dtype("float32")
 
 
@@ -320,6 +321,15 @@ def run(fn, weight, axes, method, *bases):
 @some(40)
 def test_a_lifted_program_is_the_merged_one_in_values_and_gradients(program):
     fn, shape, axes, method, _ = program
+    weight = numbers(*shape, seed=5) - 1
+    merged, lifted = run(fn, weight, axes, method, weight)
+    assert_close(lifted, merged, 1e-4)
+
+
+@given(programs(), st.sampled_from(FOREIGN))
+@some(20)
+def test_so_it_is_with_methods_of_others(program, method):
+    fn, shape, axes, _, _ = program
     weight = numbers(*shape, seed=5) - 1
     merged, lifted = run(fn, weight, axes, method, weight)
     assert_close(lifted, merged, 1e-4)

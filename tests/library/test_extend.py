@@ -1,6 +1,7 @@
 """What others can add by public names: a method, a rule, a filter, a frozen leaf."""
 
 import dataclasses
+import warnings
 from typing import ClassVar
 
 import flax.serialization
@@ -81,6 +82,44 @@ def test_a_method_of_others_keeps_law_1(name):
     else:
         assert (report.factored, report.formed) == (1, 4)  # the lookup, and the products
         assert "for the gradient" in str(report)
+
+
+MADE_OF_A_WEIGHT = {
+    "summed over outputs": lambda w: w.sum(1),
+    "summed over an input": lambda w: w.sum(2),
+    "rolled along outputs": lambda w: jnp.roll(w, 1, 1),
+    "rolled along an input": lambda w: jnp.roll(w, 1, 0),
+    "beside its double": lambda w: jnp.concatenate([w, 2 * w], 1),
+    "stacked": lambda w: jnp.stack([w, -w]),
+    "a stack of parts": lambda w: jnp.stack([w[:, :2], w[:, 1:]], 1),
+}
+
+
+@pytest.mark.parametrize("made", MADE_OF_A_WEIGHT)
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_a_method_gives_each_output_stays_with_its_output(name, made):
+    """A gain along a dimension that is summed, joined or moved."""
+    method, more = FOREIGN[name]
+    axes = {"w": jlora.Axes((0, 2), (1,))}
+    frozen, lora = adapted({"w": normal(4, 3, 5)}, axes, method=method, rank=2, **more)
+
+    def fn(p):
+        value = MADE_OF_A_WEIGHT[made](p["w"])
+        return jnp.sin(jnp.tensordot(normal(2, value.shape[0], seed=3), value, 1))
+
+    def value_and_pull(fn):
+        value, pull = jax.vjp(fn, lora)
+        return value, pull(value)
+
+    @jax.jit
+    def both():
+        merged = value_and_pull(lambda lora: fn(jlora.merge(frozen, lora)))
+        return value_and_pull(lambda lora: jlora.lift(fn)(frozen, lora)), merged
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jlora.MaterialisedWarning)
+        got, want = both()
+    assert_close(got, want)
 
 
 @pytest.mark.parametrize("name", FOREIGN)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -152,6 +152,7 @@ def reduce_sum(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
     axes = eqn.params["axes"]
     refuse_form(value)
     refuse_gain(value)
+    value = value.map_terms(lambda term: _in_factors(term, axes))
     if any(term.covers(dim) not in _ONE_SIDED for term in value.terms for dim in axes):
         raise Decline("a sum over a stack of adapters adds their ranks")
     value = value.filled(axes).replace(w=value.base, cast=None)
@@ -164,6 +165,15 @@ def reduce_sum(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
         return relabel(Factor(factor.array.sum(gone), rest), movement.new)
 
     return [walk.move(eqn, value, movement, summed).replace(rows=True)]
+
+
+def _in_factors(term: Term, axes: Sequence[int]) -> Term:
+    """The term with A and B alone along these dimensions: its gain and scaling there are theirs."""
+    if term.gain is not None and set(term.gain.dims) & set(axes):
+        term = term.two_factors()
+    if term.scaling is not None and set(term.scaling.dims) & set(axes):
+        term = dataclasses.replace(term, b=term.scaled_b, scaling=None)
+    return term
 
 
 _ONE_SIDED = ((True, False), (False, True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,15 +103,17 @@ def _one_term(parts: list[Any], dim: int, sizes: Sequence[int]) -> tuple[Term, .
         others = [term.b if covered[0] else term.a for term in terms]
         if any(
             other.array is not shared.array
-            or term.scaling is not first.scaling
+            or not _same(term.scaling, first.scaling)
+            or not _same(term.gain, first.gain)
             or term.filter is not first.filter
             for other, term in zip(others, terms, strict=True)
         ):
             return None
+        if first.gain is not None and dim in first.gain.dims:
+            return None
         moving = _joined([term.a if covered[0] else term.b for term in terms], dim)
         changed = {"a": moving, "b": shared} if covered[0] else {"a": shared, "b": moving}
-        return (Term(**changed, scaling=first.scaling, origins=first.origins, window=first.window,
-                     filter=first.filter),)  # fmt: skip
+        return (dataclasses.replace(first, **changed),)
     if covered == (False, False) and any(size != 1 for size in sizes):
         return None
     filter_ = None
@@ -119,9 +122,19 @@ def _one_term(parts: list[Any], dim: int, sizes: Sequence[int]) -> tuple[Term, .
         filter_ = None if None in filters else filters[0].stacked(filters[1:], dim)  # type: ignore
         if filter_ is None or any(size != 1 for size in sizes):
             return None
+    terms = [term.two_factors() for term in terms]
+    if any({*t.a.dims} != {*first.a.dims} or {*t.b.dims} != {*first.b.dims} for t in terms):
+        return None  # a gain over both
     a, b = _joined([t.a for t in terms], dim), _joined([t.scaled_b for t in terms], dim)
     origins = tuple(origin for term in terms for origin in term.origins)
     return (Term(a, b, origins=origins, window=first.window, filter=filter_),)
+
+
+def _same(one: Factor | None, other: Factor | None) -> bool:
+    """Whether both are of one array, or neither is there."""
+    if one is None or other is None:
+        return one is other
+    return one.array is other.array and one.dims == other.dims
 
 
 def _joined(factors: list[Factor], dim: int) -> Factor:
