@@ -273,14 +273,13 @@ class Compute:
         values = jax.custom_vjp(function.values)
         backward: list[Callable[..., list[Any]]] = []
 
-        def forward(*primals):
-            wanted = [primal.perturbed for primal in primals]
-            results, saved, back = function.forward([primal.value for primal in primals], wanted)
+        def forward(*flat):
+            results, saved, back = function.forward(flat)
             backward[:] = [back]
             return results, saved
 
-        values.defvjp(forward, lambda *told: tuple(backward[0](*told)), symbolic_zeros=True)
-        return values(*function.flat)
+        values.defvjp(forward, lambda *told: tuple(backward[0](*told)))
+        return values(*function.flat_refusing)
 
 
 def _part(term: Term, shape: tuple[int, ...]) -> float:

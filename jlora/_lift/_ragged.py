@@ -26,7 +26,7 @@ def ragged_dot(
 ) -> jax.Array:
     """Each row (rows, in) through its group's matrix (groups, in, out): `jax.lax.ragged_dot`.
 
-    Gradients are those of rows and matrices, each computed only if it is asked for.
+    Gradients are those of rows and matrices; under jit one that nothing reads is not computed.
     """
     return _product(precision, preferred_element_type)(rows, matrices, group_sizes)
 
@@ -71,31 +71,17 @@ def _product(precision: Any, preferred: Any):
         return forward(rows, matrices, sizes)
 
     def save(rows, matrices, sizes):
-        result = forward(rows.value, matrices.value, sizes.value)
-        kept = rows.value if matrices.perturbed else None
-        through = matrices.value if rows.perturbed else None
-        dtypes = _Dtypes((rows.value.dtype, matrices.value.dtype))
-        return result, (kept, through, sizes.value, dtypes)
+        return forward(rows, matrices, sizes), (rows, matrices, sizes)
 
     def back(saved, cotangent):
-        rows, matrices, sizes, dtypes = saved
-        to_rows = to_matrices = None
-        if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-            return None, None, None
-        if matrices is not None:
-            turned = jnp.swapaxes(matrices, 1, 2)
-            to_rows = forward(cotangent.astype(turned.dtype), turned, sizes).astype(dtypes[0])
-        if rows is not None:
-            to_matrices = outer(rows, cotangent.astype(rows.dtype), sizes).astype(dtypes[1])
-        return to_rows, to_matrices, None
+        rows, matrices, sizes = saved
+        turned = jnp.swapaxes(matrices, 1, 2)
+        to_rows = forward(cotangent.astype(turned.dtype), turned, sizes)
+        to_matrices = outer(rows, cotangent.astype(rows.dtype), sizes)
+        return to_rows.astype(rows.dtype), to_matrices.astype(matrices.dtype), None
 
-    product.defvjp(save, back, symbolic_zeros=True)
+    product.defvjp(save, back)
     return product
-
-
-@jax.tree_util.register_static
-class _Dtypes(tuple):
-    """Dtypes as static data."""
 
 
 def _all_batched(count: int, batched: Any, *operands: Any) -> tuple[Any, ...]:

@@ -47,6 +47,12 @@ class _Function:
         self._walk, self._eqn = walk.inside(eqn), eqn
         self.flat, self._structure = jax.tree.flatten(list(operands))
 
+    @property
+    def flat_refusing(self) -> list[Any]:
+        """The same arrays, where those that are closed over refuse to be differentiated."""
+        closed_over = self._closed_over  # plain arrays, one leaf each
+        return [*map(_without_gradient, self.flat[:closed_over]), *self.flat[closed_over:]]
+
     def operands(self, flat: Sequence[Any]) -> list[Any]:
         return jax.tree.unflatten(self._structure, flat)
 
@@ -88,18 +94,17 @@ class _Function:
         results = results[:count]
         return results, [next(rest) if _varies(r) else _nothing(r) for r in results]
 
-    def forward(
-        self, flat: Sequence[Any], wanted: Sequence[bool]
-    ) -> tuple[list[Any], Any, Callable[..., list[Any]]]:
+    def forward(self, flat: Sequence[Any]) -> tuple[list[Any], Any, Callable[..., list[Any]]]:
         """Results, what the backward pass needs, and it: (needed, cotangents) -> those of ``flat``.
 
-        A cotangent of ``flat`` is None where it is not ``wanted``.
+        Cotangents are those of everything that can have one, whatever is differentiated: JAX keeps
+        one structure of what is needed for all gradients of a call, and under jit those that
+        nothing reads are not computed.
         """
-        marks = self.operands(wanted)
-        asked = [at for at, mark in enumerate(marks) if any(jax.tree.leaves(mark))]
-        if any(at < self._closed_over for at in asked):
-            raise ValueError("a custom_vjp function has no gradient for what it closes over")
         shapes = jax.eval_shape(self.arrays, *flat)
+        asked = [
+            at for at, shape in enumerate(shapes) if at >= self._closed_over and _varies(shape)
+        ]
 
         def own(*operands):
             def call(*given):
@@ -118,7 +123,6 @@ class _Function:
 
         def backward(saved, cotangents):
             saved, to_flat = saved
-            cotangents = list(map(_instantiated, cotangents))
             real = [c for c in cotangents if _is_real(c)]
 
             def own(kept, real):
@@ -128,7 +132,7 @@ class _Function:
 
             jaxpr = jax.make_jaxpr(own)(kept, jax.eval_shape(lambda real: real, real))
             given = to_flat(self._plain(self._walk(jaxpr, [*saved, *real])))
-            return [c if want else None for c, want in zip(given, wanted, strict=True)]
+            return [c if _is_real(c) else None for c in given]
 
         return self._plain(results[:count]), (results[count:], to_flat), backward
 
@@ -146,10 +150,16 @@ def _nothing(value: Any) -> Any:
     return np.zeros(value.shape, jax.dtypes.float0)
 
 
-def _instantiated(cotangent: Any) -> Any:
-    """A cotangent as an array, where JAX says by a symbol that it is zero."""
-    if not isinstance(cotangent, SymbolicZero):
-        return cotangent
-    if not _is_real(cotangent):
-        return _nothing(cotangent)
-    return jnp.zeros(cotangent.shape, jnp.dtype(cotangent.dtype))  # type: ignore
+@jax.custom_jvp
+def _without_gradient(value: Any) -> Any:
+    """The value, of which a function with a gradient of its own has none."""
+    return value
+
+
+def _refused(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    if not isinstance(tangents[0], SymbolicZero):
+        raise ValueError("a custom_vjp function has no gradient for what it closes over")
+    return primals[0], tangents[0]
+
+
+_without_gradient.defjvp(_refused, symbolic_zeros=True)
