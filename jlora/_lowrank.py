@@ -248,6 +248,10 @@ def along(factor: Factor, dims: Sequence[int | None]) -> jax.Array:
 
     None stands for a dimension that no factor has; of its own the factor may have others of size 1.
 
+    Args:
+        factor: over dimensions of a weight.
+        dims: what the axes of the result are to be.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jlora.extend import Factor, along

@@ -183,6 +183,9 @@ def restore(
 def outline(directory: str | Path) -> tuple[Lora, LoraConfig]:
     """The pair that `restore` gives with ShapeDtypeStructs for arrays; no array is read.
 
+    Args:
+        directory: the adapter's folder.
+
     Raises:
         ValueError: when there is no adapter, or its description is damaged.
 
@@ -211,6 +214,9 @@ def outline(directory: str | Path) -> tuple[Lora, LoraConfig]:
 
 def describe(directory: str | Path) -> dict[str, Any]:
     """What ``adapter.json`` says: ``config``, ``leaves``, ``base``, ``metadata``; no array is read.
+
+    Args:
+        directory: the adapter's folder.
 
     Raises:
         ValueError: when the folder holds no adapter that this version of jlora can read.

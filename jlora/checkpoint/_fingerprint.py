@@ -23,6 +23,9 @@ def fingerprint(tree: Any) -> Fingerprint:
     Cheap on any device: 64 values of each leaf are read. ``values`` is None where there are none to
     read: ShapeDtypeStructs, and arrays that this process does not hold whole.
 
+    Args:
+        tree: any pytree of arrays.
+
     Raises:
         ValueError: when two leaves have the same path.
 
@@ -46,6 +49,10 @@ def fingerprint(tree: Any) -> Fingerprint:
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """One line for each leaf in which two fingerprints differ, none if they agree.
+
+    Args:
+        expected: from `fingerprint`.
+        found: from `fingerprint`.
 
     Example:
         >>> import jax.numpy as jnp

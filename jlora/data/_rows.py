@@ -28,6 +28,9 @@ def read_rows(path: str | Path) -> list[Messages]:
     A row holds ``messages``, or ``prompt`` and ``completion``, or ``instruction``, ``output`` and
     perhaps ``input``. Other keys are ignored.
 
+    Args:
+        path: of the file, UTF-8.
+
     Raises:
         ValueError: when the file is missing, empty or no text, or when lines can't be used: every
             one is counted, the first few are named.

@@ -103,6 +103,9 @@ def load(
 def describe(directory: str | Path) -> dict[str, Any]:
     """What ``adapter_config.json`` says, in PEFT's words, of all that jlora honours.
 
+    Args:
+        directory: a folder with ``adapter_config.json``.
+
     Raises:
         ValueError: when there is none, or when it asks for what jlora does not have.
 
