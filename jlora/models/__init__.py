@@ -196,7 +196,7 @@ def load(
             fused kernel: "FlashAttention", Dao et al. 2022, arXiv 2205.14135.)
 
     Returns:
-        the model, its parameters on the first device.
+        the model, its parameters on the default device.
 
     Raises:
         ValueError: when there is no such model, or it can't be read, or can't have this attention:

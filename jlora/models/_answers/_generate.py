@@ -207,8 +207,8 @@ def answer(
 
     Raises:
         ValueError: when a prompt and its answer are longer than the model's positions,
-            ``max_new_tokens``, ``seed`` or ``stop`` is out of its range, or the model has no chat
-            template.
+            ``max_new_tokens`` or ``seed`` is out of its range, ``stop`` holds an empty string, or
+            the model has no chat template.
 
     Example:
         >>> import jax

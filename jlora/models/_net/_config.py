@@ -16,11 +16,11 @@ class RopeScaling:
 
     Example:
         >>> from jlora import models
-        >>> scaling = models.RopeScaling(
+        >>> of_llama_3_1 = models.RopeScaling(
         ...     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
         ... )
-        >>> scaling.original_max_position * scaling.factor
-        65536.0
+        >>> of_llama_3_1.original_max_position
+        8192
     """
 
     factor: float
