@@ -42,7 +42,8 @@ class LoraConfig:
             your own, or its name (`jlora.extend.Method`). The name is what is kept.
         options: the method's own settings, by name.
         init: how A and B start: ``"kaiming"``, ``"gaussian"``, ``"orthogonal"``, ``"pissa"``,
-            ``"pissa_niter_N"`` or ``"olora"``; the last three move weight into the adapter.
+            ``"pissa_niter_N"`` (Meng et al. 2024, arXiv 2404.02948) or ``"olora"`` (Büyükakyüz
+            2024, arXiv 2406.01775); the last three move weight into the adapter.
         dropout: the share of A's inputs to leave out in calls with a ``dropout_key``.
         bias: which biases train whole: ``"none"``, ``"adapted"`` (those beside adapted weights) or
             ``"all"``; or ``"lora"``: those beside adapted weights get a delta with the same
@@ -57,6 +58,14 @@ class LoraConfig:
 
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
     arXiv 2106.09685, section 4.1.
+
+    Example:
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="q_proj|v_proj", rank=8, rank_pattern={"v_proj": 4})
+        >>> config.ranks_for("layers/attn/v_proj/kernel")
+        4
+        >>> config.scaling_for("layers/attn/q_proj/kernel", rank=8)  # alpha is 16
+        2.0
     """
 
     targets: Pattern | Callable[[str, Any], bool]

@@ -19,6 +19,27 @@ class FrozenLeaf(abc.ABC):
     place of a plain one. Where a model only moves the weight about (transposes, layers of a stack
     in a scan, slices of what is `separable`), the stored arrays move; where it multiplies with it,
     `multiply` does; everything else gets `plain`.
+
+    Example:
+        >>> import dataclasses
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class Half(jlora.extend.FrozenLeaf):
+        ...     kept: jax.Array  # float16
+        ...     dtype = jnp.dtype("float32")
+        ...     shape = property(lambda self: self.kept.shape)
+        ...     def dimensions(self):
+        ...         return {"kept": (0, 1)}
+        ...     def plain(self):
+        ...         return self.kept.astype(self.dtype)
+        >>> params = {"kernel": Half(jnp.ones((7, 5), jnp.float16))}
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split(params, config, jax.random.key(0))
+        >>> jlora.lift(lambda params, x: x @ params["kernel"])(frozen, lora, jnp.ones((3, 7))).shape
+        (3, 5)
     """
 
     shape: Any  # of the weight that it stands for

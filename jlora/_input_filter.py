@@ -14,7 +14,24 @@ from jlora._lowrank import Factor, along
 
 
 class InputFilter(abc.ABC):
-    """A registered pytree that stands between an activation and A; W gets the activation whole."""
+    """A registered pytree that stands between an activation and A; W gets the activation whole.
+
+    A node gives its own from `Node.input_filter`.
+
+    Example:
+        >>> import dataclasses
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jlora import extend
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class AtMost(extend.InputFilter):
+        ...     most: jax.Array
+        ...     def __call__(self, x, dims):
+        ...         return jnp.minimum(x, self.most)
+        >>> AtMost(jnp.float32(1))(jnp.array([0.5, 2.0]), (0,)).tolist()
+        [0.5, 1.0]
+    """
 
     @property
     def dims(self) -> frozenset[int]:
@@ -48,7 +65,19 @@ class InputFilter(abc.ABC):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dropout(InputFilter):
-    """Each entry is zero with probability ``rate``, and the others are 1 / (1 - rate) as large."""
+    """Each entry is zero with probability ``rate``, and the others are 1 / (1 - rate) as large.
+
+    Source: Hinton et al. 2012, "Improving neural networks by preventing co-adaptation of feature
+    detectors", arXiv 1207.0580.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jlora.extend import Dropout, Factor
+        >>> dropout = Dropout(jax.random.key(0), Factor(jnp.float32(0.5), ()))
+        >>> jnp.unique(dropout(jnp.ones((8, 7)), (None, 0))).tolist()
+        [0.0, 2.0]
+    """
 
     key: jax.Array
     rate: Factor  # float32, over no dimension; over one, where weights were stacked along it

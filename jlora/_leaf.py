@@ -16,7 +16,20 @@ from jlora._lowrank import Axes, wide
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """A leaf that a method shall adapt, as `split` knows it."""
+    """A leaf that a method shall adapt, as `split` knows it.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> leaf = jlora.extend.Leaf(
+        ...     path="layers/kernel", key=jax.random.key(0), shape=(3, 7, 5),
+        ...     axes=jlora.Axes(inputs=(1,), outputs=(2,), stack=(0,)), rank=2,
+        ...     scaling=jnp.float32(8), dropout=None, init="kaiming", dtype="float32", options={},
+        ... )
+        >>> leaf.stack, leaf.inputs, leaf.outputs
+        ((3,), (7,), (5,))
+    """
 
     path: str
     key: jax.Array  # of this leaf alone

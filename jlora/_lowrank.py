@@ -20,6 +20,15 @@ class Axes:
 
     The paper's W acts from the left, as (out, in); a JAX kernel acts from the right, as (in, out).
     Which is which is said here, once, so that any layout is adapted alike.
+
+    Raises:
+        ValueError: unless each dimension stands in exactly one of the three, and there is an input
+            and an output.
+
+    Example:
+        >>> import jlora
+        >>> jlora.Axes(inputs=(1,), outputs=(2, 3), stack=(0,))  # (layer, in, head, out)
+        Axes(inputs=(1,), outputs=(2, 3), stack=(0,))
     """
 
     inputs: tuple[int, ...] = (0,)  # contracted with the activations
@@ -45,7 +54,15 @@ Dims = tuple[int, ...]  # for each axis of an array: the weight's dimension, or 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """An array that covers some dimensions of a weight, and the rank; a scaling may do neither."""
+    """An array that covers some dimensions of a weight, and the rank; a scaling may do neither.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jlora.extend import RANK, Factor
+        >>> a = Factor(jnp.ones((7, 2)), (0, RANK))  # the A of a weight (7, 5), of rank 2
+        >>> len(a.dims) == a.array.ndim
+        True
+    """
 
     array: jax.Array
     dims: Dims = dataclasses.field(metadata={"static": True})
@@ -58,6 +75,16 @@ class Product:
 
     The scaling stays beside its factors until they are used: scaled in advance, a second B would
     lie there for as long as the first.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jlora.extend import RANK, Factor, Product
+        >>> a, b = Factor(jnp.ones((7, 2)), (0, RANK)), Factor(jnp.ones((2, 5)), (RANK, 1))
+        >>> product = Product(a, b, scaling=Factor(jnp.float32(0.5), ()))
+        >>> product.delta(2).shape  # 2: the weight's dimensions
+        (7, 5)
+        >>> float(product.delta(2)[0, 0])
+        1.0
     """
 
     a: Factor
@@ -91,7 +118,16 @@ class Product:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Factored:
-    """``gain * (W + the sum of the products)``: what stands for a weight W without being formed."""
+    """``gain * (W + the sum of the products)``: what stands for a weight W without being formed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jlora.extend import RANK, Factor, Factored, Product
+        >>> a, b = Factor(jnp.ones((7, 2)), (0, RANK)), Factor(jnp.ones((2, 5)), (RANK, 1))
+        >>> merged = Factored((Product(a, b),)).merged(jnp.ones((7, 5)))
+        >>> merged.shape, float(merged[0, 0])  # 1 + 2
+        ((7, 5), 3.0)
+    """
 
     products: tuple[Product, ...]
     gain: Factor | None = None  # what each entry along some dimensions is multiplied by; None: 1
@@ -110,6 +146,16 @@ class Elementwise:
     For methods whose delta has no low rank. The array is made where a product needs it, of the part
     of W that is there (one layer of a stack), and again for the gradient; lookups choose rows of W,
     A and B first.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jlora.extend import RANK, Elementwise, Factor, Product
+        >>> def times(w, delta):
+        ...     return w * (1 + delta)
+        >>> a, b = Factor(jnp.ones((7, 2)), (0, RANK)), Factor(jnp.ones((2, 5)), (RANK, 1))
+        >>> merged = Elementwise((Product(a, b),), times).merged(jnp.full((7, 5), 2.0))
+        >>> merged.shape, float(merged[0, 0])  # 2 * (1 + 2)
+        ((7, 5), 6.0)
     """
 
     products: tuple[Product, ...]
@@ -201,6 +247,17 @@ def along(factor: Factor, dims: Sequence[int | None]) -> jax.Array:
     """The factor's array over ``dims`` in their order, of size 1 where it has no such dimension.
 
     None stands for a dimension that no factor has; of its own the factor may have others of size 1.
+
+    Args:
+        factor: over dimensions of a weight.
+        dims: what the axes of the result are to be.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jlora.extend import Factor, along
+        >>> gain = Factor(jnp.ones(5), (1,))  # one number for each output of a weight (in, out)
+        >>> along(gain, (None, 0, 1)).shape  # to meet an array (batch, in, out)
+        (1, 1, 5)
     """
     gone = tuple(axis for axis, dim in enumerate(factor.dims) if dim not in dims)
     array = jnp.squeeze(factor.array, gone)

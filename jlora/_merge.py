@@ -20,8 +20,25 @@ def merge(frozen: Any, lora: Mapping[str, Node]) -> Any:
     place. The sum is formed in float32 (or wider, if the weight is) and cast once to the weight's
     dtype. With a bfloat16 weight the result carries bfloat16's rounding: three digits.
 
+    Args:
+        frozen: from `split`.
+        lora: from `split`, trained.
+
+    Returns:
+        a tree of the structure of ``frozen``.
+
     Raises:
         ValueError: when ``lora`` names a leaf that ``frozen`` has not, or one of another shape.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> params = jlora.merge(frozen, lora)
+        >>> params["kernel"].shape, bool((params["kernel"] == 1).all())  # nothing has trained yet
+        ((7, 5), True)
     """
     leaves, structure = check(frozen, lora)
     shared = shared_of(lora)
@@ -37,9 +54,26 @@ def unmerge(params: Any, lora: Mapping[str, Node]) -> Any:
     For merged parameters whose base is gone. It is exact only to the rounding of the weight's
     dtype; if the frozen tree was kept, use that.
 
+    Args:
+        params: from `merge`.
+        lora: the adapter that was merged.
+
+    Returns:
+        a tree of the structure of ``params``.
+
     Raises:
         ValueError: as `merge`, and where the merged weight does not hold the frozen one any more
             (DoRA, leaves that trained whole): each such leaf is named.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> back = jlora.unmerge(jlora.merge(frozen, lora), lora)
+        >>> bool(jnp.allclose(back["kernel"], frozen["kernel"]))
+        True
     """
     leaves, structure = check(params, lora)
     shared, new, problems = shared_of(lora), [], []

@@ -17,6 +17,22 @@ class Method(Node):
 
     The configuration's ``options`` are this class's own: their names and defaults stand in
     ``options`` here, and what they may be is checked by `problems`.
+
+    Example:
+        >>> import dataclasses
+        >>> import jlora
+        >>> @jlora.extend.register("lora_fa")  # A stays as it starts
+        ... @dataclasses.dataclass(frozen=True)
+        ... class LoraFa(jlora.LoraWeight):
+        ...     trainable = ("b",)
+        ...     @classmethod
+        ...     def start(cls, leaf):
+        ...         node, frozen = super().start(leaf)
+        ...         return cls(**vars(node)), frozen
+        >>> issubclass(LoraFa, jlora.extend.Method)
+        True
+        >>> jlora.LoraConfig(targets="kernel", method=LoraFa).method
+        'lora_fa'
     """
 
     targeted: ClassVar[bool] = True
@@ -51,5 +67,8 @@ class Method(Node):
         """The node of a leaf at its start, and the weight that stays frozen if it is another.
 
         With the two the adapted function is the base function.
+
+        Raises:
+            NotImplementedError: unless a class has one of its own.
         """
         raise NotImplementedError

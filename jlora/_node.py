@@ -23,6 +23,16 @@ class Node(abc.ABC):
 
     A method is one file with one such class. `jlora.lift`, `jlora.merge`, the optimizer, shardings
     and files know nothing of it beyond what stands here: what a caller must know, the node says.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> node = lora["kernel"]
+        >>> isinstance(node, jlora.Node), node.kind, node.shape, node.rank, node.trainable
+        (True, 'lora', (7, 5), 2, ('a', 'b'))
     """
 
     kind: ClassVar[str]  # the name that it is registered under, and known by in files

@@ -21,16 +21,50 @@ def labels(tree: Any, *, freeze: str | Sequence[str] = ()) -> Any:
     """The same tree with ``"train"`` at every leaf that trains and ``"freeze"`` at every other.
 
     What trains are A and B, magnitudes, and what `LoraConfig` lets train whole. For
-    `optax.partition` by hand. ``tree`` is the lora dict or any tree that holds one beside frozen
-    leaves, as ``{"frozen": ..., "lora": ...}``. ``freeze`` names fields of nodes that shall stay,
-    as ``"a"``.
+    `optax.partition` by hand.
+
+    Args:
+        tree: the lora dict, or any tree that holds one beside frozen leaves, as
+            ``{"frozen": ..., "lora": ...}``.
+        freeze: fields of nodes that shall stay, as ``"a"``.
+
+    Returns:
+        a tree of the same structure.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> told = jlora.labels({"frozen": frozen, "lora": lora})
+        >>> told["frozen"]["kernel"], told["lora"]["kernel"].a, told["lora"]["kernel"].scaling
+        ('freeze', 'train', 'freeze')
     """
     held = {freeze} if isinstance(freeze, str) else set(freeze)
     return _by_field(tree, lambda node, name: TRAIN if name in _trained(node, held) else FREEZE)
 
 
 def mask(tree: Any, *, freeze: str | Sequence[str] = ()) -> Any:
-    """The same tree with True at every leaf that trains and False at every other; see `labels`."""
+    """The same tree with True at every leaf that trains and False at every other.
+
+    Args:
+        tree: as for `labels`.
+        freeze: fields of nodes that shall stay, as ``"a"``.
+
+    Returns:
+        a tree of the same structure.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> trains = jlora.mask(lora)["kernel"]
+        >>> trains.a, trains.b, trains.scaling
+        (True, True, False)
+    """
     return jax.tree.map(lambda label: label == TRAIN, labels(tree, freeze=freeze))
 
 
@@ -39,6 +73,22 @@ def decay_mask(tree: Any) -> Any:
 
     Not to magnitudes, biases, scales and rows of tokens: a decayed magnitude would shrink the
     weight itself. For ``optax.adamw(..., mask=jlora.decay_mask)``.
+
+    Args:
+        tree: as for `labels`.
+
+    Returns:
+        a tree of the same structure.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2, method="dora")
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> decays = jlora.decay_mask(lora)["kernel"]
+        >>> decays.a, decays.b, decays.magnitude
+        (True, True, False)
     """
     return _by_field(tree, lambda node, name: node is not None and name in node.decayed)
 
@@ -59,11 +109,22 @@ def optimizer(
             arXiv 2308.03303): B alone trains, and under jit no gradient of A is computed and no
             input of A is kept for it.
 
+    Returns:
+        the transformation for the lora dict, or for any tree that holds one beside frozen leaves.
+
     Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
         >>> tx = jlora.optimizer(optax.adamw(1e-4, mask=jlora.decay_mask))
-        >>> state = tx.init(lora)
+        >>> grads, state = jax.tree.map(jnp.ones_like, lora), tx.init(lora)
         >>> updates, state = tx.update(grads, state, lora)
         >>> lora = optax.apply_updates(lora, updates)
+        >>> bool(updates["kernel"].a.any()), bool(updates["kernel"].scaling.any())
+        (True, False)
     """
     parted = optax.partition(
         {TRAIN: tx, FREEZE: optax.set_to_zero()},
@@ -105,9 +166,26 @@ def muon_dimensions(tree: Any) -> Any:
     layers too. Here A is (inputs -> rank), B (rank -> outputs), each for every entry of the stack;
     every other leaf is None: Adam's.
 
+    Args:
+        tree: the lora dict, or any tree that holds one.
+
+    Returns:
+        a tree of the same structure, of `optax.contrib.MuonDimensionNumbers` and None.
+
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+
     Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax.contrib
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
         >>> tx = optax.contrib.muon(1e-2, muon_weight_dimension_numbers=jlora.muon_dimensions)
         >>> state = jlora.optimizer(tx).init(lora)
+        >>> numbers = jlora.muon_dimensions(lora)["kernel"]
+        >>> numbers.a.reduction_axis, numbers.a.output_axis, numbers.scaling
+        ((0,), (1,), None)
     """
 
     def of_node(node: Any) -> Any:
@@ -145,10 +223,28 @@ def lora_plus(ratio: float) -> optax.GradientTransformation:
     the learning rate ``ratio * rate`` for B, under any schedule; decoupled weight decay scales with
     the rate, as it does there.
 
+    Args:
+        ratio: how many times as fast.
+
+    Returns:
+        the last part of a chain.
+
     Raises:
         ValueError: unless the ratio is above 0.
 
     Source: Hayou et al. 2024, "LoRA+", arXiv 2402.12354, section 4; it recommends 16.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> tx = jlora.optimizer(optax.chain(optax.sgd(1.0), jlora.lora_plus(16)))
+        >>> updates, _ = tx.update(jax.tree.map(jnp.ones_like, lora), tx.init(lora), lora)
+        >>> float(updates["kernel"].a[0, 0]), float(updates["kernel"].b[0, 0])
+        (-1.0, -16.0)
     """
     if isinstance(ratio, (int, float)) and not ratio > 0:
         raise ValueError(f"the ratio of LoRA+ is {ratio!r}: expected a number above 0")

@@ -43,7 +43,17 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """Tensors of another type of adapter, for each module."""
+    """Tensors of another type of adapter, for each module.
+
+    What `Node.peft_form` of a method with a `PeftFormat` gives.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jlora import extend
+        >>> form = extend.Own({"vera_lambda_d": jnp.ones((3, 2))})  # three layers, rank 2
+        >>> list(form.tensors)
+        ['vera_lambda_d']
+    """
 
     tensors: Mapping[str, Any]  # from the tensor's last name to (*stack, ...), in torch's order
 

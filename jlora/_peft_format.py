@@ -15,6 +15,24 @@ class PeftFormat(abc.ABC):
 
     `jlora.peft` finds the modules, slices stacks into layers and writes and checks the files; this
     says what stands in them. Names of tensors are the last part of PEFT's, after the module's.
+
+    Example:
+        >>> import jlora
+        >>> class Plain(jlora.extend.PeftFormat):  # LoRA's, without its settings but the rank
+        ...     peft_type = "LORA"
+        ...     defaults = {"r": 8}
+        ...     def settings(self, config, shared):
+        ...         return {"r": config.rank}
+        ...     def config(self, settings):
+        ...         return {"rank": settings["r"]}
+        ...     def tensors(self, leaf):
+        ...         rank, shape = leaf.rank, (*leaf.inputs, *leaf.outputs)
+        ...         return {"lora_A": (rank, shape[0]), "lora_B": (shape[1], rank)}
+        ...     def node(self, leaf, tensors):
+        ...         a, b = tensors["lora_A"].mT, tensors["lora_B"].mT
+        ...         return jlora.LoraWeight(a, b, leaf.scaling, leaf.axes)
+        >>> Plain().config({"r": 4})
+        {'rank': 4}
     """
 
     peft_type: str  # what ``peft_type`` says in ``adapter_config.json``

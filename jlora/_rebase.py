@@ -31,6 +31,21 @@ def rebase(
 
     Raises:
         ValueError: when the two adapters are not of the same leaves and ranks.
+
+    Example:
+        >>> import dataclasses
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> params = {"kernel": jax.random.normal(jax.random.key(0), (7, 5))}
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2, init="pissa")
+        >>> frozen, start = jlora.split(params, config, jax.random.key(1))
+        >>> trained = dataclasses.replace(start["kernel"], b=start["kernel"].b + 1)
+        >>> lora = {"kernel": trained}
+        >>> of_params, config = jlora.rebase(lora, start, config)
+        >>> merged, same = jlora.merge(frozen, lora), jlora.merge(params, of_params)
+        >>> config.rank, bool(jnp.allclose(merged["kernel"], same["kernel"], atol=1e-5))
+        (4, True)
     """
     problems = [path for path in {**lora, **start} if not _alike(lora.get(path), start.get(path))]
     if problems:

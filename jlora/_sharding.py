@@ -27,11 +27,24 @@ def shardings(tree: Any, lora: Mapping[str, Node], *, mesh: Any = None) -> dict[
         lora: the adapter (shapes are enough).
         mesh: the mesh that PartitionSpecs speak of; without it the one of `jax.set_mesh`.
 
+    Returns:
+        a tree of the structure of ``lora``.
+
     Raises:
         ValueError: when an adapted leaf is not there or does not say how it lies on a mesh.
 
     Example:
-        >>> lora = jax.device_put(lora, jlora.shardings(frozen, lora))
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((8, 4))}, config, jax.random.key(0))
+        >>> mesh = jax.make_mesh((1,), ("model",), devices=jax.devices()[:1])
+        >>> layout = {"kernel": jax.sharding.PartitionSpec(None, "model")}
+        >>> its_layout = jlora.shardings(layout, lora, mesh=mesh)
+        >>> tuple(its_layout["kernel"].b.spec)
+        (None, 'model')
+        >>> lora = jax.device_put(lora, its_layout)
     """
     leaves, _ = _paths.flatten(tree)
     placed, problems, its_mesh = {}, [], None

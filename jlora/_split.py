@@ -49,6 +49,9 @@ def split(
             leaf is named.
 
     Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
         >>> config = jlora.LoraConfig(targets="kernel", rank=2)
         >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
         >>> lora["kernel"].a.shape, lora["kernel"].b.shape

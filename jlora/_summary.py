@@ -18,7 +18,18 @@ from jlora._node import Node
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Counts of an adapted tree. Sizes count parameters; bytes are those of their dtypes."""
+    """Counts of an adapted tree. Sizes count parameters; bytes are those of their dtypes.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> told = jlora.summary(frozen, lora)
+        >>> told.trainable, told.frozen, told.leaves, told.rank  # 7 * 2 + 2 * 5, 7 * 5
+        (24, 35, 1, (2, 2))
+    """
 
     trainable: int  # parameters in what trains: A and B
     frozen: int  # parameters of the base
@@ -56,8 +67,17 @@ def summary(frozen: Any, lora: Mapping[str, Node], axes: Any = None) -> Summary:
         lora: from `split`.
         axes: from `trace_axes`: tells what ``targets="all-linear"`` left out, and why.
 
+    Returns:
+        the counts; print them for a line of text.
+
     Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
         >>> print(jlora.summary(frozen, lora))
+        trainable 24 of 59 parameters (40.678 %) in 1 adapted leaves of rank 2; ...
     """
     trains = _optim.mask(lora)
     trained = [

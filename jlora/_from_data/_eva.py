@@ -54,11 +54,26 @@ def eva(
         config: that says so, for `jlora.checkpoint.save`.
 
     Raises:
-        ValueError: when nothing of an adapted leaf's inputs is seen, there is no batch, or rho is
-            below 1.
+        ValueError: when nothing of an adapted leaf's inputs is seen, there is no batch, rho is
+            below 1, or no node of ``lora`` has an A and a B.
 
     Source: Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance
     Adaptation", arXiv 2410.07170, algorithm 1.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> def model(params, x):
+        ...     return x @ params["kernel"]
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> batches = [jax.random.normal(jax.random.key(1), (9, 7))]
+        >>> started = jlora.eva(model, frozen, lora, batches, config, jax.random.key(2), rho=1)
+        >>> frozen, lora, config = started
+        >>> a = lora["kernel"].a  # its columns are orthonormal
+        >>> a.shape, bool(jnp.allclose(a.T @ a, jnp.eye(2), atol=1e-5))
+        ((7, 2), True)
     """
     if not rho >= 1:
         raise ValueError(f"rho is {rho}: expected a number of at least 1")

@@ -53,9 +53,25 @@ def lora_ga(
         config: with ``init="lora_ga"``, by which `jlora.peft.save` knows of the former.
 
     Raises:
-        ValueError: when there is no batch, or a leaf's gradient is zero.
+        ValueError: when there is no batch, a leaf's gradient is zero, its matrix is narrower than
+            twice the rank, or no node of ``lora`` has an A and a B.
 
     Source: Wang et al. 2024, "LoRA-GA", arXiv 2407.05000, algorithm 1.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> def loss(params, x):
+        ...     return jnp.square(x @ params["kernel"] - 1).mean()
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> batches = [jax.random.normal(jax.random.key(1), (9, 7))]
+        >>> started = jlora.lora_ga(loss, frozen, lora, batches, config, jax.random.key(2))
+        >>> frozen, lora, config = started
+        >>> merged = jlora.merge(frozen, lora)  # the adapted function is the base function
+        >>> config.init, bool(jnp.allclose(merged["kernel"], 1, atol=1e-5))
+        ('lora_ga', True)
     """
     nodes = _subspace.adapted(frozen, lora, "LoRA-GA")
     gradient = jax.jit(jax.grad(lambda lora, batch: lift(loss)(frozen, lora, batch)))

@@ -20,7 +20,20 @@ from jlora._lowrank import Factor, along, squared_sums
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """One meeting of an adapted leaf with an operation that computes with it."""
+    """One meeting of an adapted leaf with an operation that computes with it.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> def model(params, x):
+        ...     return x @ params["kernel"]
+        >>> [use] = jlora.explain(model, frozen, lora, jnp.ones((3, 7))).uses
+        >>> use.path, use.operation, use.factored, use.base_flops  # 2 * 3 * 7 * 5
+        ('kernel', 'dot_general', True, 210)
+    """
 
     path: str
     operation: str  # the primitive's name

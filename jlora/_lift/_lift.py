@@ -23,7 +23,23 @@ from jlora._node import Node, Shared
 
 
 class MaterialisedWarning(UserWarning):
-    """An operation got the merged weight ``W + scaling * A B`` because jlora has no rule for it."""
+    """An operation got the merged weight ``W + scaling * A B`` because jlora has no rule for it.
+
+    The result is right. Where it is meant, silence the warning:
+
+    Example:
+        >>> import warnings
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> apply = jlora.lift(lambda params, x: x @ jnp.sin(params["kernel"]))
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", jlora.MaterialisedWarning)
+        ...     print(apply(frozen, lora, jnp.ones((3, 7))).shape)
+        (3, 5)
+    """
 
 
 def lift(fn: Callable[..., Any], *, argnums: int = 0, strict: bool = False) -> Callable[..., Any]:
@@ -51,13 +67,22 @@ def lift(fn: Callable[..., Any], *, argnums: int = 0, strict: bool = False) -> C
             one counts from the end.
         strict: raise instead of forming a merged weight.
 
+    Returns:
+        ``lifted(frozen, lora, *args, dropout_key=None, **kwargs)``, which gives what ``fn`` gives.
+
     Raises:
-        ValueError: at the call, when ``lora`` does not fit ``frozen``; with ``strict``, when an
-            operation would get a merged weight.
+        ValueError: when ``argnums`` is no whole number; at the call, when ``lora`` does not fit
+            ``frozen``; with ``strict``, when an operation would get a merged weight.
 
     Example:
-        >>> apply = jax.jit(jlora.lift(model.apply))
-        >>> logits = apply(frozen, lora, tokens)
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> apply = jax.jit(jlora.lift(lambda params, x: x @ params["kernel"]))
+        >>> apply(frozen, lora, jnp.ones((3, 7))).shape
+        (3, 5)
     """
     if not isinstance(argnums, int):
         raise ValueError(f"argnums is {argnums!r}: expected one position, that of the parameters")

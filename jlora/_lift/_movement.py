@@ -20,6 +20,12 @@ class Movement:
         spread: whether the result repeats the operand, as a bias is repeated over a batch.
         placed: whether its arrays go to other devices, or to a mesh whose axes have other types.
         same: pairs of an operand's dimension and the result's that it is, beside those of size 1.
+
+    Example:
+        >>> from jlora import extend
+        >>> transposed = extend.Movement(((1,), (0,)))
+        >>> transposed.new  # where each dimension went
+        {1: 0, 0: 1}
     """
 
     sources: tuple[tuple[int, ...], ...]
@@ -39,12 +45,39 @@ class Movement:
 
 
 def unmoved(ndim: int, **what: Any) -> Movement:
-    """Every dimension stays where it is."""
+    """Every dimension stays where it is.
+
+    Args:
+        ndim: the operand's number of dimensions.
+        **what: fields of `Movement` beside ``sources``.
+
+    Returns:
+        the movement.
+
+    Example:
+        >>> from jlora import extend
+        >>> extend.unmoved(2).sources
+        ((0,), (1,))
+    """
     return Movement(tuple((dim,) for dim in range(ndim)), **what)
 
 
 def without(gone: set[int] | frozenset[int], ndim: int, **what: Any) -> Movement:
-    """Some dimensions are no longer there."""
+    """Some dimensions are no longer there.
+
+    Args:
+        gone: the operand's dimensions that the result has not.
+        ndim: the operand's number of dimensions.
+        **what: fields of `Movement` beside ``sources``, as ``summed``.
+
+    Returns:
+        the movement.
+
+    Example:
+        >>> from jlora import extend
+        >>> extend.without({0}, 3, summed=frozenset({0})).sources
+        ((1,), (2,))
+    """
     return Movement(tuple((dim,) for dim in range(ndim) if dim not in gone), **what)
 
 

@@ -25,6 +25,16 @@ class TracedAxes(dict[str, Axes]):
         linear: the paths of the weights that ``targets="all-linear"`` means.
         left_out: from the path of every other weight with axes to why ``"all-linear"`` leaves it
             out: rows are looked up in it, it is an output head, or `lift` would merge it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> def model(params, tokens):
+        ...     return jnp.tanh(params["embed"][tokens] @ params["mlp"]) @ params["head"]
+        >>> params = {"embed": jnp.ones((9, 4)), "mlp": jnp.ones((4, 4)), "head": jnp.ones((4, 9))}
+        >>> axes = jlora.trace_axes(model, params, jnp.arange(3))
+        >>> sorted(axes.linear), sorted(axes.left_out)
+        (['mlp'], ['embed', 'head'])
     """
 
     unclear: dict[str, str]
@@ -55,9 +65,21 @@ def trace_axes(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: A
         A dict from the leaf's path to its `Axes`, to be passed to `split`; leaves that no product
         uses (biases, scales) are not in it, and ``.unclear`` explains the doubtful ones.
 
+    Raises:
+        ValueError: when ``argnums`` is the place of no positional argument.
+
     Example:
-        >>> axes = jlora.trace_axes(model.apply, params, tokens)
-        >>> frozen, lora = jlora.split(params, config, key, axes=axes)
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> params = {"heads": jnp.ones((7, 2, 3))}
+        >>> def model(params, x):
+        ...     return jnp.einsum("bi,iho->bho", x, params["heads"])
+        >>> axes = jlora.trace_axes(model, params, jnp.ones((4, 7)))
+        >>> axes["heads"]
+        Axes(inputs=(0,), outputs=(1, 2), stack=())
+        >>> config = jlora.LoraConfig(targets="heads", rank=2)
+        >>> frozen, lora = jlora.split(params, config, jax.random.key(0), axes=axes)
     """
     at = argnums + len(args) if argnums < 0 else argnums
     if not 0 <= at < len(args):

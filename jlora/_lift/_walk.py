@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from jlora._lift import _jax
 from jlora._lift._movement import Movement
@@ -40,26 +40,41 @@ class Rule:
 
 RULES: dict[str, Rule] = {}
 
+Apply = TypeVar("Apply", bound=Callable[..., list[Any]])
+
 # What only says how arrays lie on a mesh: a filter draws the same with and without it.
 LAYOUTS = frozenset(["reshard", "mesh_cast", "sharding_constraint", "pvary", "pcast"])
 
 PRODUCTS = ("dot_general", "ragged_dot_general", "conv_general_dilated")  # what uses up a weight
 
 
-def rule(*names: str, reads: Sequence[str] = (), carries: Sequence[str] = ()):
+def rule(
+    *names: str, reads: Sequence[str] = (), carries: Sequence[str] = ()
+) -> Callable[[Apply], Apply]:
     """Registers ``apply(walk, equation, *operands) -> results`` for the named primitives.
 
     Operands are arrays, and a `Weight` at one place at least; results are arrays, or weights that
     are still not formed. A rule raises `Decline` where an equation needs the merged weight.
 
     Args:
-        names: primitives, by the names of all supported releases.
+        *names: primitives, by the names of all supported releases.
         reads: parameters that the rule uses.
         carries: parameters that may be there and that the rule passes on or may leave aside. With
             any other parameter, which a later JAX has, the rule is not used.
+
+    Returns:
+        what registers a function, and gives it back.
+
+    Example:
+        >>> from jlora import extend
+        >>> @extend.rule("copy_twice")  # a primitive that moves nothing
+        ... def copy_twice(walk, eqn, value):
+        ...     return [walk.move(eqn, value, extend.unmoved(value.ndim), lambda factor: factor)]
+        >>> "copy_twice" in extend.primitives()
+        True
     """
 
-    def register(apply):
+    def register(apply: Apply) -> Apply:
         for name in names:
             RULES[name] = Rule(apply, frozenset(reads), frozenset(carries))
         return apply
@@ -68,12 +83,28 @@ def rule(*names: str, reads: Sequence[str] = (), carries: Sequence[str] = ()):
 
 
 def primitives() -> tuple[str, ...]:
-    """The names of all primitives that have a rule."""
+    """The names of all primitives that have a rule.
+
+    Example:
+        >>> from jlora import extend
+        >>> "dot_general" in extend.primitives(), "sort" in extend.primitives()
+        (True, False)
+    """
     return tuple(sorted(RULES))
 
 
 class Walk:
-    """Runs jaxprs on operands of which some are weights."""
+    """Runs jaxprs on operands of which some are weights.
+
+    What a rule is called with: by `move` it makes a weight of a weight, by `merge` a plain array
+    that reports say of why it was formed, by `bind` it runs its equation on other operands.
+
+    Example:
+        >>> from jlora import extend
+        >>> @extend.rule("my_norm")
+        ... def my_norm(walk, eqn, value):
+        ...     return walk.bind(eqn, [walk.merge(value, eqn, "its norm is of all of it")])
+    """
 
     def __init__(self, run: Any):
         self.run = run  # a `Compute` or a `Look`

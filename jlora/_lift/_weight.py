@@ -25,7 +25,14 @@ from jlora._lowrank import (
 
 
 class Decline(Exception):  # noqa: N818 - a verdict, not an error
-    """Raised by a rule: this equation needs the merged weight, and the message says why."""
+    """Raised by a rule: this equation needs the merged weight, and the message says why.
+
+    Example:
+        >>> from jlora import extend
+        >>> @extend.rule("my_sort")
+        ... def my_sort(walk, eqn, value):
+        ...     raise extend.Decline("the order depends on the values")
+    """
 
 
 class Origin(str):
@@ -48,7 +55,15 @@ Window = tuple[int, int, int]  # (dimension, start, size)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Term(Product):
-    """One product, added to the whole of a weight or to a window of it."""
+    """One product, added to the whole of a weight or to a window of it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jlora.extend import RANK, Factor, Term
+        >>> term = Term(Factor(jnp.ones((7, 2)), (0, RANK)), Factor(jnp.ones((2, 5)), (RANK, 1)))
+        >>> term.rank, term.covers(0)  # A has the inputs, B has not
+        (2, (True, False))
+    """
 
     origins: tuple[Origin, ...] = dataclasses.field(default=(), metadata={"static": True})
     # where the term covers a part: after weights were put side by side
@@ -151,6 +166,14 @@ class Weight:
     and the factors through what is left of it on the dimensions that they cover. The factors keep
     their own dtype until they meet an operation. Without terms it is a frozen leaf that is no
     array, or a leaf that is only looked at.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jlora.extend import RANK, Factor, Term, Weight
+        >>> term = Term(Factor(jnp.ones((7, 2)), (0, RANK)), Factor(jnp.ones((2, 5)), (RANK, 1)))
+        >>> weight = Weight(jnp.ones((7, 5)), (term,))
+        >>> weight.shape, float(weight.merged()[0, 0])  # 1 + 2
+        ((7, 5), 3.0)
     """
 
     w: Any  # before the cast: a jax.Array, or a `Base`

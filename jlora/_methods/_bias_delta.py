@@ -20,6 +20,16 @@ class BiasDelta(Node):
     """What is added to the bias beside an adapted weight, scaled as that weight's A B.
 
     The bias of the paper's B, which the layer's own bias takes in: PEFT's ``lora_bias``.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> params = {"kernel": jnp.ones((7, 5)), "bias": jnp.ones(5)}
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2, bias="lora")
+        >>> frozen, lora = jlora.split(params, config, jax.random.key(0))
+        >>> type(lora["bias"]).__name__, lora["bias"].delta.shape
+        ('BiasDelta', (5,))
     """
 
     delta: jax.Array  # in the bias's shape, float32 or wider; zero at the start

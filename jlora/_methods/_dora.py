@@ -23,6 +23,17 @@ class DoraWeight(LoraWeight):
 
     The norm of W + scaling A B over the inputs is a constant to the gradient (section 4.3 of the
     paper).
+
+    Source: Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353, eq. 5.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2, method="dora")
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> lora["kernel"].magnitude.shape
+        (5,)
     """
 
     magnitude: jax.Array = dataclasses.field(kw_only=True)  # (*stack, *out), float32

@@ -23,10 +23,22 @@ from jlora._registry import register
 @register("lora")
 @dataclasses.dataclass(frozen=True)
 class LoraWeight(Method):
-    """The trainable low-rank delta of one weight: ``scaling * A B`` (Hu et al. 2021, eq. 3).
+    """The trainable low-rank delta of one weight: ``scaling * A B``.
 
     With W of shape ``(*stack, *in, *out)`` up to a permutation that ``axes`` records.
     This A is the paper's A transposed, and this B its B transposed.
+
+    Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
+    arXiv 2106.09685, eq. 3.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2, alpha=4)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> lora["kernel"].a.shape, lora["kernel"].b.shape, float(lora["kernel"].scaling)
+        ((7, 2), (2, 5), 2.0)
     """
 
     a: jax.Array  # (*stack, *in, rank)

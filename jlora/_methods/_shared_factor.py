@@ -16,7 +16,18 @@ from jlora._registry import register
 @register("shared")
 @dataclasses.dataclass(frozen=True)
 class SharedFactor(Node):
-    """A factor of several leaves, as large as the largest of them needs."""
+    """A factor of several leaves, as large as the largest of them needs.
+
+    A `Method` makes it in `Method.shared`; `Node.adapt` then finds it by its name.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jlora import extend
+        >>> extend.SharedFactor(jnp.ones((7, 2))).trainable
+        ()
+        >>> extend.SharedFactor(jnp.ones((7, 2)), trains=True).trainable
+        ('value',)
+    """
 
     value: jax.Array
     trains: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -35,6 +46,11 @@ class SharedFactor(Node):
         return {"value": (RANK,) * jnp.ndim(self.value)}
 
     def adapt(self, weight: Any, shared: Shared) -> jax.Array:
+        """Nothing.
+
+        Raises:
+            ValueError: always: no leaf has it for its node.
+        """
         raise ValueError("a shared factor stands for no weight")
 
     def unmerged(self, weight: jax.Array, shared: Shared) -> jax.Array:

@@ -17,7 +17,20 @@ from jlora._registry import register
 @register("rows")
 @dataclasses.dataclass(frozen=True)
 class TokenRows(Node):
-    """What is added to the rows of some tokens: of low rank, with A one column for each token."""
+    """What is added to the rows of some tokens: of low rank, with A one column for each token.
+
+    PEFT's ``trainable_token_indices``.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> params = {"embed": jnp.ones((9, 4)), "head": jnp.ones((4, 9))}
+        >>> config = jlora.LoraConfig(targets="head", rank=2, tokens={"embed": (5, 8)})
+        >>> frozen, lora = jlora.split(params, config, jax.random.key(0))
+        >>> lora["embed"].tokens, lora["embed"].delta.shape
+        ((5, 8), (2, 4))
+    """
 
     delta: jax.Array  # (tokens, *the table's other dimensions), float32; zero at the start
     tokens: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # which rows

@@ -17,7 +17,18 @@ from jlora._registry import register
 @register("whole")
 @dataclasses.dataclass(frozen=True)
 class WholeWeight(Node):
-    """A leaf that trains as it is, and takes the frozen one's place."""
+    """A leaf that trains as it is, and takes the frozen one's place.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> params = {"kernel": jnp.ones((7, 5)), "norm": jnp.ones(7)}
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2, train="norm")
+        >>> frozen, lora = jlora.split(params, config, jax.random.key(0))
+        >>> type(lora["norm"]).__name__, lora["norm"].value.shape
+        ('WholeWeight', (7,))
+    """
 
     value: jax.Array  # in the leaf's shape, float32 or wider
 

@@ -59,10 +59,25 @@ def save(
         config: the configuration it was split with.
         base: the frozen tree. `restore` then refuses to put the adapter on another.
         metadata: anything JSON can hold, for `describe` to give back.
+        overwrite: replaces an adapter in the folder, or saves beside other files.
 
     Raises:
-        ValueError: when the folder holds something, or the adapter fits neither its configuration
-            nor its base.
+        ValueError: when the folder holds something, or the adapter does not fit its configuration
+            or its base, or the metadata is nothing that JSON can hold.
+        OSError: when the files can't be written; what was there stays.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jlora.checkpoint.save(folder, lora, config, base=frozen)
+        ...     again, config = jlora.checkpoint.restore(folder, base=frozen)
+        >>> bool((again["kernel"].a == lora["kernel"].a).all())
+        True
     """
     directory = Path(directory)
     if not lora:
@@ -109,9 +124,26 @@ def restore(
             the structure of the adapter. Unless given, beside a base that lies on a mesh as
             `jlora.shardings` says, and else on the first device.
 
+    Returns:
+        lora: as it was saved.
+        config: the configuration that it was split with.
+
     Raises:
         ValueError: when there is no adapter, when it is damaged, or when the base is another:
             everything that differs is named.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jlora.checkpoint.save(folder, lora, config, base=frozen)
+        ...     lora, config = jlora.checkpoint.restore(folder, base=frozen)
+        >>> lora["kernel"].a.shape, config.rank
+        ((7, 2), 2)
     """
     directory = Path(directory)
     description = describe(directory)
@@ -151,8 +183,24 @@ def restore(
 def outline(directory: str | Path) -> tuple[Lora, LoraConfig]:
     """The pair that `restore` gives with ShapeDtypeStructs for arrays; no array is read.
 
+    Args:
+        directory: the adapter's folder.
+
     Raises:
         ValueError: when there is no adapter, or its description is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jlora.checkpoint.save(folder, lora, config)
+        ...     shapes, config = jlora.checkpoint.outline(folder)
+        >>> shapes["kernel"].a.shape, config.rank
+        ((7, 2), 2)
     """
     directory = Path(directory)
     description = describe(directory)
@@ -167,8 +215,24 @@ def outline(directory: str | Path) -> tuple[Lora, LoraConfig]:
 def describe(directory: str | Path) -> dict[str, Any]:
     """What ``adapter.json`` says: ``config``, ``leaves``, ``base``, ``metadata``; no array is read.
 
+    Args:
+        directory: the adapter's folder.
+
     Raises:
         ValueError: when the folder holds no adapter that this version of jlora can read.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jlora.checkpoint.save(folder, lora, config, metadata={"steps": 100})
+        ...     told = jlora.checkpoint.describe(folder)
+        >>> told["metadata"], told["config"]["rank"], list(told["leaves"])
+        ({'steps': 100}, 2, ['kernel'])
     """
     directory = Path(directory)
     if not directory.is_dir():

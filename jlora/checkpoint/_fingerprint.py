@@ -22,6 +22,19 @@ def fingerprint(tree: Any) -> Fingerprint:
 
     Cheap on any device: 64 values of each leaf are read. ``values`` is None where there are none to
     read: ShapeDtypeStructs, and arrays that this process does not hold whole.
+
+    Args:
+        tree: any pytree of arrays.
+
+    Raises:
+        ValueError: when two leaves have the same path.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> told = jlora.checkpoint.fingerprint({"kernel": jnp.ones((7, 5))})["kernel"]
+        >>> told["shape"], told["dtype"], len(told["values"])
+        ([7, 5], 'float32', 16)
     """
     leaves, _ = _paths.arrays(tree)
     return {
@@ -35,7 +48,20 @@ def fingerprint(tree: Any) -> Fingerprint:
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """One line for each leaf in which two fingerprints differ, none if they agree."""
+    """One line for each leaf in which two fingerprints differ, none if they agree.
+
+    Args:
+        expected: from `fingerprint`.
+        found: from `fingerprint`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jlora import checkpoint
+        >>> one = checkpoint.fingerprint({"kernel": jnp.ones((7, 5))})
+        >>> other = checkpoint.fingerprint({"kernel": jnp.zeros((7, 5))})
+        >>> checkpoint.differences(one, one), checkpoint.differences(one, other)
+        ([], ['kernel: the shape agrees, the values are others'])
+    """
     lines = []
     for path in expected:
         if path not in found:
@@ -53,7 +79,22 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
 
 
 class Sample:
-    """The values of one leaf that its fingerprint hashes, gathered from parts as they come by."""
+    """The values of one leaf that its fingerprint hashes, gathered from parts as they come by.
+
+    Args:
+        shape: of the leaf.
+        dtype: of the leaf.
+
+    Example:
+        >>> import numpy as np
+        >>> from jlora import checkpoint
+        >>> stack = np.random.default_rng(0).normal(size=(3, 7, 5))
+        >>> sample = checkpoint.Sample(stack.shape, stack.dtype)
+        >>> for layer in range(3):
+        ...     sample.see(stack[layer], (layer,))
+        >>> sample.digest == checkpoint.fingerprint({"kernel": stack})["kernel"]["values"]
+        True
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: Any):
         self._shape = shape

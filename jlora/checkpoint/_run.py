@@ -29,10 +29,18 @@ class Run:
         keep: how many states to keep; older ones are deleted.
 
     Example:
-        >>> run = Run("runs/today")
-        >>> run.begin({"rank": 8})
-        >>> run.save(100, {"lora": lora, "opt_state": opt_state})
-        >>> step, state = run.restore({"lora": lora, "opt_state": opt_state})
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> state = {"a": jnp.ones((7, 2)), "updates": jnp.int32(100)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = jlora.checkpoint.Run(folder)
+        ...     run.begin({"rank": 2})
+        ...     run.save(100, state)
+        ...     step, state = run.restore(state)
+        ...     run.close()
+        >>> step, int(state["updates"])
+        (100, 100)
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2):

@@ -30,10 +30,18 @@ class Batches:
         shapes: at most so many.
         shuffle: False keeps the rows' order within each bucket, for evaluation.
 
+    Raises:
+        ValueError: when there is no example, or no batch can be as small.
+
     Example:
-        >>> batches = Batches(examples, batch_size=16, seed=0)
-        >>> for step in range(start, steps):
-        ...     batch = batches(step)
+        >>> from jlora.data import Batches, Example
+        >>> examples = [Example(tokens=[5, 3, 7, 1], answers=[1, 2])] * 10
+        >>> batches = Batches(examples, batch_size=4, seed=0)
+        >>> batches.per_epoch, batches.shapes
+        (3, [(8, 8)])
+        >>> batch = batches(0)
+        >>> batch["tokens"].shape, batch["weights"].sum().item()  # 4 rows of two answers
+        ((4, 8), 8.0)
     """
 
     def __init__(

@@ -27,7 +27,14 @@ class Tokenizer(Protocol):
 
 
 class Example(NamedTuple):
-    """One conversation as the model reads it."""
+    """One conversation as the model reads it.
+
+    Example:
+        >>> from jlora.data import Example
+        >>> example = Example(tokens=[5, 3, 7, 1], answers=[1, 2])
+        >>> [example.tokens[position + 1] for position in example.answers]  # what is to be said
+        [7, 1]
+    """
 
     tokens: list[int]
     answers: list[int]  # positions whose next token belongs to an answer
@@ -35,7 +42,13 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EncodeReport:
-    """What the length limit did to the rows."""
+    """What the length limit did to the rows.
+
+    Example:
+        >>> from jlora.data import EncodeReport
+        >>> print(EncodeReport(rows=10, cut=2, dropped=1, max_length=256))
+        10 rows, 3 longer than 256 tokens: 2 cut, 1 dropped because nothing of the answer was left
+    """
 
     rows: int
     cut: int  # longer than the limit, and trained on without their end
@@ -59,9 +72,27 @@ def encode(
     Each turn of the assistant is an answer, from its first token to the one that ends the turn.
     Prompts are tokenized apart from answers, as they are when the model generates.
 
+    Args:
+        rows: conversations.
+        tokenizer: the model's, `jlora.models.Model.tokenizer`.
+        max_length: tokens of a prompt and its answers together.
+
     Raises:
         ValueError: when a chat template rewrites earlier turns, so that no prefix of the text is
             the prompt; or when the limit leaves no answer at all.
+
+    Example:
+        >>> import jlora
+        >>> class Bytes:  # stands for `jlora.models.Tokenizer`
+        ...     stop_ids = (10,)  # a turn ends with its line
+        ...     def encode(self, text):
+        ...         return list(text.encode())
+        ...     def render(self, messages, *, add_generation_prompt=False):
+        ...         return "".join(message["content"] + "\\n" for message in messages)
+        >>> row = [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]
+        >>> [example], report = jlora.data.encode([row], Bytes(), max_length=256)
+        >>> bytes(example.tokens), example.answers
+        (b'2+2\\n4\\n', [3, 4])
     """
     examples: list[Example] = []
     cut = dropped = 0
@@ -84,8 +115,26 @@ def answerable(
 ) -> list[Messages]:
     """The rows whose prompt leaves room for an answer within the limit.
 
+    Args:
+        rows: conversations.
+        tokenizer: the model's, `jlora.models.Model.tokenizer`.
+        max_length: tokens of a prompt and its answer together.
+
     Raises:
         ValueError: when there is none.
+
+    Example:
+        >>> import jlora
+        >>> class Bytes:  # stands for `jlora.models.Tokenizer`
+        ...     stop_ids = (10,)  # a turn ends with its line
+        ...     def encode(self, text):
+        ...         return list(text.encode())
+        ...     def render(self, messages, *, add_generation_prompt=False):
+        ...         return "".join(message["content"] + "\\n" for message in messages)
+        >>> row = [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]
+        >>> long = [{"role": "user", "content": "two and two"}, row[-1]]
+        >>> jlora.data.answerable([row, long], Bytes(), max_length=8) == [row]
+        True
     """
     prompts = (tokenizer.render(row[:-1], add_generation_prompt=True) for row in rows)
     lengths = [len(tokenizer.encode(prompt)) for prompt in prompts]

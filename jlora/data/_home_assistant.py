@@ -58,8 +58,22 @@ def home_assistant(
         test: how many to sample from the templates held out.
         seed: another seed holds out other templates and samples other sentences.
 
+    Returns:
+        train: for `encode`.
+        test: held out.
+
     Raises:
-        ValueError: when hassil or home-assistant-intents is not installed.
+        ValueError: when hassil or home-assistant-intents is not installed, or when the grammar has
+            fewer sentences than were asked for.
+
+    Example:
+        >>> import json
+        >>> import jlora
+        >>> train, test = jlora.data.home_assistant(3, 1)
+        >>> len(train), [message["role"] for message in train[0]]
+        (3, ['system', 'user', 'assistant'])
+        >>> sorted(json.loads(train[0][-1]["content"]))
+        ['intent', 'slots']
     """
     grammar = _Grammar()
     seen, held_out = split_templates(grammar.templates, seed)

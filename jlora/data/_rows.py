@@ -28,9 +28,22 @@ def read_rows(path: str | Path) -> list[Messages]:
     A row holds ``messages``, or ``prompt`` and ``completion``, or ``instruction``, ``output`` and
     perhaps ``input``. Other keys are ignored.
 
+    Args:
+        path: of the file, UTF-8.
+
     Raises:
         ValueError: when the file is missing, empty or no text, or when lines can't be used: every
             one is counted, the first few are named.
+
+    Example:
+        >>> import pathlib
+        >>> import tempfile
+        >>> import jlora
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "rows.jsonl")
+        ...     _ = path.write_text('{"prompt": "2 + 2", "completion": "4"}')
+        ...     jlora.data.read_rows(path)
+        [[{'role': 'user', 'content': '2 + 2'}, {'role': 'assistant', 'content': '4'}]]
     """
     path = Path(path)
     try:
@@ -66,8 +79,21 @@ def hold_out(
 ) -> tuple[list[Messages], list[Messages]]:
     """The rows as (train, held out): ``count`` random ones held out, none of them also in train.
 
+    Args:
+        rows: conversations.
+        count: how many to hold out.
+        seed: another seed holds out others.
+
     Raises:
         ValueError: when nothing would be left to train on.
+
+    Example:
+        >>> import jlora
+        >>> answer = {"role": "assistant", "content": "yes"}
+        >>> rows = [[{"role": "user", "content": f"Is {n} a number?"}, answer] for n in range(10)]
+        >>> train, held_out = jlora.data.hold_out(rows, 2, seed=0)
+        >>> len(train), len(held_out)
+        (8, 2)
     """
     rng = random.Random(f"{seed}/hold out")
     chosen = set(sorted(range(len(rows)), key=lambda _: rng.random())[:count])

@@ -46,7 +46,24 @@ from jlora.models._text._tokenizer import Tokenizer as Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A loaded model. Its functions are pure: parameters go in as the first argument."""
+    """A loaded model. Its functions are pure: parameters go in as the first argument.
+
+    `load` gives one; it can also be made of its parts, here without a tokenizer:
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64,
+        ... )
+        >>> init = jax.jit(models.Decoder(config).init)
+        >>> params = init(jax.random.key(0), jnp.ones((1, 1), int))["params"]
+        >>> model = models.Model(params, config, tokenizer=None, name="tiny")
+        >>> model.apply(model.params, jnp.array([[1, 2, 1]])).shape  # (batch, length, vocabulary)
+        (1, 3, 3)
+    """
 
     params: dict[str, Any]
     config: DecoderConfig
@@ -129,8 +146,32 @@ def outline(source: str | Path = DEFAULT) -> Model:
 
     For what needs names and shapes alone: no weight is read.
 
+    Args:
+        source: as for `load`.
+
     Raises:
         ValueError: as `load`.
+
+    Example:
+        >>> import json
+        >>> import pathlib
+        >>> import tempfile
+        >>> import safetensors.numpy
+        >>> import tokenizers
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64,
+        ... )
+        >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "yes": 1}, "?"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     settings = models.to_huggingface(config) | {"eos_token_id": 0}
+        ...     _ = pathlib.Path(folder, "config.json").write_text(json.dumps(settings))
+        ...     words.save(f"{folder}/tokenizer.json")
+        ...     safetensors.numpy.save_file({}, f"{folder}/model.safetensors")
+        ...     model = models.outline(folder)
+        >>> model.params["embed"]["embedding"].shape
+        (3, 8)
     """
     opened = _source.opened(_source.located(source))
     shapes = {
@@ -151,15 +192,45 @@ def load(
         dtype: of the parameters. Norms, softmax and logits are computed in float32 all the same.
         attention: ``"blocks"`` of queries, for every model and device; or what
             `jax.nn.dot_product_attention` has: ``"cudnn"``, the fused kernel of NVIDIA GPUs, or
-            ``"xla"``, all scores at once. Answering with a cache always goes by the first.
+            ``"xla"``, all scores at once. Answering with a cache always goes by the first. (The
+            fused kernel: "FlashAttention", Dao et al. 2022, arXiv 2205.14135.)
+
+    Returns:
+        the model, its parameters on the default device.
 
     Raises:
         ValueError: when there is no such model, or it can't be read, or can't have this attention:
             with what to do.
 
     Example:
-        >>> model = jlora.models.load("smollm2")
-        >>> logits = model.apply(model.params, tokens)
+        Mostly ``model = jlora.models.load("smollm2")`` is all. Here a folder is written first:
+
+        >>> import json
+        >>> import pathlib
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> import safetensors.numpy
+        >>> import tokenizers
+        >>> from jlora import models
+        >>> settings = {
+        ...     "model_type": "llama", "vocab_size": 3, "hidden_size": 8, "intermediate_size": 8,
+        ...     "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
+        ...     "rms_norm_eps": 1e-5, "hidden_act": "silu", "eos_token_id": 0,
+        ... }
+        >>> config, tensors = models.from_huggingface(settings, "config.json"), {}
+        >>> shapes = models.expected_shapes(config)
+        >>> stored = models.Model(shapes, config, tokenizer=None, name="tiny").stored
+        >>> for path, shape in shapes.items():
+        ...     tensors |= models.to_stored(stored[path], 0, np.ones(shape).squeeze())
+        >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "yes": 1}, "?"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "config.json").write_text(json.dumps(settings))
+        ...     words.save(f"{folder}/tokenizer.json")
+        ...     safetensors.numpy.save_file(tensors, f"{folder}/model.safetensors")
+        ...     model = models.load(folder, dtype=jnp.bfloat16)
+        >>> model.apply(model.params, jnp.array([[1, 2, 1]])).shape  # (batch, length, vocabulary)
+        (1, 3, 3)
     """
     _fused_attention.known(attention)
     opened = _source.opened(_source.located(source))

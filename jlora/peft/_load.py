@@ -56,13 +56,27 @@ def load(
         axes: from `jlora.trace_axes`, for leaves that are no matrix beyond what ``{}`` counts.
         dtype: of A and B; that of the file unless given.
 
+    Returns:
+        lora: the adapter of ``model``'s own parameters.
+        config: the configuration that says the same.
+
     Raises:
         ValueError: when the files are missing or damaged, when the configuration asks for what
             jlora does not have, or when the tensors are not the model's: all of it named at once.
 
     Example:
-        >>> lora, config = jlora.peft.load("adapter", model)
-        >>> logits = jlora.lift(model.apply)(model.params, lora, tokens)
+        >>> import tempfile
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> names = {"kernel": "model.proj"}  # the module in torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jlora.peft.save(folder, lora, config, frozen, names=names)
+        ...     lora, config = jlora.peft.load(folder, frozen, names=names)
+        >>> lora["kernel"].a.shape, config.rank
+        ((7, 2), 2)
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -89,8 +103,24 @@ def load(
 def describe(directory: str | Path) -> dict[str, Any]:
     """What ``adapter_config.json`` says, in PEFT's words, of all that jlora honours.
 
+    Args:
+        directory: a folder with ``adapter_config.json``.
+
     Raises:
         ValueError: when there is none, or when it asks for what jlora does not have.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jlora.peft.save(folder, lora, config, frozen, names={"kernel": "model.proj"})
+        ...     told = jlora.peft.describe(folder)
+        >>> told["r"], told["lora_alpha"]
+        (2, 16)
     """
     return _fields.read(Path(directory))
 

@@ -56,7 +56,17 @@ def save(
         OSError: when the files can't be written; what was there stays.
 
     Example:
-        >>> jlora.peft.save("adapter", lora, config, model)
+        >>> import tempfile
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jlora.peft.save(folder, lora, config, frozen, names={"kernel": "model.proj"})
+        ...     again, _ = jlora.peft.load(folder, frozen, names={"kernel": "model.proj"})
+        >>> bool((again["kernel"].a == lora["kernel"].a).all())
+        True
     """
     known = _names.layout(model, names, axes)
     check(model.params if known.is_language_model else model, lora)

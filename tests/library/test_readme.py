@@ -1,11 +1,11 @@
 """The code in README and in the guides runs as it stands there, and says what they say it says."""
 
-import importlib
 import inspect
 import re
 from pathlib import Path
 
 import pytest
+from public_names import ROOMS, is_function_or_class, public_names
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,25 +77,14 @@ def test_links_go_somewhere(page):
         assert (page.parent / link).exists(), link
 
 
-ROOMS = ("jlora", "jlora.extend", "jlora.checkpoint", "jlora.peft", "jlora.models", "jlora.data")
-
-
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_public_name_is_in_the_reference_with_a_docstring(room):
-    module = importlib.import_module(room)
     text = "\n".join(page.read_text() for page in (ROOT / "docs/reference").glob("*.md"))
-    names = [
-        name
-        for name in dir(module)
-        if not name.startswith("_")
-        and not inspect.ismodule(getattr(module, name))
-        and getattr(getattr(module, name), "__module__", "").startswith("jlora")
-    ]
+    names = public_names(room)
     assert names
     assert [
         name for name in names if not re.search(rf":: {re.escape(room)}\.{name}[(\n]", text)
     ] == []
-    for name in names:
-        value = getattr(module, name)
-        if inspect.isclass(value) or inspect.isfunction(value):
+    for name, value in names.items():
+        if is_function_or_class(value):
             assert inspect.getdoc(value), name

@@ -202,8 +202,31 @@ def answer(
         seed: of the random streams, from 0 to 2**32 - 1.
         stop: strings before which an answer ends, or special tokens by name, beside the model's.
 
+    Returns:
+        the answers, in the order of ``rows``.
+
     Raises:
-        ValueError: when a prompt and its answer are longer than the model's positions.
+        ValueError: when a prompt and its answer are longer than the model's positions,
+            ``max_new_tokens`` or ``seed`` is out of its range, ``stop`` holds an empty string, or
+            the model has no chat template.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import tokenizers
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64,
+        ... )
+        >>> init = jax.jit(models.Decoder(config).init)
+        >>> params = init(jax.random.key(0), jnp.ones((1, 1), int))["params"]
+        >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "yes": 1}, "?"))
+        >>> tokenizer = models.Tokenizer(words, "{{ messages[-1].content }}", (0,), {}, "tiny")
+        >>> model = models.Model(params, config, tokenizer, "tiny")
+        >>> answers = models.answer(model, [[{"role": "user", "content": "yes"}]], max_new_tokens=2)
+        >>> len(answers)
+        1
     """
     check(max_new_tokens, seed)
     stops = stops_of(model.tokenizer, stop)

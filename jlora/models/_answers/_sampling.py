@@ -23,13 +23,23 @@ class Sampling:
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token.
-        top_k: only the k most likely tokens may be drawn; 0 for all.
-        top_p: only the most likely tokens that together reach this probability; 1 for all.
-        min_p: only tokens at least this share as likely as the most likely one; 0 for all.
-        repetition_penalty: above 1, what was said before, in the prompt too, is less likely.
+        top_k: only the k most likely tokens may be drawn; 0 for all (Fan et al. 2018,
+            arXiv 1805.04833).
+        top_p: only the most likely tokens that together reach this probability; 1 for all
+            (Holtzman et al. 2019, arXiv 1904.09751).
+        min_p: only tokens at least this share as likely as the most likely one; 0 for all (Nguyen
+            et al. 2024, arXiv 2407.01082).
+        repetition_penalty: above 1, what was said before, in the prompt too, is less likely (Keskar
+            et al. 2019, arXiv 1909.05858).
 
     Raises:
         ValueError: when a number is out of its range: all of them at once.
+
+    Example:
+        >>> from jlora import models
+        >>> sampling = models.Sampling(temperature=0.7, top_p=0.9)
+        >>> list(sampling.numbers())  # those in use
+        ['temperature', 'top_p']
     """
 
     temperature: float = 0.0

@@ -20,6 +20,25 @@ class Memory:
 
     Pass one `Memory` to each `stream` of a conversation, always with the same model and weights.
     Whatever the messages are, only what begins as the last time is taken from it.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import tokenizers
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64,
+        ... )
+        >>> init = jax.jit(models.Decoder(config).init)
+        >>> params = init(jax.random.key(0), jnp.ones((1, 1), int))["params"]
+        >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "yes": 1}, "?"))
+        >>> tokenizer = models.Tokenizer(words, "{{ messages[-1].content }}", (0,), {}, "tiny")
+        >>> model = models.Model(params, config, tokenizer, "tiny")
+        >>> messages, memory = [{"role": "user", "content": "yes"}], models.Memory()
+        >>> pieces = list(models.stream(model, messages, max_new_tokens=2, memory=memory))
+        >>> memory.shared([1, 1, 1])  # of such a prompt the first token need not be read again
+        1
     """
 
     state: State | None = None
@@ -61,12 +80,32 @@ def stream(
         stop: strings before which the answer ends, or special tokens by name, beside the model's.
         memory: of the conversation so far; it is left holding this answer too.
 
+    Returns:
+        the pieces; joined they are the answer.
+
     Raises:
-        ValueError: when the prompt and its answer are longer than the model's positions.
+        ValueError: when the prompt and its answer are longer than the model's positions,
+            ``max_new_tokens`` or ``seed`` is out of its range, ``stop`` holds an empty string, or
+            the model has no chat template.
 
     Example:
-        >>> for piece in stream(model, [{"role": "user", "content": "Hello"}]):
-        ...     print(piece, end="", flush=True)
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import tokenizers
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64,
+        ... )
+        >>> init = jax.jit(models.Decoder(config).init)
+        >>> params = init(jax.random.key(0), jnp.ones((1, 1), int))["params"]
+        >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "yes": 1}, "?"))
+        >>> tokenizer = models.Tokenizer(words, "{{ messages[-1].content }}", (0,), {}, "tiny")
+        >>> model = models.Model(params, config, tokenizer, "tiny")
+        >>> messages = [{"role": "user", "content": "yes"}]
+        >>> pieces = list(models.stream(model, messages, max_new_tokens=2))
+        >>> "".join(pieces) == models.answer(model, [messages], max_new_tokens=2)[0]
+        True
     """
     check(max_new_tokens, seed)
     stops = stops_of(model.tokenizer, stop)

@@ -49,8 +49,22 @@ def family_of(architecture: Any, where: str) -> Family:
 def from_huggingface(settings: Mapping[str, Any], where: str) -> DecoderConfig:
     """The decoder's configuration from the contents of a config.json.
 
+    Args:
+        settings: what ``config.json`` says.
+        where: the file, for messages.
+
     Raises:
         ValueError: naming every setting that is missing or that the decoder does not have.
+
+    Example:
+        >>> from jlora import models
+        >>> settings = {
+        ...     "model_type": "llama", "vocab_size": 3, "hidden_size": 8, "num_hidden_layers": 1,
+        ...     "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 64,
+        ...     "rms_norm_eps": 1e-5, "hidden_act": "silu",
+        ... }
+        >>> models.from_huggingface(settings, "config.json").head_dim
+        4
     """
     family = family_of(settings.get("model_type"), where)
     given = Settings({**family.defaults, **settings})
@@ -73,8 +87,23 @@ def from_huggingface(settings: Mapping[str, Any], where: str) -> DecoderConfig:
 def to_huggingface(config: DecoderConfig) -> dict[str, Any]:
     """The settings of a config.json from which transformers makes the same model.
 
+    Args:
+        config: of the model; its ``family`` says in whose words.
+
     Raises:
         ValueError: when the family has no setting for something that the decoder has.
+
+    Example:
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64,
+        ... )
+        >>> settings = models.to_huggingface(config)
+        >>> settings["model_type"], settings["hidden_size"]
+        ('llama', 8)
+        >>> models.from_huggingface(settings, "config.json") == config
+        True
     """
     family = family_of(config.family, "this configuration")
     settings = {"architectures": [family.architecture], "model_type": config.family}

@@ -56,8 +56,34 @@ def export(
         OSError: when the disk has no room, or the folder can't be written.
 
     Example:
-        >>> lora, _ = jlora.checkpoint.restore("runs/home-assistant/adapter")
-        >>> jlora.models.export("smollm2", "merged", lora=lora)
+        Mostly ``jlora.models.export("smollm2", "merged", lora=lora)`` is all. Here the model is
+        written first, and there is no adapter:
+
+        >>> import json
+        >>> import pathlib
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import safetensors.numpy
+        >>> import tokenizers
+        >>> from jlora import models
+        >>> settings = {
+        ...     "model_type": "llama", "vocab_size": 3, "hidden_size": 8, "intermediate_size": 8,
+        ...     "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
+        ...     "rms_norm_eps": 1e-5, "hidden_act": "silu", "eos_token_id": 0,
+        ... }
+        >>> config, tensors = models.from_huggingface(settings, "config.json"), {}
+        >>> shapes = models.expected_shapes(config)
+        >>> stored = models.Model(shapes, config, tokenizer=None, name="tiny").stored
+        >>> for path, shape in shapes.items():
+        ...     tensors |= models.to_stored(stored[path], 0, np.ones(shape).squeeze())
+        >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "yes": 1}, "?"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "config.json").write_text(json.dumps(settings))
+        ...     words.save(f"{folder}/tokenizer.json")
+        ...     safetensors.numpy.save_file(tensors, f"{folder}/model.safetensors")
+        ...     out = models.export(folder, f"{folder}/merged", dtype="bfloat16")
+        ...     sorted(path.name for path in out.iterdir())
+        ['config.json', 'jlora.json', 'model.safetensors', 'tokenizer.json']
     """
     lora = lora or {}
     where = _source.located(source)

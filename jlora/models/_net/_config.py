@@ -10,7 +10,18 @@ NORMS = ("rms", "rms_plus_one", "layer")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's stretching of the rotary frequencies (Dubey et al. 2024, arXiv 2407.21783)."""
+    """Llama 3's stretching of the rotary frequencies.
+
+    Source: Dubey et al. 2024, "The Llama 3 Herd of Models", arXiv 2407.21783.
+
+    Example:
+        >>> from jlora import models
+        >>> of_llama_3_1 = models.RopeScaling(
+        ...     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
+        ... )
+        >>> of_llama_3_1.original_max_position
+        8192
+    """
 
     factor: float
     low_freq_factor: float
@@ -20,14 +31,31 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LinearRopeScaling:
-    """All rotary frequencies divided by one factor (Chen et al. 2023, arXiv 2306.15595)."""
+    """All rotary frequencies divided by one factor.
+
+    Source: Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
+    Interpolation", arXiv 2306.15595.
+
+    Example:
+        >>> from jlora import models
+        >>> models.LinearRopeScaling(factor=4.0)
+        LinearRopeScaling(factor=4.0)
+    """
 
     factor: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Experts:
-    """A mixture of gated MLPs in each layer, of which a router chooses a few for each token."""
+    """A mixture of gated MLPs in each layer, of which a router chooses a few for each token.
+
+    Source: Shazeer et al. 2017, "Outrageously Large Neural Networks", arXiv 1701.06538.
+
+    Example:
+        >>> from jlora import models
+        >>> models.Experts(count=8, chosen=2, width=16, normalised=True).chosen
+        2
+    """
 
     count: int
     chosen: int  # experts for each token
@@ -37,7 +65,25 @@ class Experts:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape and features of a decoder-only transformer; what is off costs nothing."""
+    """The shape and features of a decoder-only transformer; what is off costs nothing.
+
+    Raises:
+        ValueError: when no decoder can be so: everything that is wrong is named.
+
+    Sources: "LLaMA" (Touvron et al. 2023, arXiv 2302.13971), whose features are on unless others
+    are asked for; rotary positions (Su et al. 2021, arXiv 2104.09864); shared key-value heads
+    (Ainslie et al. 2023, arXiv 2305.13245); gated MLPs (Shazeer 2020, arXiv 2002.05202); windows
+    (Jiang et al. 2023, arXiv 2310.06825); caps and norms behind ("Gemma 2", arXiv 2408.00118).
+
+    Example:
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64,
+        ... )
+        >>> config.score_scale  # 1 / sqrt(head_dim)
+        0.5
+    """
 
     vocabulary: int
     width: int

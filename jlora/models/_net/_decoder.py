@@ -57,13 +57,26 @@ class Decoder(nn.Module):
     ``head`` beside them unless the embedding is the head, ``positions`` where they are learned.
     For a gradient each layer keeps its products' results; with ``remat`` its input alone.
     ``attention`` is blocks, xla or cudnn, as `load` describes them.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64,
+        ... )
+        >>> decoder, tokens = models.Decoder(config), jnp.array([[1, 2, 1]])
+        >>> variables = jax.jit(decoder.init)(jax.random.key(0), tokens)
+        >>> decoder.apply(variables, tokens).shape  # (batch, length, vocabulary)
+        (1, 3, 3)
     """
 
     config: DecoderConfig
     remat: bool = False
     attention: str = "blocks"
 
-    def setup(self):
+    def setup(self) -> None:
         config = self.config
         # prevent_cse: a scan already keeps the two passes apart
         block = nn.remat(Block, prevent_cse=False, policy=None if self.remat else PRODUCTS)
@@ -99,7 +112,14 @@ class Decoder(nn.Module):
         causal = jnp.tril(jnp.ones((length, length), bool))[None]
         return self._run(tokens, jnp.arange(length)[None], causal, None, None)[0]
 
-    def extend(self, tokens, positions, mask, cache: Cache, slot) -> tuple[jax.Array, Cache]:
+    def extend(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        cache: Cache,
+        slot: int | jax.Array,
+    ) -> tuple[jax.Array, Cache]:
         """As `hidden`, after the keys and values in ``cache``; those of ``tokens`` go to ``slot``.
 
         Args:

@@ -37,6 +37,39 @@ def answer_loss(
         head_trains: whether what makes the scores (the head, or the embedding that it is tied to)
             is adapted. `jlora.lift` keeps it factored then, and scores are computed again in the
             gradient.
+
+    Returns:
+        the sum, and the weights' own; divided by it, the loss of a token.
+
+    Raises:
+        ValueError: when there are more tokens than positions that the model has learned.
+
+    Source: as "Cut Your Losses", Wijmans et al. 2024, arXiv 2411.09009, by chunks of rows where it
+    has chunks of the vocabulary.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64,
+        ... )
+        >>> init = jax.jit(models.Decoder(config).init)
+        >>> params = init(jax.random.key(0), jnp.ones((1, 1), int))["params"]
+        >>> model = models.Model(params, config, tokenizer=None, name="tiny")
+        >>> batch = {
+        ...     "tokens": jnp.array([[1, 2, 1, 0]]),
+        ...     "positions": jnp.array([[1, 2]]),  # whose next tokens are the answer's
+        ...     "labels": jnp.array([[1, 0]]),
+        ...     "weights": jnp.array([[1.0, 1.0]]),
+        ... }
+        >>> @jax.jit
+        ... def loss(params):
+        ...     total, count = models.answer_loss(model, params, batch)
+        ...     return total / count
+        >>> loss(params).shape
+        ()
     """
     hidden = model.hidden(params, batch["tokens"], remat=remat)  # (batch, length, width)
     hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)

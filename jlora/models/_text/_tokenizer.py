@@ -17,7 +17,17 @@ Message = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A model's tokenizer and chat template."""
+    """A model's tokenizer and chat template.
+
+    Example:
+        >>> import tokenizers
+        >>> from jlora import models
+        >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "yes": 1}, "?"))
+        >>> template = "{{ messages[-1].content }}"
+        >>> tokenizer = models.Tokenizer(words, template, stop_ids=(0,), special={}, where="tiny")
+        >>> tokenizer.encode(tokenizer.render([{"role": "user", "content": "yes"}]))
+        [1]
+    """
 
     backend: Any  # tokenizers.Tokenizer
     template: str | None
