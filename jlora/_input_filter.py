@@ -29,6 +29,10 @@ class InputFilter(abc.ABC):
         ...     most: jax.Array
         ...     def __call__(self, x, dims):
         ...         return jnp.minimum(x, self.most)
+        ...     def moved(self, factor):  # it has no factors
+        ...         return self
+        ...     def of_all_steps(self):  # all steps have the same
+        ...         return AtMost(self.most[0])
         >>> AtMost(jnp.float32(1))(jnp.array([0.5, 2.0]), (0,)).tolist()
         [0.5, 1.0]
     """
@@ -46,16 +50,16 @@ class InputFilter(abc.ABC):
         """The filter of one place among several: an equation's number, a step, a device's index."""
         return self
 
+    @abc.abstractmethod
     def moved(self, factor: Callable[[Factor], Factor]) -> InputFilter:
-        """The filter with its factors moved as the weight's are."""
-        return self
+        """The filter with ``factor`` made of each of its factors: they move as the weight's do."""
 
+    @abc.abstractmethod
     def of_all_steps(self) -> InputFilter:
-        """The filter of a weight that a loop gave back.
+        """The filter of a weight that a loop gave back; itself, if all its arrays are factors.
 
         Its arrays are those of all steps, and its factors have dimension 0 in front.
         """
-        return self
 
     def stacked(self, others: Sequence[InputFilter], dim: int) -> InputFilter | None:
         """One filter for weights that are stacked along ``dim``, or None if there can be none."""

@@ -123,3 +123,6 @@ class Probe(InputFilter):
 
     def moved(self, factor: Callable[[Factor], Factor]) -> Probe:
         return Probe(factor(self.directions), factor(self.energy))
+
+    def of_all_steps(self) -> Probe:
+        return self

@@ -14,7 +14,7 @@ from jax import lax
 from jlora._lift import _jax
 from jlora._lift._movement import Movement
 from jlora._lift._walk import Walk
-from jlora._lift._weight import Base, Decline, Term, Weight
+from jlora._lift._weight import Base, Decline, Term, Weight, origins, renamed
 from jlora._lowrank import Factor, along, squared_sums
 
 
@@ -228,13 +228,30 @@ class Compute:
 
     def jit(self, eqn: Any, body: Callable[..., list[Any]], operands: Sequence[Any]) -> list[Any]:
         """A call of a nested jit, which keeps its name; equal calls are traced once."""
-        name = eqn.params["name"]
         if not self._share_jits:
             return body(*operands)
-        body.__name__ = body.__qualname__ = name
+        # A trace serves other leaves too: it knows them by their places, and what it tells is told
+        # again at each call, with the names that stand there.
+        leaves = list(dict.fromkeys(name for value in operands for name in origins(value)))
+        places = {leaf: str(place) for place, leaf in enumerate(leaves)}
+
+        def told(*operands):
+            uses: list[Use] = []
+            tell, self._on_use = self._on_use, uses.append
+            try:
+                return body(*operands), _Told(uses)
+            finally:
+                self._on_use = tell
+
+        told.__name__ = told.__qualname__ = name = eqn.params["name"]
         # Equal calls have one jaxpr: with one jitted function for it, JAX's own cache knows them.
-        key = (id(eqn.params["jaxpr"]), name)
-        return self._jits.setdefault(key, jax.jit(body))(*operands)
+        which = tuple(tuple(places[leaf] for leaf in origins(value)) for value in operands)
+        called = self._jits.setdefault((id(eqn.params["jaxpr"]), name, which), jax.jit(told))
+        results, uses = called(*(renamed(value, places) for value in operands))
+        names = {place: leaf for leaf, place in places.items()}
+        for use in uses:
+            self._on_use(dataclasses.replace(use, path=names[use.path]))
+        return [renamed(value, names) for value in results]
 
     def checkpoint(self, body: Callable[..., Any], operands: Sequence[Any], **options: Any) -> Any:
         return jax.checkpoint(body, **options)(*operands)
@@ -293,6 +310,11 @@ class Compute:
 
         values.defvjp(forward, lambda *told: tuple(backward[0](*told)))
         return values(*function.flat_refusing)
+
+
+@jax.tree_util.register_static
+class _Told(tuple):
+    """The uses that a trace met, as static data of its result."""
 
 
 def _part(term: Term, shape: tuple[int, ...]) -> float:

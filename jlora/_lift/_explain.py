@@ -11,7 +11,7 @@ import jax
 from jlora import _words
 from jlora._lift import _jax
 from jlora._lift._compute import Compute, Use
-from jlora._lift._lift import run
+from jlora._lift._lift import DROPOUT_KEY, run, takes_dropout_key
 from jlora._lift._trace_axes import told_left_out, trace_axes
 from jlora._lora_dict import of_leaves
 
@@ -25,7 +25,7 @@ def explain(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any)
         fn: the function of parameters.
         *args: those of the lifted function: ``frozen``, ``lora`` and the others of ``fn``.
         argnums: as for `lift`.
-        **kwargs: keyword arguments of ``fn``.
+        **kwargs: keyword arguments of ``fn``, and ``dropout_key`` as for `lift`.
 
     Returns:
         the uses of every adapted leaf, in the order in which the function meets them.
@@ -46,6 +46,7 @@ def explain(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any)
         kernel  dot_general  ...
         1 adapted leaves, 1 uses: 1 factored, 0 materialised. ...
     """
+    takes_key = takes_dropout_key(fn)
     uses: dict[Use, None] = {}  # a loop's body may be traced more than once
     leaves, structure = jax.tree.flatten((args, kwargs))
     arrays = {at: leaf for at, leaf in enumerate(leaves) if _jax.is_array(leaf)}
@@ -54,11 +55,14 @@ def explain(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any)
         filled = (arrays.get(at, leaf) for at, leaf in enumerate(leaves))
         args, kwargs = jax.tree.unflatten(structure, filled)
         compute = Compute(lambda use: uses.setdefault(use), share_jits=False)
-        return jax.tree.leaves(run(compute, fn, argnums, args, kwargs))
+        key = kwargs.get(DROPOUT_KEY) if takes_key else kwargs.pop(DROPOUT_KEY, None)
+        return jax.tree.leaves(run(compute, fn, argnums, args, kwargs, key))
 
     jax.eval_shape(lambda arrays: [leaf for leaf in traced(arrays) if _jax.is_array(leaf)], arrays)
     at = argnums + len(args) - 1 if argnums < 0 else argnums
     frozen, lora = args[at], args[at + 1]
+    if not takes_key:
+        kwargs.pop(DROPOUT_KEY, None)
     axes = trace_axes(fn, *args[:at], frozen, *args[at + 2 :], argnums=at, **kwargs)
     left_out = {path: why for path, why in axes.left_out.items() if path not in lora}
     return Report(tuple(uses), tuple(of_leaves(lora)), left_out)

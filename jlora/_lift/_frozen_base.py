@@ -52,6 +52,9 @@ class FrozenBase(Base):
     def astype(self, dtype: Any) -> FrozenBase:
         return dataclasses.replace(self, dtype=jnp.dtype(dtype))
 
+    def renamed(self, origin: str) -> FrozenBase:
+        return dataclasses.replace(self, origin=origin)
+
     def plain(self) -> jax.Array:
         return self._here(self.leaf.plain())
 

@@ -8,6 +8,8 @@ operands apart is therefore read from shapes, which no release has changed.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import itertools
 import os
 from typing import Any
@@ -61,13 +63,20 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
-def _within(*packages: str) -> tuple[str, ...]:
-    return tuple(os.path.join("site-packages", name) + os.sep for name in packages)
+def _folders(*packages: str) -> tuple[str, ...]:
+    """Where these packages lie, those that are installed."""
+    specs = [importlib.util.find_spec(name) for name in packages]
+    places = [place for spec in specs if spec for place in spec.submodule_search_locations or ()]
+    return tuple(os.path.join(place, "") for place in places)
 
 
-_OF_JAX = _within("jax", "jaxlib")
-_HIDDEN = (*_OF_JAX, f"{os.sep}functools.py", f"{os.sep}contextlib.py", "<frozen")
-_LIBRARIES = _within("flax", "haiku", "equinox", "optax", "einops", "jaxtyping")
+_OF_JAX = _folders("jax", "jaxlib")
+_HIDDEN = (f"{os.sep}functools.py", f"{os.sep}contextlib.py")
+
+
+@functools.cache
+def _libraries() -> tuple[str, ...]:
+    return _folders("flax", "haiku", "equinox", "optax", "einops", "jaxtyping")
 
 
 def source(eqn: Any) -> str:
@@ -78,10 +87,10 @@ def source(eqn: Any) -> str:
     library = None
     for frame in getattr(eqn.source_info.traceback, "frames", ()):
         name = frame.file_name
-        if name.startswith(_HERE) or any(part in name for part in _HIDDEN):
+        if name.startswith((_HERE, "<frozen", *_OF_JAX)) or name.endswith(_HIDDEN):
             continue
         place = f"{os.path.basename(name)}:{frame.line_num} ({frame.function_name})"
-        if not any(part in name for part in _LIBRARIES):
+        if not name.startswith(_libraries()):
             return place
         library = library or place
     return library or source_info_util.summarize(eqn.source_info)
@@ -94,7 +103,7 @@ def is_jax_function(jaxpr: Any) -> bool:
     """
     debug_info = getattr(open_jaxpr(jaxpr)[0], "debug_info", None)
     where = getattr(debug_info, "func_filename", None) or ""
-    return any(part in where for part in _OF_JAX)
+    return where.startswith(_OF_JAX)
 
 
 def counted(shape: Any) -> tuple[int, ...]:

@@ -87,13 +87,11 @@ def lift(fn: Callable[..., Any], *, argnums: int = 0, strict: bool = False) -> C
     if not isinstance(argnums, int):
         raise ValueError(f"argnums is {argnums!r}: expected one position, that of the parameters")
 
-    takes_key = False
-    with contextlib.suppress(TypeError, ValueError):  # a builtin has no signature
-        takes_key = _DROPOUT.name in inspect.signature(fn).parameters
+    takes_key = takes_dropout_key(fn)
 
-    @functools.wraps(fn)
+    @functools.wraps(fn, updated=())
     def lifted(*args, **kwargs):
-        key = kwargs.get(_DROPOUT.name) if takes_key else kwargs.pop(_DROPOUT.name, None)
+        key = kwargs.get(DROPOUT_KEY) if takes_key else kwargs.pop(DROPOUT_KEY, None)
         return run(Compute(_refuse if strict else _Warner()), fn, argnums, args, kwargs, key)
 
     del lifted.__wrapped__  # jit reads argument names from a signature: it must be this one's
@@ -158,7 +156,15 @@ def _adapted(weight: Any, node: Node, path: str, shared: Shared, key: Any) -> We
     return Weight(w, terms, value.gain)
 
 
-_DROPOUT = inspect.Parameter("dropout_key", inspect.Parameter.KEYWORD_ONLY, default=None)
+DROPOUT_KEY = "dropout_key"
+_DROPOUT = inspect.Parameter(DROPOUT_KEY, inspect.Parameter.KEYWORD_ONLY, default=None)
+
+
+def takes_dropout_key(fn: Callable[..., Any]) -> bool:
+    """Whether a function of parameters gets the key itself too."""
+    with contextlib.suppress(TypeError, ValueError):  # a builtin has no signature
+        return DROPOUT_KEY in inspect.signature(fn).parameters
+    return False
 
 
 def _signature(fn: Callable[..., Any], argnums: int) -> inspect.Signature:

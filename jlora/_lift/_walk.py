@@ -49,7 +49,10 @@ PRODUCTS = ("dot_general", "ragged_dot_general", "conv_general_dilated")  # what
 
 
 def rule(
-    *names: str, reads: Sequence[str] = (), carries: Sequence[str] = ()
+    *names: str,
+    reads: Sequence[str] = (),
+    carries: Sequence[str] = (),
+    override: bool = False,
 ) -> Callable[[Apply], Apply]:
     """Registers ``apply(walk, equation, *operands) -> results`` for the named primitives.
 
@@ -61,9 +64,13 @@ def rule(
         reads: parameters that the rule uses.
         carries: parameters that may be there and that the rule passes on or may leave aside. With
             any other parameter, which a later JAX has, the rule is not used.
+        override: take the place of rules that are there.
 
     Returns:
         what registers a function, and gives it back.
+
+    Raises:
+        ValueError: when a primitive has a rule already, without ``override``.
 
     Example:
         >>> from jlora import extend
@@ -73,6 +80,12 @@ def rule(
         >>> "copy_twice" in extend.primitives()
         True
     """
+
+    taken = [] if override else [name for name in names if name in RULES]
+    if taken:
+        raise ValueError(
+            f"{', '.join(taken)} has a rule already: pass override=True to put yours in its place"
+        )
 
     def register(apply: Apply) -> Apply:
         for name in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -324,6 +324,10 @@ class Base:
         """The same, as an array of this dtype would stand there."""
         raise NotImplementedError
 
+    def renamed(self, origin: str) -> Base:
+        """The same, of a leaf with another path."""
+        raise NotImplementedError
+
     def plain(self) -> Any:
         """The array that it stands for."""
         raise NotImplementedError
@@ -356,11 +360,39 @@ class Base:
 
 
 def fold_in(values: Iterable[Any], place: Any) -> list[Any]:
-    """The values with each filter that of this place: an equation's number, a step of a loop."""
+    """The values with each filter that of this place: an equation's number, a step of a loop.
+
+    What stands there twice stays one.
+    """
+    made: dict[int, Any] = {}
     return [
-        value.fold_in(place) if isinstance(value, Weight) and value.drops else value
+        made.setdefault(id(value), value.fold_in(place))
+        if isinstance(value, Weight) and value.drops
+        else value
         for value in values
     ]
+
+
+def origins(value: Any) -> list[str]:
+    """The leaves that a value is made of, in the order of its terms; none if it is an array."""
+    if not isinstance(value, Weight):
+        return []
+    names = [str(origin) for term in value.terms for origin in term.origins]
+    return [*names, value.w.origin] if isinstance(value.w, Base) else names
+
+
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """The value with its leaves under other names."""
+    if not isinstance(value, Weight):
+        return value
+    value = value.map_terms(
+        lambda term: dataclasses.replace(
+            term, origins=tuple(Origin(names[origin]) for origin in map(str, term.origins))
+        )
+    )
+    if isinstance(value.w, Base):
+        value = value.replace(w=value.w.renamed(names[value.w.origin]))
+    return value
 
 
 def bases(values: Iterable[Any]) -> list[Any]:

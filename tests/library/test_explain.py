@@ -1,5 +1,7 @@
 """`explain` tells of every use of every adapted leaf, on shapes alone."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -174,3 +176,41 @@ def test_positions_count_from_the_end_as_in_grad():
     assert report.factored == 1
     axes = jlora.trace_axes(lambda x, p: x @ p["q"], X, frozen, argnums=-1)
     assert axes == {"q": jlora.Axes()}
+
+
+def test_a_step_with_dropout_is_explained_as_it_runs():
+    frozen, lora = adapted({"w": jnp.ones((7, 5))}, dropout=0.5)
+    key = jax.random.key(0)
+    with_key = jlora.explain(lambda p, x: x @ p["w"], frozen, lora, X, dropout_key=key)
+    assert (with_key.factored, with_key.materialised) == (1, 0)
+    takes_it = jlora.explain(
+        lambda p, x, dropout_key: x @ p["w"] * jax.random.uniform(dropout_key), frozen, lora, X,
+        dropout_key=key,
+    )  # fmt: skip
+    assert takes_it.factored == 1
+
+
+def test_each_leaf_of_a_shared_trace_is_named():
+    """Equal calls of a jitted function are traced once, whatever leaves they get."""
+    params = {name: jnp.ones((7, 7)) for name in "abc"}
+    frozen, lora = adapted(params)
+    turned = jax.jit(lambda w: jnp.sin(w).T)
+    both = jax.jit(lambda v, w: v + jnp.sin(w))
+
+    def fn(p):
+        return turned(p["a"]) + turned(p["b"]) + both(p["c"], p["c"]) + both(p["a"], p["b"])
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        jlora.lift(fn)(frozen, lora)
+    named = [str(each.message).partition(" was merged for `sin`")[0] for each in told]
+    assert [name for name in named if len(name) == 1] == ["a", "b", "c", "b"]  # b twice: two places
+    report = jlora.explain(fn, frozen, lora)
+    assert [use.path for use in report.uses if use.operation == "sin"] == ["a", "b", "c", "b"]
+
+
+def test_squares_keep_their_factors_beside_dropout():
+    frozen, lora = adapted({"w": jnp.ones((7, 5))}, dropout=0.5)
+    normed = jlora.lift(lambda p, x: x @ p["w"] / jnp.sqrt((p["w"] * p["w"]).sum(0)), strict=True)
+    x = jnp.ones((3, 7))
+    assert normed(frozen, lora, x, dropout_key=jax.random.key(0)).shape == (3, 5)

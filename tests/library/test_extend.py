@@ -266,6 +266,12 @@ mlir.register_lowering(half_p, mlir.lower_fun(lambda x: x / 2, multiple_results=
 jax.interpreters.ad.deflinear2(half_p, lambda ct, x: [half_p.bind(ct)])
 
 
+def test_a_rule_takes_no_other_rules_place_unasked():
+    with pytest.raises(ValueError, match="dot_general has a rule already: pass override=True"):
+        extend.rule("dot_general")
+    assert extend.rule("dot_general", override=True)  # nothing is registered before its function
+
+
 def halved(p, x):
     return x @ half_p.bind(p["w"])
 
@@ -294,6 +300,12 @@ class OnlyPositive(extend.InputFilter):
 
     def __call__(self, x, dims):
         return jnp.maximum(x, 0)
+
+    def moved(self, factor):
+        return self
+
+    def of_all_steps(self):
+        return self
 
 
 @extend.register("test-positive")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora._lift import _jax
-from jlora._lift._movement import unmoved, with_new, without
+from jlora._lift._movement import with_new, without
 from jlora._lift._walk import PRODUCTS, RULES, Walk, rule
 from jlora._lift._weight import Base, Term, Weight, fold_in
 from jlora._lowrank import RANK, Factor
@@ -260,26 +260,28 @@ def _steps(value: Any):
         return value, lambda part: part
     value = value.filled([0])
     movement = without({0}, value.ndim, stacked=frozenset([0]))
-    w, scanned = value.w, []
-
-    def leading(factor: Factor) -> Factor:
-        if 0 in factor.dims:
-            scanned.append(jnp.moveaxis(factor.array, factor.dims.index(0), 0))
-        return factor
-
-    value.moved(w, unmoved(value.ndim), leading)
+    w = value.w
+    parts, structure = jax.tree.flatten((value.terms, value.gain), is_leaf=_is_factor)
+    stacked = [at for at, part in enumerate(parts) if _is_factor(part) and 0 in part.dims]
+    scanned = [jnp.moveaxis(parts[at].array, parts[at].dims.index(0), 0) for at in stacked]
     whole, step_of = w.steps(movement) if isinstance(w, Base) else (w, lambda part: part)
 
+    def lowered(factor: Factor) -> Factor:
+        return Factor(factor.array, tuple(d if d == RANK else d - 1 for d in factor.dims))
+
     def build(part):
-        base, rest = part[0], iter(part[1])
-
-        def rebuilt(factor: Factor):
-            array = factor.array if 0 not in factor.dims else next(rest)
-            return Factor(array, tuple(d if d == RANK else d - 1 for d in factor.dims if d != 0))
-
-        return value.moved(step_of(base), movement, rebuilt)
+        base, arrays = part
+        filled = list(parts)
+        for at, array in zip(stacked, arrays, strict=True):
+            filled[at] = Factor(array, tuple(dim for dim in parts[at].dims if dim != 0))
+        terms, gain = jax.tree.unflatten(structure, filled)
+        return value.replace(terms=terms, gain=gain).moved(step_of(base), movement, lowered)
 
     return (whole, scanned), build
+
+
+def _is_factor(part: Any) -> bool:
+    return isinstance(part, Factor)
 
 
 def _of_all_steps(value: Any, shape: tuple[int, ...]) -> Any:
