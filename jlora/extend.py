@@ -1,6 +1,6 @@
 """The door: a method, a rule for a primitive, or a frozen leaf of your own.
 
-What the package's own methods and rules are made with, and all that they are made with.
+What the package's own methods and rules are made with.
 
 A method is a `Method`, registered by `register` under a name: a frozen dataclass that says which
 fields train (``trainable``), where they lie (`Node.dimensions`), how it starts (`Method.start`) and

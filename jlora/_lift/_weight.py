@@ -15,6 +15,7 @@ from jlora._input_filter import InputFilter
 from jlora._lift._movement import Movement
 from jlora._lowrank import (
     RANK,
+    Dims,
     Factor,
     Product,
     add_deltas,
@@ -131,6 +132,20 @@ class Term(Product):
         window = {dim: (start, size) for dim, start, size in self.window}
         dims = range(len(shape))
         return padded(self.masked(self.delta(len(shape)), dims), shape, window, dims)
+
+
+def gains(values: Iterable[Any], dims: Iterable[int] = ()) -> tuple[Dims, list[Any]] | None:
+    """The gains of several values over dimensions that all share, 1 for a value without.
+
+    The dimensions are those of all gains and ``dims``. None where no value has a gain.
+    """
+    each = [value.gain if isinstance(value, Weight) else None for value in values]
+    present = [gain for gain in each if gain is not None]
+    if not present:
+        return None
+    order = tuple(sorted({*dims, *(dim for gain in present for dim in gain.dims)}))
+    ones = jnp.ones((1,) * len(order), jnp.float32)
+    return order, [ones if gain is None else along(gain, order) for gain in each]
 
 
 def padded(

@@ -1,6 +1,5 @@
 """What trains is float32 or as wide as its weight, whatever JAX would take by default."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -18,12 +18,13 @@ from jlora._lift._weight import (
     Term,
     Weight,
     bases,
+    gains,
     put_together,
     refuse_form,
     refuse_gain,
     relabel,
 )
-from jlora._lowrank import Factor, along, promoted
+from jlora._lowrank import Factor, promoted
 
 
 @rule("neg")
@@ -212,17 +213,11 @@ def select_n(walk: Walk, eqn: Any, which: Any, *cases: Any) -> list[Any]:
 
 def _chosen_gain(which: Any, varies: frozenset[int], cases: tuple[Any, ...]) -> Factor | None:
     """The gain of what is chosen; 1 for a case without."""
-    gains = [case.gain if isinstance(case, Weight) else None for case in cases]
-    dims = {dim for gain in gains if gain is not None for dim in gain.dims}
-    if not any(gain is not None for gain in gains):
+    if (together := gains(cases)) is None:
         return None
-    if not varies <= dims:
+    order, arrays = together
+    if not varies <= set(order):
         raise Decline("the weight's magnitudes can't be kept apart through it")
-    order = tuple(sorted(dims))
-    arrays = [
-        jnp.ones((1,) * len(order), jnp.float32) if gain is None else along(gain, order)
-        for gain in gains
-    ]
     shape = np.broadcast_shapes(*(array.shape for array in arrays))
     over = Factor(jnp.zeros(shape), order)
     chosen = jnp.broadcast_to(_over(which, varies, over).astype(jnp.int32), shape)

@@ -11,8 +11,17 @@ from jax import lax
 
 from jlora._lift._movement import unmoved, with_new
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import Decline, Term, Weight, bases, put_together, refuse_form, relabel
-from jlora._lowrank import Factor, along
+from jlora._lift._weight import (
+    Decline,
+    Term,
+    Weight,
+    bases,
+    gains,
+    put_together,
+    refuse_form,
+    relabel,
+)
+from jlora._lowrank import Factor
 
 
 @rule("stack", reads=("axis",))
@@ -67,17 +76,15 @@ def _gains(
     parts: list[Any], dim: int, sizes: Sequence[int], shape: tuple[int, ...]
 ) -> Factor | None:
     """The gains of all parts one after the other; 1 for a part without."""
-    gains = [part.gain if isinstance(part, Weight) else None for part in parts]
-    dims = {d for gain in gains if gain is not None for d in gain.dims}
-    if not any(gain is not None for gain in gains):
+    if (together := gains(parts, [dim])) is None:
         return None
-    order = sorted(dims | {dim})
-    arrays = []
-    for size, gain in zip(sizes, gains, strict=True):
-        array = jnp.ones((1,) * len(order), jnp.float32) if gain is None else along(gain, order)
-        arrays.append(jnp.broadcast_to(array, [size if d == dim else shape[d] for d in order]))
+    order, arrays = together
+    arrays = [
+        jnp.broadcast_to(array, [size if d == dim else shape[d] for d in order])
+        for array, size in zip(arrays, sizes, strict=True)
+    ]
     joined = lax.concatenate(arrays, order.index(dim))
-    return Factor(joined, tuple(order))
+    return Factor(joined, order)
 
 
 def _one_term(parts: list[Any], dim: int, sizes: Sequence[int]) -> tuple[Term, ...] | None:

@@ -16,12 +16,13 @@ from jlora._lift._weight import (
     Term,
     Weight,
     bases,
+    gains,
     put_together,
     refuse_form,
     refuse_gain,
     relabel,
 )
-from jlora._lowrank import Factor, along
+from jlora._lowrank import Factor
 
 # Writes a part into an array along one of its axes.
 Write = Callable[[Any, Any, int], Any]
@@ -130,23 +131,17 @@ def _gain(
     value: Any, part: Any, dim: int, size: int, shape: tuple[int, ...], write: Write
 ) -> Factor | None:
     """The magnitudes of what is there afterwards; 1 where there are none."""
-    gains = [each.gain if isinstance(each, Weight) else None for each in (value, part)]
-    dims = {d for gain in gains if gain is not None for d in gain.dims}
-    if not any(gain is not None for gain in gains):
+    if (together := gains((value, part), [dim])) is None:
         return None
     for each in (value, part):
         if isinstance(each, Weight) and any(term.covers(dim) not in _STACK for term in each.terms):
             refuse_gain(value, part)
-    order = sorted(dims | {dim})
-    sizes = [tuple(n if d == dim else shape[d] for d in order) for n in (shape[dim], size)]
-    arrays = [
-        jnp.ones(each, jnp.float32)
-        if gain is None
-        else jnp.broadcast_to(along(gain, order).astype(jnp.float32), each)
-        for gain, each in zip(gains, sizes, strict=True)
-    ]
-    whole, new = arrays
-    return Factor(write(whole, new, order.index(dim)), tuple(order))
+    order, arrays = together
+    whole, new = (
+        jnp.broadcast_to(array.astype(jnp.float32), [n if d == dim else shape[d] for d in order])
+        for array, n in zip(arrays, (shape[dim], size), strict=True)
+    )
+    return Factor(write(whole, new, order.index(dim)), order)
 
 
 _STACK = ((True, True), (False, False))
