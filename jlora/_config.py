@@ -11,7 +11,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jlora import _methods, _registry, _starts  # noqa: F401 - the methods register themselves
+from jlora import _methods as _methods  # they register themselves
+from jlora import _registry
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "adapted", "all", "lora")
