@@ -104,7 +104,7 @@ class LoraConfig:
     @property
     def all_options(self) -> dict[str, Any]:
         """The method's options, those that were not given with their defaults."""
-        return {**_registry.node_class(str(self.method)).options, **self.options}  # type: ignore
+        return {**_registry.method_class(str(self.method)).options, **self.options}
 
     @property
     def all_ranks(self) -> list[int]:
@@ -216,7 +216,7 @@ def _problems_of_method(config: LoraConfig):
                 "@jlora.extend.register has named"
             )
         return
-    method: Any = _registry.node_class(str(config.method))
+    method = _registry.method_class(str(config.method))
     if unknown := config.options.keys() - method.options.keys():
         names = ", ".join(method.options) or "none"
         yield (

@@ -20,7 +20,7 @@ from jlora._lowrank import Axes
 from jlora._method import Method
 from jlora._methods import BiasDelta, TokenRows, WholeWeight
 from jlora._node import Node
-from jlora._registry import node_class
+from jlora._registry import method_class
 
 
 def split(
@@ -56,8 +56,7 @@ def split(
     """
     leaves, structure = _paths.flatten(params)
     plan = _targets.plan(leaves, config, axes)
-    method = node_class(str(config.method))
-    assert issubclass(method, Method)
+    method = method_class(str(config.method))
     lora: Lora = {}
     moved = False  # weight went into the adapter
     for path, leaf in leaves.items():

@@ -16,7 +16,7 @@ import numpy as np
 from jlora import _paths, _words
 from jlora._config import ALL_LINEAR, LoraConfig, Ranks
 from jlora._lowrank import Axes, matrix_shape
-from jlora._registry import node_class
+from jlora._registry import method_class
 
 BIAS_NAMES = ("bias", "b")  # as Flax, Equinox and Haiku call them
 
@@ -178,7 +178,7 @@ def _ranks(path: str, shape, axes: Axes, config: LoraConfig) -> tuple[Ranks, str
     inputs, outputs = matrix_shape(shape, axes)
     if not inputs * outputs:
         return 0, f"has shape {tuple(shape)}, and no entries: exclude it"
-    method: Any = node_class(str(config.method))
+    method = method_class(str(config.method))
     largest = method.largest_rank(inputs, outputs)
     if largest is not None and highest > largest:
         return 0, (

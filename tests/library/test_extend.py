@@ -215,6 +215,16 @@ def test_a_saved_method_that_is_not_registered_names_itself(tmp_path):
         jlora.checkpoint.restore(tmp_path / "a")
 
 
+def test_a_node_for_targets_must_be_a_method():
+    @dataclasses.dataclass(frozen=True)
+    class Bare(extend.Node):
+        targeted: ClassVar = True
+
+    with pytest.raises(ValueError, match=r"Bare is targeted, but no jlora.extend.Method"):
+        extend.register("bare")(Bare)
+    assert jlora.LoraConfig(targets="w").method == "lora"  # it is not among the methods
+
+
 def test_options_belong_to_the_method():
     for options, said in (
         ({"d_initial": -1}, "d_initial is -1: expected a number above 0"),
