@@ -225,6 +225,43 @@ def test_a_node_for_targets_must_be_a_method():
     assert jlora.LoraConfig(targets="w").method == "lora"  # it is not among the methods
 
 
+@extend.register("doubled")
+@dataclasses.dataclass(frozen=True)
+class Doubled(jlora.LoraWeight):
+    """LoRA, twice over."""
+
+    def adapt(self, weight, shared):
+        product = self.product()
+        return extend.Factored((product, product))
+
+
+@extend.register("tempered")
+@dataclasses.dataclass(frozen=True)
+class Tempered(jlora.DoraWeight):
+    """DoRA with a field of its own."""
+
+    warmth: jax.Array = dataclasses.field(kw_only=True)
+
+    @classmethod
+    def start_fields(cls, leaf):
+        return {**super().start_fields(leaf), "warmth": jnp.float32(3)}
+
+    def dimensions(self):
+        return {**super().dimensions(), "warmth": ()}
+
+
+@pytest.mark.parametrize("method", [Doubled, Tempered])
+def test_a_class_of_lora_is_what_split_makes(method):
+    config = jlora.LoraConfig(targets="w", method=method, rank=2)
+    frozen, lora = jlora.split({"w": normal(7, 5)}, config, KEY)
+    assert type(lora["w"]) is method
+    lora, x = trained(lora), normal(3, 7, seed=1)
+    got = jlora.lift(lambda p, x: x @ p["w"])(frozen, lora, x)
+    assert_close(got, x @ jlora.merge(frozen, lora)["w"])
+    if method is Doubled:
+        assert_close(got, x @ (frozen["w"] + 2 * lora["w"].delta()))
+
+
 def test_options_belong_to_the_method():
     for options, said in (
         ({"d_initial": -1}, "d_initial is -1: expected a number above 0"),
