@@ -62,7 +62,7 @@ def eva(
     """
     if not rho >= 1:
         raise ValueError(f"rho is {rho}: expected a number of at least 1")
-    nodes = _subspace.adapted(frozen, lora, "EVA")
+    nodes = _subspace.adapted(frozen, lora, config, "EVA")
     most, widths = {}, {}
     for path, node in nodes.items():
         _, inputs, outputs = _subspace.sizes(node)
@@ -163,9 +163,8 @@ def _with_ranks(
 
 def _by_layer(values: np.ndarray) -> tuple[Any, ...]:
     """The highest of each layer, or the one value of a leaf without a stack."""
-    return tuple(
-        values.reshape(len(values), -1).max(-1).tolist() if values.ndim else [values.item()]
-    )
+    layers = values.reshape(len(values), -1) if values.ndim else values.reshape(1, 1)
+    return tuple(layers.max(-1).tolist())
 
 
 def _one_or_each(values: tuple[Any, ...]) -> Any:

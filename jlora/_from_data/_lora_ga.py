@@ -57,7 +57,7 @@ def lora_ga(
 
     Source: Wang et al. 2024, "LoRA-GA", arXiv 2407.05000, algorithm 1.
     """
-    nodes = _subspace.adapted(frozen, lora, "LoRA-GA")
+    nodes = _subspace.adapted(frozen, lora, config, "LoRA-GA")
     gradient = jax.jit(jax.grad(lambda lora, batch: lift(loss)(frozen, lora, batch)))
     widths = {}
     for path, node in nodes.items():

@@ -10,19 +10,29 @@ import jax
 import jax.numpy as jnp
 
 from jlora import _paths
+from jlora._config import LoraConfig
 from jlora._lora_dict import check
 from jlora._methods import LoraWeight
 from jlora._node import Node
+from jlora._registry import method_class
 from jlora._starts import drawn
 
 
-def adapted(frozen: Any, lora: Mapping[str, Node], what: str) -> dict[str, LoraWeight]:
+def adapted(
+    frozen: Any, lora: Mapping[str, Node], config: LoraConfig, what: str
+) -> dict[str, LoraWeight]:
     """The nodes that have an A and a B.
 
     Raises:
-        ValueError: when there is none, or ``lora`` does not fit ``frozen``.
+        ValueError: when there is none, when ``lora`` does not fit ``frozen``, or holds some of its
+            weight, which would be lost with the A and B that hold it.
     """
     check(frozen, lora)
+    if method_class(str(config.method)).moves_weight(config.init):
+        raise ValueError(
+            f"{what} gives A and B another start, but init is {config.init!r}, which took weight "
+            'into the A and B that are there: split with another init, such as "kaiming"'
+        )
     found = {path: node for path, node in lora.items() if node.factors}
     if not found:
         raise ValueError(f"{what} starts A and B, but no node of the adapter has them")

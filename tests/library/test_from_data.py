@@ -151,6 +151,24 @@ def test_eva_refuses_what_it_cannot_do():
         jlora.eva(lambda p, x: x @ p["first"], frozen, lora, BATCHES, config, KEY)
 
 
+@pytest.mark.parametrize("start", ["eva", "lora_ga"])
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_2", "olora"])
+def test_a_start_from_data_refuses_an_adapter_that_holds_weight(start, method, init):
+    """The A and B that it would replace hold what was taken out of the frozen weight."""
+    config, _, frozen, lora = adapter(init=init, method=method)
+    fn = run if start == "eva" else loss
+    with pytest.raises(ValueError, match=f"init is '{init}', .* split with another init"):
+        getattr(jlora, start)(fn, frozen, lora, BATCHES, config, KEY)
+
+
+def test_a_start_from_data_is_made_once():
+    config, _, frozen, lora = adapter()
+    frozen, lora, config = jlora.lora_ga(loss, frozen, lora, BATCHES[:1], config, KEY)
+    with pytest.raises(ValueError, match="init is 'lora_ga', .* split with another init"):
+        jlora.eva(run, frozen, lora, BATCHES, config, KEY)
+
+
 def loss(params, x):
     return (run(params, x) * jnp.arange(9)).mean()
 
