@@ -480,6 +480,29 @@ def test_lifted_over_small_leaves_is_lifted_over_what_they_stand_for(kind, metho
     assert report.unused == ()
 
 
+@pytest.mark.parametrize("kind", [Int8, Blocks])
+def test_starts_from_data_read_small_leaves(kind):
+    params = {"up": normal(8, 12), "down": normal(12, 5, seed=1)}
+    small = jax.tree.map(kind.of, params)
+    plain = {path: leaf.plain() for path, leaf in small.items()}
+    config = jlora.LoraConfig(targets="up|down", rank=2)
+    batches = [normal(20, 8, seed=2)]
+
+    def fn(p, x):
+        return jnp.tanh(x @ p["up"]) @ p["down"]
+
+    def loss(p, x):
+        return (fn(p, x) ** 2).mean()
+
+    lora = jlora.split(params, config, KEY)[1]
+    moved, started, _ = jlora.lora_ga(loss, small, lora, batches, config, KEY)
+    assert_close(moved, jlora.lora_ga(loss, plain, lora, batches, config, KEY)[0], 1e-5)
+    assert_close(jlora.merge(moved, started), plain, 1e-5)
+    kept, eva, _ = jlora.eva(fn, small, lora, batches, config, KEY)
+    assert kept is small
+    assert_close(eva, jlora.eva(fn, plain, lora, batches, config, KEY)[1], 1e-4)
+
+
 def test_a_small_leaf_is_decoded_where_an_operation_needs_the_weight():
     small = {"w": Int8.of(normal(8, 6))}
     fn = lambda p: jnp.tanh(p["w"])  # noqa: E731

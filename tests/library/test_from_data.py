@@ -165,7 +165,7 @@ def test_a_start_from_data_refuses_an_adapter_that_holds_weight(start, method, i
 def test_a_start_from_data_is_made_once():
     config, _, frozen, lora = adapter()
     frozen, lora, config = jlora.lora_ga(loss, frozen, lora, BATCHES[:1], config, KEY)
-    with pytest.raises(ValueError, match="init is 'lora_ga', .* split with another init"):
+    with pytest.raises(ValueError, match=r"init is 'lora_ga', .* split with another init"):
         jlora.eva(run, frozen, lora, BATCHES, config, KEY)
 
 
