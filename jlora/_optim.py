@@ -24,8 +24,12 @@ def labels(tree: Any, *, freeze: str | Sequence[str] = ()) -> Any:
     `optax.partition` by hand. ``tree`` is the lora dict or any tree that holds one beside frozen
     leaves, as ``{"frozen": ..., "lora": ...}``. ``freeze`` names fields of nodes that shall stay,
     as ``"a"``.
+
+    Raises:
+        ValueError: when ``freeze`` names what trains in no node of the tree.
     """
     held = {freeze} if isinstance(freeze, str) else set(freeze)
+    _check_held(tree, held)
     return _by_field(tree, lambda node, name: TRAIN if name in _trained(node, held) else FREEZE)
 
 
@@ -158,6 +162,17 @@ def lora_plus(ratio: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda u, b: (ratio * u).astype(u.dtype) if b else u, updates, of_b)
 
     return optax.stateless(scaled)
+
+
+def _check_held(tree: Any, held: set[str]) -> None:
+    """Raises a ValueError for a name that would freeze nothing; a tree without nodes has none."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Node)) if held else []
+    known = {name for node in leaves if isinstance(node, Node) for name in node.trainable}
+    if known and (unknown := sorted(held - known)):
+        raise ValueError(
+            f"freeze names {', '.join(map(repr, unknown))}, which trains in no node: expected some "
+            f"of {', '.join(map(repr, sorted(known)))}"
+        )
 
 
 def _trained(node: Node | None, held: set[str]) -> set[str]:
