@@ -145,6 +145,8 @@ def _matrices(node: Node) -> dict[str, Any]:
 def lora_plus(ratio: float) -> optax.GradientTransformation:
     """Multiplies the updates of every B by ``ratio``: B learns so many times as fast as A.
 
+    B is what a node's class names after A in its ``factors``.
+
     Put it last: ``optax.chain(optax.adamw(1e-4), jlora.lora_plus(16))``. It is the optimizer with
     the learning rate ``ratio * rate`` for B, under any schedule; decoupled weight decay scales with
     the rate, as it does there.
@@ -158,7 +160,7 @@ def lora_plus(ratio: float) -> optax.GradientTransformation:
         raise ValueError(f"the ratio of LoRA+ is {ratio!r}: expected a number above 0")
 
     def scaled(updates: Any, params: Any = None) -> Any:
-        of_b = _by_field(updates, lambda node, name: name == "b")
+        of_b = _by_field(updates, lambda node, name: node is not None and name in node.factors[1:])
         return jax.tree.map(lambda u, b: (ratio * u).astype(u.dtype) if b else u, updates, of_b)
 
     return optax.stateless(scaled)

@@ -174,6 +174,26 @@ def test_a_method_of_others_trains_by_optax_and_alone(name):
                 assert np.array_equal(before, after), (path, field.name)
 
 
+def test_lora_plus_is_for_what_a_method_calls_its_factors():
+    lora = {path: foreign(name)[1]["up"] for path, name in (("h", "hira"), ("v", "vera"))}
+    ones = jax.tree.map(jnp.ones_like, lora)
+    tx = jlora.lora_plus(4)
+    updates, _ = tx.update(ones, tx.init(lora), lora)
+    assert np.unique(updates["h"].b) == 4
+    for other in (updates["h"].a, updates["v"].b, updates["v"].d):  # VeRA's b is a scale
+        assert np.unique(other) == 1
+
+
+@pytest.mark.parametrize("start", [jlora.eva, jlora.lora_ga])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_starts_from_data_say_that_they_are_for_loras_factors(start, name):
+    frozen, lora = foreign(name)
+    config = jlora.LoraConfig(targets=".", method=FOREIGN[name][0], rank=3)
+    kind = type(lora["up"]).__name__
+    with pytest.raises(ValueError, match=f"expected LoraWeights, .*, got .*{kind}"):
+        start(model, frozen, lora, [TOKENS], config, KEY)
+
+
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_method_of_others_is_data(name):
     frozen, one = foreign(name)
