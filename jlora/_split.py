@@ -37,8 +37,9 @@ def split(
         params: any pytree of arrays. ShapeDtypeStructs will do under ``jax.eval_shape``.
         config: what to adapt, and how.
         key: a random key.
-        axes: from `trace_axes`: how each weight is used. Without it a weight of two dimensions is
-            (in, out); one of more dimensions needs it.
+        axes: how each weight is used: from `trace_axes`, whose leaves without axes are no weights,
+            or by hand. A weight of two dimensions of which nothing says it is (in, out); one of
+            more dimensions needs it.
 
     Returns:
         frozen: has the structure of ``params``.
