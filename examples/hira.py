@@ -40,6 +40,7 @@ class HiraWeight(extend.Method):
 
     trainable: ClassVar = ("a", "b")
     decayed: ClassVar = ("a", "b")
+    factors: ClassVar = ("a", "b")
 
     @classmethod
     def start(cls, leaf):

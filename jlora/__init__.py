@@ -13,7 +13,6 @@ from jlora._from_data import eva as eva
 from jlora._from_data import lora_ga as lora_ga
 from jlora._lift import MaterialisedWarning as MaterialisedWarning
 from jlora._lift import Report as Report
-from jlora._lift import TracedAxes as TracedAxes
 from jlora._lift import Use as Use
 from jlora._lift import explain as explain
 from jlora._lift import lift as lift
@@ -38,6 +37,7 @@ from jlora._sharding import shardings as shardings
 from jlora._split import split as split
 from jlora._summary import Summary as Summary
 from jlora._summary import summary as summary
+from jlora._traced_axes import TracedAxes as TracedAxes
 
 if TYPE_CHECKING:
     from jlora import checkpoint as checkpoint

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jlora import _methods, _registry, _starts  # noqa: F401 - the methods register themselves
+from jlora import _methods as _methods  # they register themselves
+from jlora import _registry
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "adapted", "all", "lora")
@@ -112,7 +113,7 @@ class LoraConfig:
     @property
     def all_options(self) -> dict[str, Any]:
         """The method's options, those that were not given with their defaults."""
-        return {**_registry.node_class(str(self.method)).options, **self.options}  # type: ignore
+        return {**_registry.method_class(str(self.method)).options, **self.options}
 
     @property
     def all_ranks(self) -> list[int]:
@@ -224,7 +225,7 @@ def _problems_of_method(config: LoraConfig):
                 "@jlora.extend.register has named"
             )
         return
-    method: Any = _registry.node_class(str(config.method))
+    method = _registry.method_class(str(config.method))
     if unknown := config.options.keys() - method.options.keys():
         names = ", ".join(method.options) or "none"
         yield (

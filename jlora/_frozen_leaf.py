@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jlora import _placement
 from jlora._lowrank import Dims
 
 
@@ -93,3 +94,10 @@ def is_frozen_leaf(value: Any) -> bool:
 def plain(leaf: Any) -> Any:
     """The array that a leaf stands for; an array as it is."""
     return leaf.plain() if isinstance(leaf, FrozenLeaf) else leaf
+
+
+def replaced(leaf: Any, of: Callable[..., jax.Array], *operands: Any) -> jax.Array:
+    """``of(W, *operands)`` for the weight W that a leaf stands for: where W lies, as it lies."""
+    weight = plain(leaf)
+    operands = _placement.on_mesh_of(operands, weight)
+    return _placement.in_place_of(weight, of(weight, *operands))

@@ -7,8 +7,7 @@ from typing import Any
 
 import jax
 
-from jlora import _placement
-from jlora._frozen_leaf import plain
+from jlora._frozen_leaf import replaced
 from jlora._lora_dict import check, shared_of
 from jlora._node import Node, Shared
 
@@ -88,12 +87,8 @@ def unmerge(params: Any, lora: Mapping[str, Node]) -> Any:
 
 
 def _merged(leaf: Any, node: Node, shared: Shared) -> Any:
-    node, shared = _placement.on_mesh_of((node, shared), leaf)
-    weight = plain(leaf)
-    return _placement.in_place_of(weight, node.merged(weight, shared))
+    return replaced(leaf, lambda weight, node, shared: node.merged(weight, shared), node, shared)
 
 
 def _unmerged(leaf: Any, node: Node, shared: Shared) -> Any:
-    node, shared = _placement.on_mesh_of((node, shared), leaf)
-    weight = plain(leaf)
-    return _placement.in_place_of(weight, node.unmerged(weight, shared))
+    return replaced(leaf, lambda weight, node, shared: node.unmerged(weight, shared), node, shared)

@@ -50,6 +50,11 @@ class Method(Node):
         return False
 
     @classmethod
+    def moves_weight(cls, init: str) -> bool:
+        """Whether `start` takes weight out of the frozen tree: unless told, if it reads it."""
+        return cls.reads_weight(init)
+
+    @classmethod
     def largest_rank(cls, inputs: int, outputs: int) -> int | None:
         """The largest rank that makes sense for a matrix of these sizes; None: any."""
         return min(inputs, outputs)

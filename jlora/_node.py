@@ -39,7 +39,7 @@ class Node(abc.ABC):
     trainable: ClassVar[tuple[str, ...]] = ()  # the fields that train
     decayed: ClassVar[tuple[str, ...]] = ()  # those of them that weight decay is meant for
     targeted: ClassVar[bool] = False  # made for the leaves that `LoraConfig.targets` finds
-    # the fields that are an A and a B of its own, which starts from data may set anew
+    # the fields that are factors of a delta of its own, A first: LoRA+ raises the others' rates
     factors: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod

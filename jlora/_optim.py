@@ -31,6 +31,9 @@ def labels(tree: Any, *, freeze: str | Sequence[str] = ()) -> Any:
     Returns:
         a tree of the same structure.
 
+    Raises:
+        ValueError: when ``freeze`` names what trains in no node of the tree.
+
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
@@ -42,6 +45,7 @@ def labels(tree: Any, *, freeze: str | Sequence[str] = ()) -> Any:
         ('freeze', 'train', 'freeze')
     """
     held = {freeze} if isinstance(freeze, str) else set(freeze)
+    _check_held(tree, held)
     return _by_field(tree, lambda node, name: TRAIN if name in _trained(node, held) else FREEZE)
 
 
@@ -219,6 +223,8 @@ def _matrices(node: Node) -> dict[str, Any]:
 def lora_plus(ratio: float) -> optax.GradientTransformation:
     """Multiplies the updates of every B by ``ratio``: B learns so many times as fast as A.
 
+    B is what a node's class names after A in its ``factors``.
+
     Put it last: ``optax.chain(optax.adamw(1e-4), jlora.lora_plus(16))``. It is the optimizer with
     the learning rate ``ratio * rate`` for B, under any schedule; decoupled weight decay scales with
     the rate, as it does there.
@@ -250,10 +256,21 @@ def lora_plus(ratio: float) -> optax.GradientTransformation:
         raise ValueError(f"the ratio of LoRA+ is {ratio!r}: expected a number above 0")
 
     def scaled(updates: Any, params: Any = None) -> Any:
-        of_b = _by_field(updates, lambda node, name: name == "b")
+        of_b = _by_field(updates, lambda node, name: node is not None and name in node.factors[1:])
         return jax.tree.map(lambda u, b: (ratio * u).astype(u.dtype) if b else u, updates, of_b)
 
     return optax.stateless(scaled)
+
+
+def _check_held(tree: Any, held: set[str]) -> None:
+    """Raises a ValueError for a name that would freeze nothing; a tree without nodes has none."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Node)) if held else []
+    known = {name for node in leaves if isinstance(node, Node) for name in node.trainable}
+    if known and (unknown := sorted(held - known)):
+        raise ValueError(
+            f"freeze names {', '.join(map(repr, unknown))}, which trains in no node: expected some "
+            f"of {', '.join(map(repr, sorted(known)))}"
+        )
 
 
 def _trained(node: Node | None, held: set[str]) -> set[str]:

@@ -91,7 +91,7 @@ def whole(array: Any) -> Any:
     return _laid_out(array, jax.typeof(array).sharding.mesh, ()) if _divided(array) else array
 
 
-def along(spec: Any, dims: Sequence[int]) -> list[Any]:
+def layout_of(spec: Any, dims: Sequence[int]) -> list[Any]:
     """The layout of an array over some dimensions of a weight that lies as ``spec`` says.
 
     Whole on those that the weight has not, such as the rank.

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 from flax import serialization
 
+from jlora._method import Method
 from jlora._node import Node
 from jlora._static import array_fields, from_json, static_fields, to_json
 
@@ -33,7 +34,8 @@ def register(kind: str) -> Callable[[Class], Class]:
         what registers a class, and gives it back.
 
     Raises:
-        ValueError: when another class has the name, or this one is no dataclass.
+        ValueError: when another class has the name, or this one is no dataclass, or says that
+            targets may be split into it (``targeted``) and is no `jlora.extend.Method`.
 
     Example:
         >>> import dataclasses
@@ -50,6 +52,11 @@ def register(kind: str) -> Callable[[Class], Class]:
     def add(cls: Class) -> Class:
         if not dataclasses.is_dataclass(cls):
             raise ValueError(f"{cls.__name__} is no dataclass: put @dataclass(frozen=True) on it")
+        if cls.targeted and not issubclass(cls, Method):
+            raise ValueError(
+                f"{cls.__name__} is targeted, but no jlora.extend.Method, which says how a leaf "
+                "starts: derive it from that, or leave targeted False"
+            )
         other = NODES.get(kind)
         if other is not None and _place(other) != _place(cls):
             raise ValueError(f"{kind!r} is registered already, for {_place(other)}")
@@ -96,6 +103,18 @@ def node_class(kind: str) -> type[Node]:
         f"no kind of node is registered as {kind!r}: import the module that has "
         f"@jlora.extend.register({kind!r}) first. Known are {', '.join(NODES)}"
     )
+
+
+def method_class(kind: str) -> type[Method]:
+    """The class of a method that `LoraConfig.method` may name.
+
+    Raises:
+        ValueError: when none of this name is registered.
+    """
+    cls = node_class(kind)
+    if not issubclass(cls, Method):
+        raise ValueError(f"{kind!r} is no method: expected {' or '.join(methods())}")
+    return cls
 
 
 def _place(cls: type) -> str:

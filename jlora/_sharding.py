@@ -79,7 +79,7 @@ def _of_leaf(leaf: Any, mesh: Any) -> NamedSharding:
         ValueError: where it does not say.
     """
     if isinstance(leaf, PartitionSpec):
-        mesh = _set_mesh() if mesh is None else mesh
+        mesh = _current_mesh() if mesh is None else mesh
         if mesh is None:
             raise ValueError(f"{leaf} needs a mesh: give mesh=, or call it in jax.set_mesh(mesh)")
         return NamedSharding(mesh, leaf)
@@ -89,14 +89,14 @@ def _of_leaf(leaf: Any, mesh: Any) -> NamedSharding:
     if not isinstance(sharding, NamedSharding):
         came = "no such leaf" if leaf is None else type(sharding or leaf).__name__
         raise ValueError(f"expected a NamedSharding or a PartitionSpec, got {came}")
-    known = _set_mesh()
+    known = _current_mesh()
     asked_outside = isinstance(sharding.mesh, AbstractMesh) and isinstance(known, Mesh)
     if asked_outside and known.abstract_mesh == sharding.mesh:  # of the shapes of what was traced
         return NamedSharding(known, sharding.spec)
     return sharding
 
 
-def _set_mesh() -> Any:
+def _current_mesh() -> Any:
     """The mesh of `jax.set_mesh`; within a traced function it is abstract; None where none is."""
     abstract = jax.sharding.get_abstract_mesh()
     if abstract.empty:
@@ -109,7 +109,7 @@ def _set_mesh() -> Any:
 
 def _of_node(node: Node, sharding: NamedSharding) -> Node:
     def along(dims: Dims) -> Any:
-        spec = PartitionSpec(*_placement.along(sharding.spec, dims))
+        spec = PartitionSpec(*_placement.layout_of(sharding.spec, dims))
         return NamedSharding(sharding.mesh, spec)
 
     return dataclasses.replace(

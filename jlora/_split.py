@@ -20,7 +20,7 @@ from jlora._lowrank import Axes
 from jlora._method import Method
 from jlora._methods import BiasDelta, TokenRows, WholeWeight
 from jlora._node import Node
-from jlora._registry import node_class
+from jlora._registry import method_class
 
 
 def split(
@@ -37,8 +37,9 @@ def split(
         params: any pytree of arrays. ShapeDtypeStructs will do under ``jax.eval_shape``.
         config: what to adapt, and how.
         key: a random key.
-        axes: from `trace_axes`: how each weight is used. Without it a weight of two dimensions is
-            (in, out); one of more dimensions needs it.
+        axes: how each weight is used: from `trace_axes`, whose leaves without axes are no weights,
+            or by hand. A weight of two dimensions of which nothing says it is (in, out); one of
+            more dimensions needs it.
 
     Returns:
         frozen: has the structure of ``params``.
@@ -59,8 +60,7 @@ def split(
     """
     leaves, structure = _paths.flatten(params)
     plan = _targets.plan(leaves, config, axes)
-    method = node_class(str(config.method))
-    assert issubclass(method, Method)
+    method = method_class(str(config.method))
     lora: Lora = {}
     moved = False  # weight went into the adapter
     for path, leaf in leaves.items():

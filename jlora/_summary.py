@@ -13,7 +13,9 @@ import numpy as np
 from jlora import _optim, _words
 from jlora._lift import told_left_out
 from jlora._lora_dict import of_leaves
+from jlora._lowrank import Axes
 from jlora._node import Node
+from jlora._traced_axes import TracedAxes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,9 @@ class Summary:
         return "\n".join([counts, *told_left_out(self.left_out)])
 
 
-def summary(frozen: Any, lora: Mapping[str, Node], axes: Any = None) -> Summary:
+def summary(
+    frozen: Any, lora: Mapping[str, Node], axes: Mapping[str, Axes] | None = None
+) -> Summary:
     """The parameter counts and bytes of what trains and what is frozen (shapes are enough).
 
     Args:
@@ -86,6 +90,7 @@ def summary(frozen: Any, lora: Mapping[str, Node], axes: Any = None) -> Summary:
         if train
     ]
     frozen_leaves = [leaf for leaf in jax.tree.leaves(frozen) if hasattr(leaf, "dtype")]
+    left_out = axes.left_out if isinstance(axes, TracedAxes) else {}
     ranks = [node.rank for node in lora.values() if node.rank]
     return Summary(
         trainable=sum(_size(leaf) for leaf in trained),
@@ -94,7 +99,7 @@ def summary(frozen: Any, lora: Mapping[str, Node], axes: Any = None) -> Summary:
         frozen_bytes=sum(_bytes(leaf) for leaf in frozen_leaves),
         leaves=len(of_leaves(lora)),
         rank=(min(ranks, default=0), max(ranks, default=0)),
-        left_out={p: why for p, why in getattr(axes, "left_out", {}).items() if p not in lora},
+        left_out={p: why for p, why in left_out.items() if p not in lora},
     )
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from jlora import _paths, _words
 from jlora._config import ALL_LINEAR, LoraConfig, Ranks
 from jlora._lowrank import Axes, matrix_shape
-from jlora._registry import node_class
+from jlora._registry import method_class
+from jlora._traced_axes import TracedAxes
 
 BIAS_NAMES = ("bias", "b")  # as Flax, Equinox and Haiku call them
 
@@ -85,12 +86,12 @@ def _targeted(leaves, config: LoraConfig, axes) -> list[str]:
         if not paths:
             raise ValueError(f"targets {targets!r} is True for none of the {len(leaves)} leaves")
     elif targets == ALL_LINEAR:
-        if not hasattr(axes, "linear"):
+        if not isinstance(axes, TracedAxes):
             raise ValueError(
                 f"targets {ALL_LINEAR!r} reads off the function which weights are linear. "
                 "Pass axes=jlora.trace_axes(fn, params, *args)"
             )
-        paths = [path for path in leaves if path in axes.linear]  # type: ignore
+        paths = [path for path in leaves if path in axes.linear]
     else:
         paths = _paths.find(targets, leaves, what="targets")
     if config.exclude:
@@ -101,7 +102,8 @@ def _targeted(leaves, config: LoraConfig, axes) -> list[str]:
 
 def _adapted(paths, leaves, config: LoraConfig, axes, problems: list[str]):
     """The axes and ranks of each leaf to adapt; what can't be adapted goes to ``problems``."""
-    unclear = getattr(axes, "unclear", {})
+    seen = isinstance(axes, TracedAxes)  # all of them: a leaf without axes is no weight
+    unclear = axes.unclear if seen else {}
     for field in ("rank_pattern", "alpha_pattern"):
         if patterns := tuple(getattr(config, field)):
             _paths.find(patterns, paths, what=field)
@@ -114,16 +116,13 @@ def _adapted(paths, leaves, config: LoraConfig, axes, problems: list[str]):
             its_axes = Axes()
             warnings.warn(
                 f"{path} is adapted as (in, out), but how it is used is not clear: "
-                f"{unclear[path]}. Give its axes (axes[{path!r}] = jlora.Axes(...)), or exclude it",
+                f"{unclear[path]}. {_give(path)}",
                 stacklevel=4,
             )
         elif path in unclear:
-            problems.append(
-                f"{path}: {unclear[path]}. Give its axes (axes[{path!r}] = jlora.Axes(...)), or "
-                "exclude it"
-            )
+            problems.append(f"{path}: {unclear[path]}. {_give(path)}")
             continue
-        elif axes is not None or len(shape) < 2:
+        elif seen or len(shape) < 2:
             continue  # a bias or a scale beside the weight that the pattern means
         elif len(shape) == 2:
             its_axes = Axes()
@@ -131,6 +130,7 @@ def _adapted(paths, leaves, config: LoraConfig, axes, problems: list[str]):
             problems.append(
                 f"{path} has shape {shape}: which of its dimensions are inputs, outputs or stacks "
                 "can't be told from the shape. Pass axes=jlora.trace_axes(fn, params, *args)"
+                + ("" if axes is None else f", or {{..., {path!r}: jlora.Axes(...)}}")
             )
             continue
         if problem := _unfit(shape, dtype, its_axes):
@@ -142,6 +142,10 @@ def _adapted(paths, leaves, config: LoraConfig, axes, problems: list[str]):
         elif ranks:
             adapted[path] = its_axes, ranks
     return adapted
+
+
+def _give(path: str) -> str:
+    return f"Give its axes (axes | {{{path!r}: jlora.Axes(...)}}), or exclude it"
 
 
 def _unfit(shape, dtype, axes: Axes) -> str | None:
@@ -178,7 +182,7 @@ def _ranks(path: str, shape, axes: Axes, config: LoraConfig) -> tuple[Ranks, str
     inputs, outputs = matrix_shape(shape, axes)
     if not inputs * outputs:
         return 0, f"has shape {tuple(shape)}, and no entries: exclude it"
-    method: Any = node_class(str(config.method))
+    method = method_class(str(config.method))
     largest = method.largest_rank(inputs, outputs)
     if largest is not None and highest > largest:
         return 0, (
@@ -249,9 +253,10 @@ def _rows(leaves, config: LoraConfig, axes, problems: list[str]):
 
 def _weights(leaves, axes) -> str:
     """The leaves that could be adapted, in one sentence."""
-    weights = [path for path in leaves if (path in axes if axes else np.ndim(leaves[path]) >= 2)]
+    traced = axes if isinstance(axes, TracedAxes) else None
+    weights = [p for p in leaves if (p in traced if traced else np.ndim(leaves[p]) >= 2)]
     if weights:
         return f"The weights are: {_words.named(map(_paths.shown, weights))}"
     return "No leaf is a weight: " + (
-        "the function multiplies by none" if axes is not None else "none has two dimensions or more"
+        "none has two dimensions or more" if traced is None else "the function multiplies by none"
     )

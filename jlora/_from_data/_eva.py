@@ -77,7 +77,7 @@ def eva(
     """
     if not rho >= 1:
         raise ValueError(f"rho is {rho}: expected a number of at least 1")
-    nodes = _subspace.adapted(frozen, lora, "EVA")
+    nodes = _subspace.adapted(frozen, lora, config, "EVA")
     most, widths = {}, {}
     for path, node in nodes.items():
         _, inputs, outputs = _subspace.sizes(node)
@@ -162,19 +162,25 @@ def _with_ranks(
         if not ranks[path].any():
             exclude = (*exclude, config.pattern_of(path))
             continue
-        its_ranks = ranks[path].reshape(len(ranks[path]), -1).max(-1) if ranks[path].ndim else None
-        scaling = float(np.max(node.scaling))
+        scalings = np.broadcast_to(node.scaling, (*ranks[path].shape, node.rank))
+        its_ranks, its_scalings = _by_layer(ranks[path]), _by_layer(scalings.max(-1))
+        its_alphas = map(config.alpha_for, its_scalings, its_ranks)
         name = config.pattern_of(path)
-        if its_ranks is None or (its_ranks == its_ranks[0]).all():
-            rank = int(ranks[path].max())
-            rank_pattern[name] = rank
-            alpha_pattern[name] = config.alpha_for(scaling, rank)
-        else:
-            rank_pattern[name] = tuple(map(int, its_ranks))
-            alpha_pattern[name] = tuple(config.alpha_for(scaling, int(r)) for r in its_ranks)
+        rank_pattern[name] = _one_or_each(its_ranks)
+        alpha_pattern[name] = _one_or_each(tuple(its_alphas))
     return dataclasses.replace(
         config,
         exclude=exclude,
-        rank_pattern={**rank_pattern, **config.rank_pattern},
-        alpha_pattern={**alpha_pattern, **config.alpha_pattern},
+        rank_pattern=rank_pattern,  # each leaf has its own: no former pattern holds any more
+        alpha_pattern=alpha_pattern,
     )
+
+
+def _by_layer(values: np.ndarray) -> tuple[Any, ...]:
+    """The highest of each layer, or the one value of a leaf without a stack."""
+    layers = values.reshape(len(values), -1) if values.ndim else values.reshape(1, 1)
+    return tuple(layers.max(-1).tolist())
+
+
+def _one_or_each(values: tuple[Any, ...]) -> Any:
+    return values[0] if len(set(values)) == 1 else values

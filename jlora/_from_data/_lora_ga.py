@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jlora import _paths
 from jlora._config import LoraConfig
 from jlora._from_data import _subspace
+from jlora._frozen_leaf import replaced
 from jlora._lift import lift
 from jlora._lora_dict import Lora
 from jlora._methods import LoraWeight
@@ -73,7 +74,7 @@ def lora_ga(
         >>> config.init, bool(jnp.allclose(merged["kernel"], 1, atol=1e-5))
         ('lora_ga', True)
     """
-    nodes = _subspace.adapted(frozen, lora, "LoRA-GA")
+    nodes = _subspace.adapted(frozen, lora, config, "LoRA-GA")
     gradient = jax.jit(jax.grad(lambda lora, batch: lift(loss)(frozen, lora, batch)))
     widths = {}
     for path, node in nodes.items():
@@ -99,7 +100,10 @@ def lora_ga(
         started[path] = _started(node, left[path], rows[path], gamma)
     leaves, structure = _paths.flatten(frozen)
     moved = [
-        started[path].taken_from(leaf) if path in started else leaf for path, leaf in leaves.items()
+        replaced(leaf, lambda weight, node: node.taken_from(weight), started[path])
+        if path in started
+        else leaf
+        for path, leaf in leaves.items()
     ]
     # it says that weight was taken out of the frozen tree
     config = dataclasses.replace(config, init="lora_ga")

@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jlora import _paths
+from jlora._config import LoraConfig
 from jlora._lora_dict import check
 from jlora._methods import LoraWeight
 from jlora._node import Node
+from jlora._registry import method_class
 from jlora._starts import drawn
 
 
-def adapted(frozen: Any, lora: Mapping[str, Node], what: str) -> dict[str, LoraWeight]:
-    """The nodes that have an A and a B.
+def adapted(
+    frozen: Any, lora: Mapping[str, Node], config: LoraConfig, what: str
+) -> dict[str, LoraWeight]:
+    """The nodes that are an A and a B over a weight's axes, as `LoraWeight` has them.
 
     Raises:
-        ValueError: when there is none, or ``lora`` does not fit ``frozen``.
+        ValueError: when there is none, when ``lora`` does not fit ``frozen``, or holds some of its
+            weight, which would be lost with the A and B that hold it.
     """
     check(frozen, lora)
-    found = {path: node for path, node in lora.items() if node.factors}
+    found = {path: node for path, node in lora.items() if isinstance(node, LoraWeight)}
     if not found:
-        raise ValueError(f"{what} starts A and B, but no node of the adapter has them")
-    return cast(dict[str, LoraWeight], found)
+        kinds = sorted({type(node).__name__ for node in lora.values()})
+        raise ValueError(
+            f"{what} starts A and B, but no node of the adapter has them: expected LoraWeights, or "
+            f"nodes of a class of it, got {' and '.join(kinds)}"
+        )
+    if method_class(str(config.method)).moves_weight(config.init):
+        raise ValueError(
+            f"{what} gives A and B another start, but init is {config.init!r}, which took weight "
+            'into the A and B that are there: split with another init, such as "kaiming"'
+        )
+    return found
 
 
 def sizes(node: LoraWeight) -> tuple[tuple[int, ...], int, int]:

@@ -15,7 +15,6 @@ from jlora._lift._lift import lift as lift
 from jlora._lift._movement import Movement as Movement
 from jlora._lift._movement import unmoved as unmoved
 from jlora._lift._movement import without as without
-from jlora._lift._trace_axes import TracedAxes as TracedAxes
 from jlora._lift._trace_axes import told_left_out as told_left_out
 from jlora._lift._trace_axes import trace_axes as trace_axes
 from jlora._lift._walk import Walk as Walk

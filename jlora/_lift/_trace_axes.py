@@ -13,33 +13,7 @@ from jlora._lift._traced_call import TracedCall
 from jlora._lift._walk import Walk
 from jlora._lift._watched import Watched, WatchedBase
 from jlora._lift._weight import Weight
-from jlora._lowrank import Axes
-
-
-class TracedAxes(dict[str, Axes]):
-    """The axes of every weight that a product uses; ``unclear`` says why others are missing.
-
-    Attributes:
-        unclear: from the path of a weight of two or more dimensions (stacks not counted) that no
-            product was seen to use as it is, to what was seen instead.
-        linear: the paths of the weights that ``targets="all-linear"`` means.
-        left_out: from the path of every other weight with axes to why ``"all-linear"`` leaves it
-            out: rows are looked up in it, it is an output head, or `lift` would merge it.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import jlora
-        >>> def model(params, tokens):
-        ...     return jnp.tanh(params["embed"][tokens] @ params["mlp"]) @ params["head"]
-        >>> params = {"embed": jnp.ones((9, 4)), "mlp": jnp.ones((4, 4)), "head": jnp.ones((4, 9))}
-        >>> axes = jlora.trace_axes(model, params, jnp.arange(3))
-        >>> sorted(axes.linear), sorted(axes.left_out)
-        (['mlp'], ['embed', 'head'])
-    """
-
-    unclear: dict[str, str]
-    linear: frozenset[str]
-    left_out: dict[str, str]
+from jlora._traced_axes import TracedAxes
 
 
 def trace_axes(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any) -> TracedAxes:
@@ -62,8 +36,8 @@ def trace_axes(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: A
         **kwargs: keyword arguments of ``fn``.
 
     Returns:
-        A dict from the leaf's path to its `Axes`, to be passed to `split`; leaves that no product
-        uses (biases, scales) are not in it, and ``.unclear`` explains the doubtful ones.
+        A mapping from the leaf's path to its `Axes`, to be passed to `split`; leaves that no
+        product uses (biases, scales) are not in it, and ``.unclear`` explains the doubtful ones.
 
     Raises:
         ValueError: when ``argnums`` is the place of no positional argument.
@@ -108,10 +82,9 @@ def _data(leaf: Any) -> Seen:
 
 
 def _described(look: Look, shapes: dict[str, tuple[int, ...]], results: list[Any]) -> TracedAxes:
-    found = TracedAxes({path: look.found[path] for path in shapes if path in look.found})
+    found = {path: look.found[path] for path in shapes if path in look.found}
     wide = {path for path, shape in shapes.items() if sum(size != 1 for size in shape) >= 2}
     other = look.other | dict.fromkeys(wide - look.met, "no operation was seen to use it")
-    found.unclear = {path: other[path] for path in shapes if path in other.keys() - found.keys()}
     heads = look.heads(results)
     reasons = [
         (look.looked_up, "rows are looked up in it"),
@@ -119,15 +92,19 @@ def _described(look: Look, shapes: dict[str, tuple[int, ...]], results: list[Any
         (look.merged_at.keys() - look.multiplied, "lift would merge it: {}"),
         (found.keys() - look.multiplied, "no product uses it"),
     ]
-    found.left_out = {
+    left_out = {
         path: next(why for paths, why in reasons if path in paths).format(
             look.merged_at.get(path, "")
         )
         for path in found
         if any(path in paths for paths, _ in reasons)
     }
-    found.linear = frozenset(found.keys() - found.left_out.keys())
-    return found
+    return TracedAxes(
+        axes=found,
+        unclear={path: other[path] for path in shapes if path in other.keys() - found.keys()},
+        linear=frozenset(found.keys() - left_out.keys()),
+        left_out=left_out,
+    )
 
 
 def told_left_out(left_out: Mapping[str, str]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -46,18 +47,15 @@ class DoraWeight(LoraWeight):
         return True
 
     @classmethod
-    def start(cls, leaf: Leaf) -> tuple[DoraWeight, Any]:
+    def start_fields(cls, leaf: Leaf) -> dict[str, Any]:
         """Its magnitudes are the norms of the weight, so that it is what it was."""
-        node, frozen = super().start(leaf)
-        return cls.from_lora(node, leaf.weight), frozen
+        return {**super().start_fields(leaf), "magnitude": _norms(leaf.weight, [], leaf.axes)}
 
     @classmethod
-    def from_lora(cls, lora: LoraWeight, weight: Any) -> DoraWeight:
+    def from_lora(cls, lora: LoraWeight, weight: Any) -> Self:
         """The node of this delta whose magnitudes are the norms of ``weight``."""
         fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(LoraWeight)}
-        sums = squared_sums(weight, [], lora.axes.inputs)
-        assert sums is not None
-        return cls(**fields, magnitude=jnp.sqrt(_ordered(sums, lora.axes)))
+        return cls(**fields, magnitude=_norms(weight, [], lora.axes))
 
     def dimensions(self) -> dict[str, Dims]:
         return {**super().dimensions(), "magnitude": (*self.axes.stack, *self.axes.outputs)}
@@ -72,7 +70,7 @@ class DoraWeight(LoraWeight):
 
     def adapt(self, weight: jax.Array, shared: Shared) -> Factored:
         product = self.product()
-        norms = jax.lax.stop_gradient(_norms(weight, product, self.axes))
+        norms = jax.lax.stop_gradient(_norms(weight, [product], self.axes))
         gain = self.magnitude / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
         if jnp.ndim(self.scaling):  # a layer that is not adapted keeps its magnitudes too
             adapted = (self.scaling != 0).any(-1)
@@ -90,14 +88,9 @@ class DoraWeight(LoraWeight):
         return LowRank(self.a, self.b, self.scaling, self.magnitude)
 
 
-def _norms(weight: jax.Array, product: Product, axes: Axes) -> jax.Array:
+def _norms(weight: jax.Array, products: Sequence[Product], axes: Axes) -> jax.Array:
     """The norm over the inputs of W + A B, (*stack, *out), without forming the sum."""
-    sums = squared_sums(weight, [product], axes.inputs)
+    sums = squared_sums(weight, products, axes.inputs)
     assert sums is not None  # A alone has the inputs
-    return jnp.sqrt(_ordered(sums, axes))
-
-
-def _ordered(sums: jax.Array, axes: Axes) -> jax.Array:
-    """What is over all but the inputs, in the order (*stack, *out)."""
     order = (*axes.stack, *axes.outputs)
-    return jnp.transpose(sums, [sorted(order).index(dim) for dim in order])
+    return jnp.sqrt(jnp.transpose(sums, [sorted(order).index(dim) for dim in order]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -67,26 +67,33 @@ class LoraWeight(Method):
 
     @classmethod
     def reads_weight(cls, init: str) -> bool:
+        return cls.moves_weight(init)
+
+    @classmethod
+    def moves_weight(cls, init: str) -> bool:
         return _starts.find(init).moves_weight
 
     @classmethod
-    def start(cls, leaf: Leaf) -> tuple[LoraWeight, Any]:
-        node = cls._plain(leaf)
-        moves = _starts.find(leaf.init).moves_weight
+    def start(cls, leaf: Leaf) -> tuple[Self, Any]:
+        node = cls(**cls.start_fields(leaf))
+        moves = cls.moves_weight(leaf.init)
         return node, node.taken_from(leaf.weight) if moves else None
 
     @classmethod
-    def _plain(cls, leaf: Leaf) -> LoraWeight:
-        """A and B by the start that the configuration names."""
+    def start_fields(cls, leaf: Leaf) -> dict[str, Any]:
+        """The fields of a node at its start; a class with more fields adds them here.
+
+        A and B are by the start that the configuration names.
+        """
         start = _starts.find(leaf.init)
         a, b = start(_starts.Matrices.from_leaf(leaf, start.moves_weight))
-        return LoraWeight(
-            a=a.reshape(*leaf.stack, *leaf.inputs, leaf.rank).astype(leaf.dtype),
-            b=b.reshape(*leaf.stack, leaf.rank, *leaf.outputs).astype(leaf.dtype),
-            scaling=leaf.scaling,
-            axes=leaf.axes,
-            dropout=leaf.dropout,
-        )
+        return {
+            "a": a.reshape(*leaf.stack, *leaf.inputs, leaf.rank).astype(leaf.dtype),
+            "b": b.reshape(*leaf.stack, leaf.rank, *leaf.outputs).astype(leaf.dtype),
+            "scaling": leaf.scaling,
+            "axes": leaf.axes,
+            "dropout": leaf.dropout,
+        }
 
     @property
     def rank(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jlora import _paths, _placement
@@ -21,7 +22,8 @@ def fingerprint(tree: Any) -> Fingerprint:
     """For each leaf by its path: ``shape``, ``dtype`` and ``values``, a hash of a sample of them.
 
     Cheap on any device: 64 values of each leaf are read. ``values`` is None where there are none to
-    read: ShapeDtypeStructs, and arrays that this process does not hold whole.
+    read: ShapeDtypeStructs, random keys, and arrays that this process does not hold whole. What is
+    no array (a function, a number of Python) is not in it.
 
     Args:
         tree: any pytree of arrays.
@@ -38,12 +40,9 @@ def fingerprint(tree: Any) -> Fingerprint:
     """
     leaves, _ = _paths.arrays(tree)
     return {
-        path: {
-            "shape": list(np.shape(leaf)),
-            "dtype": str(np.dtype(leaf.dtype)),
-            "values": _hash(leaf),
-        }
+        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "values": _hash(leaf)}
         for path, leaf in leaves.items()
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, type)
     }
 
 
@@ -125,6 +124,8 @@ def _hash(leaf: Any) -> str | None:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return None
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return None
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):  # such as keys: no numbers of NumPy's
         return None
     flat = _sampled(math.prod(leaf.shape))
     at = np.unravel_index(flat, leaf.shape)

@@ -174,6 +174,26 @@ def test_a_method_of_others_trains_by_optax_and_alone(name):
                 assert np.array_equal(before, after), (path, field.name)
 
 
+def test_lora_plus_is_for_what_a_method_calls_its_factors():
+    lora = {path: foreign(name)[1]["up"] for path, name in (("h", "hira"), ("v", "vera"))}
+    ones = jax.tree.map(jnp.ones_like, lora)
+    tx = jlora.lora_plus(4)
+    updates, _ = tx.update(ones, tx.init(lora), lora)
+    assert np.unique(updates["h"].b) == 4
+    for other in (updates["h"].a, updates["v"].b, updates["v"].d):  # VeRA's b is a scale
+        assert np.unique(other) == 1
+
+
+@pytest.mark.parametrize("start", [jlora.eva, jlora.lora_ga])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_starts_from_data_say_that_they_are_for_loras_factors(start, name):
+    frozen, lora = foreign(name)
+    config = jlora.LoraConfig(targets=".", method=FOREIGN[name][0], rank=3)
+    kind = type(lora["up"]).__name__
+    with pytest.raises(ValueError, match=f"expected LoraWeights, .*, got .*{kind}"):
+        start(model, frozen, lora, [TOKENS], config, KEY)
+
+
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_method_of_others_is_data(name):
     frozen, one = foreign(name)
@@ -213,6 +233,53 @@ def test_a_saved_method_that_is_not_registered_names_itself(tmp_path):
     said = r"registered as 'veritas': import the module that has @jlora\.extend\.register\('verit"
     with pytest.raises(ValueError, match=said):
         jlora.checkpoint.restore(tmp_path / "a")
+
+
+def test_a_node_for_targets_must_be_a_method():
+    @dataclasses.dataclass(frozen=True)
+    class Bare(extend.Node):
+        targeted: ClassVar = True
+
+    with pytest.raises(ValueError, match=r"Bare is targeted, but no jlora.extend.Method"):
+        extend.register("bare")(Bare)
+    assert jlora.LoraConfig(targets="w").method == "lora"  # it is not among the methods
+
+
+@extend.register("doubled")
+@dataclasses.dataclass(frozen=True)
+class Doubled(jlora.LoraWeight):
+    """LoRA, twice over."""
+
+    def adapt(self, weight, shared):
+        product = self.product()
+        return extend.Factored((product, product))
+
+
+@extend.register("tempered")
+@dataclasses.dataclass(frozen=True)
+class Tempered(jlora.DoraWeight):
+    """DoRA with a field of its own."""
+
+    warmth: jax.Array = dataclasses.field(kw_only=True)
+
+    @classmethod
+    def start_fields(cls, leaf):
+        return {**super().start_fields(leaf), "warmth": jnp.float32(3)}
+
+    def dimensions(self):
+        return {**super().dimensions(), "warmth": ()}
+
+
+@pytest.mark.parametrize("method", [Doubled, Tempered])
+def test_a_class_of_lora_is_what_split_makes(method):
+    config = jlora.LoraConfig(targets="w", method=method, rank=2)
+    frozen, lora = jlora.split({"w": normal(7, 5)}, config, KEY)
+    assert type(lora["w"]) is method
+    lora, x = trained(lora), normal(3, 7, seed=1)
+    got = jlora.lift(lambda p, x: x @ p["w"])(frozen, lora, x)
+    assert_close(got, x @ jlora.merge(frozen, lora)["w"])
+    if method is Doubled:
+        assert_close(got, x @ (frozen["w"] + 2 * lora["w"].delta()))
 
 
 def test_options_belong_to_the_method():
@@ -443,6 +510,29 @@ def test_lifted_over_small_leaves_is_lifted_over_what_they_stand_for(kind, metho
     report = jlora.explain(small_model, small, lora, TOKENS)
     assert report.materialised == 0
     assert report.unused == ()
+
+
+@pytest.mark.parametrize("kind", [Int8, Blocks])
+def test_starts_from_data_read_small_leaves(kind):
+    params = {"up": normal(8, 12), "down": normal(12, 5, seed=1)}
+    small = jax.tree.map(kind.of, params)
+    plain = {path: leaf.plain() for path, leaf in small.items()}
+    config = jlora.LoraConfig(targets="up|down", rank=2)
+    batches = [normal(20, 8, seed=2)]
+
+    def fn(p, x):
+        return jnp.tanh(x @ p["up"]) @ p["down"]
+
+    def loss(p, x):
+        return (fn(p, x) ** 2).mean()
+
+    lora = jlora.split(params, config, KEY)[1]
+    moved, started, _ = jlora.lora_ga(loss, small, lora, batches, config, KEY)
+    assert_close(moved, jlora.lora_ga(loss, plain, lora, batches, config, KEY)[0], 1e-5)
+    assert_close(jlora.merge(moved, started), plain, 1e-5)
+    kept, eva, _ = jlora.eva(fn, small, lora, batches, config, KEY)
+    assert kept is small
+    assert_close(eva, jlora.eva(fn, plain, lora, batches, config, KEY)[1], 1e-4)
 
 
 def test_a_small_leaf_is_decoded_where_an_operation_needs_the_weight():

@@ -109,6 +109,38 @@ def test_eva_takes_the_rank_from_leaves_that_explain_little_and_drops_them_at_no
     assert list(jlora.split(params, told, KEY)[1]) == ["sharp"]
 
 
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"rank_pattern": {"^first$": 3}, "alpha_pattern": {"^first$": 12.0}},
+        {"rank_pattern": {"first|layers": 3}, "alpha_pattern": {"^layers$": (2.0, 4.0, 6.0)}},
+        {"rank_pattern": {"layers": (1, 2, 3)}, "rslora": True},
+    ],
+)
+def test_eva_tells_the_ranks_of_a_configuration_that_had_patterns(patterns):
+    config, axes, frozen, lora = adapter(**patterns)
+    for _ in range(2):  # what it told is a configuration like any other
+        frozen, lora, config = jlora.eva(run, frozen, lora, BATCHES, config, KEY)
+        _, again = jlora.split(tree(), config, KEY, axes=axes)
+        for path, node in again.items():
+            assert node.a.shape == lora[path].a.shape
+            np.testing.assert_allclose(*np.broadcast_arrays(node.scaling, lora[path].scaling), 1e-6)
+
+
+def test_eva_drops_the_patterns_of_a_leaf_that_it_drops():
+    params = {"sharp": jnp.eye(8), "flat": 1e-3 * jnp.eye(8)}
+
+    def fn(p, batch):
+        return batch[0] @ p["sharp"], batch[1] @ p["flat"]
+
+    batches = [(normal(40, 1) * jnp.eye(8)[0] + normal(40, 1, seed=1) * jnp.eye(8)[1],
+                normal(40, 8))]  # fmt: skip
+    config = jlora.LoraConfig(targets="sharp|flat", rank=1, rank_pattern={"flat": 1})
+    frozen, lora = jlora.split(params, config, KEY)
+    _, eva, told = jlora.eva(fn, frozen, lora, batches, config, KEY)
+    assert list(jlora.split(params, told, KEY)[1]) == list(eva) == ["sharp"]
+
+
 def test_eva_refuses_what_it_cannot_do():
     config, _, frozen, lora = adapter()
     with pytest.raises(ValueError, match="EVA reads a few batches, but got none"):
@@ -117,6 +149,24 @@ def test_eva_refuses_what_it_cannot_do():
         jlora.eva(run, frozen, lora, BATCHES, config, KEY, rho=0.5)
     with pytest.raises(ValueError, match="EVA saw no activations of layers"):
         jlora.eva(lambda p, x: x @ p["first"], frozen, lora, BATCHES, config, KEY)
+
+
+@pytest.mark.parametrize("start", ["eva", "lora_ga"])
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_2", "olora"])
+def test_a_start_from_data_refuses_an_adapter_that_holds_weight(start, method, init):
+    """The A and B that it would replace hold what was taken out of the frozen weight."""
+    config, _, frozen, lora = adapter(init=init, method=method)
+    fn = run if start == "eva" else loss
+    with pytest.raises(ValueError, match=f"init is '{init}', .* split with another init"):
+        getattr(jlora, start)(fn, frozen, lora, BATCHES, config, KEY)
+
+
+def test_a_start_from_data_is_made_once():
+    config, _, frozen, lora = adapter()
+    frozen, lora, config = jlora.lora_ga(loss, frozen, lora, BATCHES[:1], config, KEY)
+    with pytest.raises(ValueError, match=r"init is 'lora_ga', .* split with another init"):
+        jlora.eva(run, frozen, lora, BATCHES, config, KEY)
 
 
 def loss(params, x):

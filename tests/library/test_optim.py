@@ -293,6 +293,22 @@ def test_lora_fa_holds_a_and_computes_no_gradient_of_it():
     assert saved > 13 * 3 * (7 + 11)
 
 
+def first_state(tree, freeze):
+    return jlora.optimizer(optax.sgd(0.1), freeze=freeze).init(tree)
+
+
+@pytest.mark.parametrize("use", [jlora.mask, jlora.labels, first_state])
+def test_freezing_what_is_no_field_is_told(use):
+    frozen, lora = adapted(base(), targets="kernel", method="dora", bias="adapted")
+    said = "freeze names 'A', 'scaling', which trains in no node: expected some of "
+    said += "'a', 'b', 'magnitude', 'value'"
+    with pytest.raises(ValueError, match=said):
+        use({"frozen": frozen, "lora": lora}, freeze=("scaling", "A", "b"))
+    some = jlora.mask({"frozen": frozen, "lora": lora}, freeze="magnitude")
+    assert not some["lora"]["in/kernel"].magnitude
+    assert jlora.mask(frozen, freeze="A") == jax.tree.map(lambda _: False, frozen)
+
+
 def test_decay_is_for_matrices():
     params = {**base(), "scale": jnp.ones(5)}
     config = jlora.LoraConfig(targets="in/kernel", rank=2, train="scale|out")

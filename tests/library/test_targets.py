@@ -130,11 +130,23 @@ def test_a_leaf_of_unclear_use_is_named_with_what_was_seen():
     assert lora["gate"].axes == jlora.Axes((1,), (0,))
 
 
+def test_axes_by_hand_for_one_leaf_take_no_other_out():
+    params = {"c": jnp.ones((7, 2, 5)), "w": jnp.ones((7, 5)), "w_bias": jnp.ones(5)}
+    config = jlora.LoraConfig(targets="c|w", rank=2)
+    by_hand = {"c": jlora.Axes((0,), (1, 2))}
+    lora = jlora.split(params, config, KEY, axes=by_hand)[1]
+    assert {path: node.axes for path, node in lora.items()} == by_hand | {"w": jlora.Axes()}
+    with pytest.raises(ValueError, match=r"c has shape \(7, 2, 5\): which .* \{\.\.\., 'c': jlora"):
+        jlora.split(params, config, KEY, axes={"w": jlora.Axes()})
+    with pytest.raises(ValueError, match=r"leaves no weight to adapt.*The weights are: c, w$"):
+        jlora.split(params, jlora.LoraConfig(targets="bias"), KEY, axes=by_hand)
+
+
 def test_a_leaf_of_unclear_use_and_more_dimensions_needs_its_axes():
     params = {"gate": jnp.ones((3, 7, 11))}
     axes = jlora.trace_axes(lambda p, x: x @ jnp.sin(p["gate"]), params, jnp.ones((5, 7)))
     config = jlora.LoraConfig(targets="gate", rank=2)
-    with pytest.raises(ValueError, match=r"gate: .*Give its axes \(axes\['gate'\] = jlora\.Axes"):
+    with pytest.raises(ValueError, match=r"gate: .*Give its axes \(axes \| \{'gate': jlora\.Axes"):
         jlora.split(params, config, KEY, axes=axes)
 
 

@@ -1,5 +1,8 @@
 """`trace_axes` reads off how each weight is used: which dims are in, out and stacked."""
 
+import copy
+import pickle
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -13,6 +16,8 @@ import jlora
 A = jlora.Axes
 X = jax.ShapeDtypeStruct((5, 7), "float32")
 IDS = jax.ShapeDtypeStruct((5,), "int32")
+
+KEY = jax.random.key(0)
 
 
 def shapes(**leaves):
@@ -253,3 +258,44 @@ def test_nothing_is_computed():
         return x @ p["w"]
 
     assert traced(fn, {"w": jnp.ones((7, 11))}, jnp.ones((5, 7))) == {"w": A()}
+
+
+def test_traced_axes_are_a_mapping_that_stays_what_it_is():
+    """With axes by hand it knows still what it saw: a bias of layers is no weight."""
+    params = {
+        "up": jnp.ones((3, 7, 11)),
+        "bias": jnp.ones((3, 11)),
+        "gate": jnp.ones((11, 13)),
+        "table": jnp.ones((17, 7)),
+    }
+
+    def fn(p, tokens):
+        x = p["table"][tokens]
+
+        def layer(x, weights):
+            up, bias = weights
+            return x, x @ up + bias
+
+        _, each = lax.scan(layer, x, (p["up"], p["bias"]))
+        return jnp.tanh(each.sum(0)) @ jnp.sin(p["gate"])
+
+    axes = jlora.trace_axes(fn, params, jnp.zeros(5, int))
+    seen = {"table": jlora.Axes(), "up": jlora.Axes((1,), (2,), (0,))}
+    assert dict(axes) == {**axes} == axes == seen
+    assert seen == axes
+    assert (len(axes), list(axes), "gate" in axes) == (2, ["table", "up"], False)
+    assert axes.get("gate") is None
+    assert pickle.loads(pickle.dumps(axes)) == copy.deepcopy(axes) == axes
+    assert not hasattr(axes, "__setitem__")
+    other = {"gate": jlora.Axes((1,), (0,)), "table": jlora.Axes((1,), (0,))}
+    for by_hand, table in ((axes | other, other["table"]), (other | axes, seen["table"])):
+        assert isinstance(by_hand, jlora.TracedAxes)
+        assert by_hand == {"gate": other["gate"], "table": table, "up": seen["up"]}
+        assert (by_hand.linear, by_hand.left_out) == (axes.linear, axes.left_out)
+        assert (list(axes.unclear), list(by_hand.unclear)) == (["gate"], [])
+        config = jlora.LoraConfig(targets="up|gate|bias", rank=2)
+        assert jlora.split(params, config, KEY, axes=by_hand)[1].keys() == {"up", "gate"}
+        config = jlora.LoraConfig(targets="all-linear", rank=2)
+        lora = jlora.split(params, config, KEY, axes=by_hand)[1]
+        assert list(lora) == ["up"]
+        assert "table (rows are looked up in it)" in str(jlora.summary(params, lora, by_hand))

@@ -146,3 +146,5 @@ def test_starts_from_data_are_those_of_one_device(on, start):
         *got, config = start(on, *jlora.split(placed, CONFIG, KEY), batches)
     assert config == its_config  # with the ranks
     assert_close(got, want, 1e-3)
+    for path, leaf in got[0].items():
+        assert leaf.sharding.is_equivalent_to(placed[path].sharding, leaf.ndim), path

@@ -165,6 +165,30 @@ def test_a_base_is_checked_by_shape_when_it_has_no_values(tmp_path):
         checkpoint.restore(tmp_path / "a", base=jax.eval_shape(lambda: base(width=8)))
 
 
+def test_leaves_that_hold_no_numbers_are_no_hindrance(tmp_path):
+    params = base() | {"act": jax.nn.relu, "key": jax.random.key(3), "eps": 1e-6, "as": jnp.float32}
+    _, lora = jlora.split(params, CONFIG, jax.random.key(1), axes=AXES)
+    checkpoint.save(tmp_path / "a", lora, CONFIG, base=params)
+    assert_same(checkpoint.restore(tmp_path / "a", base=params)[0], lora)
+    found = checkpoint.fingerprint(params)
+    assert found.pop("key") == {"shape": [], "dtype": "key<fry>", "values": None}
+    assert found == checkpoint.fingerprint(base())
+    with pytest.raises(ValueError, match=r"key: expected key<fry>\(\), but there is no such leaf"):
+        checkpoint.restore(tmp_path / "a", base=base())
+
+
+def test_a_fingerprint_is_what_it_ever_was():
+    """Saved adapters hold it: another hash, or another word for a dtype, would refuse them all."""
+    values = np.arange(200).reshape(8, 25)
+    leaves = {name: jnp.asarray(values, name) for name in ("float32", "bfloat16", "int32")}
+    assert checkpoint.fingerprint(leaves | {"numpy": values.astype(np.float16)}) == {
+        "float32": {"shape": [8, 25], "dtype": "float32", "values": "dcf25bd9fe489d3b"},
+        "bfloat16": {"shape": [8, 25], "dtype": "bfloat16", "values": "302bedd58b3cb3fb"},
+        "int32": {"shape": [8, 25], "dtype": "int32", "values": "a0ccae971a589962"},
+        "numpy": {"shape": [8, 25], "dtype": "float16", "values": "4b8a041cc8ac9452"},
+    }
+
+
 def edit(directory, change):
     path = directory / "adapter.json"
     description = json.loads(path.read_text())

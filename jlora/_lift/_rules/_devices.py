@@ -57,7 +57,7 @@ def resharded(walk: Walk, eqn: Any, value: Weight) -> list[Any]:
     value = value.filled(dim for dim, entry in enumerate(to.spec) if entry is not None)
 
     def along(factor: Factor) -> Factor:
-        entries = _placement.along(to.spec, factor.dims)
+        entries = _placement.layout_of(to.spec, factor.dims)
         return Factor(_placement.spread(factor.array, to.mesh, entries), factor.dims)
 
     moved = walk.move(eqn, value, unmoved(value.ndim, placed=True), along)
@@ -128,7 +128,7 @@ def _divided(value: Weight, mesh: Any, spec: Any, manual: frozenset[str]) -> Wei
     """The weight with its factors divided over explicit axes as `_specs` says."""
 
     def placed_as_w(factor: Factor) -> Factor:
-        entries = _placement.along(spec, factor.dims)
+        entries = _placement.layout_of(spec, factor.dims)
         return Factor(_placement.divide(factor.array, mesh, entries, manual), factor.dims)
 
     return value.moved(value.w, unmoved(value.ndim), placed_as_w)
@@ -140,7 +140,7 @@ def _specs(value: Any, spec: Any) -> Any:
         return spec
 
     def placed_as_w(factor: Factor) -> Factor:
-        entries = _placement.along(spec, factor.dims)
+        entries = _placement.layout_of(spec, factor.dims)
         return Factor(jax.sharding.PartitionSpec(*entries), factor.dims)  # pyright: ignore
 
     moved = value.moved(spec, unmoved(value.ndim), placed_as_w)
