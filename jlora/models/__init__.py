@@ -37,10 +37,13 @@ from jlora.models._files._torch_tensors import to_stored as to_stored
 from jlora.models._net import _fused_attention
 from jlora.models._net._config import DecoderConfig as DecoderConfig
 from jlora.models._net._config import Experts as Experts
-from jlora.models._net._config import LinearRopeScaling as LinearRopeScaling
-from jlora.models._net._config import RopeScaling as RopeScaling
 from jlora.models._net._decoder import Decoder as Decoder
 from jlora.models._net._loss import answer_loss as answer_loss
+from jlora.models._net._rope_scalings import DynamicRopeScaling as DynamicRopeScaling
+from jlora.models._net._rope_scalings import LinearRopeScaling as LinearRopeScaling
+from jlora.models._net._rope_scalings import LongRopeScaling as LongRopeScaling
+from jlora.models._net._rope_scalings import RopeScaling as RopeScaling
+from jlora.models._net._rope_scalings import YarnRopeScaling as YarnRopeScaling
 from jlora.models._text._tokenizer import Tokenizer as Tokenizer
 
 

@@ -45,6 +45,27 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 300.0, "factor": 3.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 700.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_IN_FULL = {
+    **YARN,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 5.0,
+    "beta_slow": 0.4,
+    "mscale": 0.7,
+    "mscale_all_dim": 1.3,
+    "truncate": False,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.9, 2.2],
+    "long_factor": [1.5, 2.0, 4.0, 7.0, 9.0],
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 300.0, "factor": 3.0}
 MOE = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
 GEMMA = {"sliding_window": 7, "query_pre_attn_scalar": 13}
@@ -70,6 +91,25 @@ VARIANTS = {
     ),
     "llama, llama3 rope": ("llama", {"rope_parameters": LLAMA3}),
     "llama, linear rope": ("llama", {"rope_parameters": LINEAR}),
+    "llama, yarn": ("llama", {"rope_parameters": YARN_IN_FULL}),
+    "llama, yarn with its own sharpness": (
+        "llama",
+        {"rope_parameters": {**YARN, "attention_factor": 1.9}},
+    ),
+    "llama, longrope": (
+        "llama",
+        {
+            "rope_parameters": {
+                **LONGROPE,
+                "original_max_position_embeddings": 32,
+                "attention_factor": 1.2,
+            },
+        },
+    ),
+    "llama, dynamic rope": (
+        "llama",
+        {"rope_parameters": DYNAMIC, "max_position_embeddings": 24},
+    ),
     "llama, biases": (
         "llama",
         {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
@@ -108,6 +148,15 @@ VARIANTS = {
     "phi3": ("phi3", {**PHI, "sliding_window": 7}),
     "phi3, a share rotated": ("phi3", {**PHI, "partial_rotary_factor": 0.6}),
     "phi3, an odd share rotated": ("phi3", {**PHI, "partial_rotary_factor": 0.55}),
+    "phi3, longrope, a long text": (
+        "phi3",
+        {**PHI, "original_max_position_embeddings": 20, "rope_parameters": LONGROPE},
+    ),
+    "phi3, longrope, a short text": (
+        "phi3",
+        {**PHI, "original_max_position_embeddings": 100, "rope_parameters": LONGROPE},
+    ),
+    "qwen2, yarn": ("qwen2", {"hidden_size": 36, "head_dim": None, "rope_parameters": YARN}),
     "gpt2": ("gpt2", {}),
     "gpt2, untied": (
         "gpt2",
@@ -278,6 +327,23 @@ def test_greedy_answers_to_prompts_of_different_length_are_those_of_transformers
         assert uncached[line, at].tolist() == written[:kept]
 
 
+@pytest.mark.parametrize("variant", ["phi3, longrope, a long text", "llama, dynamic rope"])
+def test_greedy_answers_that_grow_past_the_original_length_are_those_of_transformers(variant):
+    _, model, folder = both(variant)
+    # a fresh one: transformers' dynamic frequencies remember the longest text so far
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, **EAGER)
+    generate = jax.jit(model.generate, static_argnames="max_new_tokens")
+    for length in (12, 20, 30):
+        prompt = TOKENS[:1, :length]
+        ours = generate(model.params, prompt, np.zeros(1, np.int32), max_new_tokens=14)
+        theirs = oracle.generate(
+            torch.tensor(prompt), max_new_tokens=14, do_sample=False, eos_token_id=2
+        )
+        theirs = theirs[0, length:].tolist()
+        assert ours[0].tolist()[: len(theirs)] == theirs, length
+        oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, **EAGER)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_we_write_is_what_transformers_writes_and_reads(variant, tmp_path):
     oracle, model, folder = both(variant)
@@ -329,16 +395,35 @@ OLDER = {
     },
     "llama": {**SMALL, "rope_theta": 700.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
     "phi3": {**SMALL, "head_dim": 7, "rope_theta": 90.0, "partial_rotary_factor": 0.5},
+    "phi3, longrope": {
+        **SMALL,
+        "hidden_size": 60,
+        "rope_theta": 90.0,
+        "original_max_position_embeddings": 64,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": LONGROPE["short_factor"],
+            "long_factor": LONGROPE["long_factor"],
+        },
+    },
+    "qwen2, yarn": {
+        **SMALL,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    },
+    "qwen3, yarn": {**SMALL, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "llama, dynamic": {**SMALL, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
     "qwen2": {**SMALL, "rope_theta": 1e6, "use_sliding_window": True, "max_window_layers": 2},
     "gemma2": {**SMALL, "rope_theta": 90.0, "hidden_act": "silu"},
     "qwen3_moe": {**SMALL, "num_experts": 9, "sliding_window": None, "rope_theta": 1e6},
 }
 
 
-@pytest.mark.parametrize("family", OLDER)
-def test_settings_as_earlier_releases_wrote_them_mean_what_transformers_reads(family):
-    ours = models.from_huggingface({**OLDER[family], "model_type": family}, "config.json")
-    theirs = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(OLDER[family])))
+@pytest.mark.parametrize("variant", OLDER)
+def test_settings_as_earlier_releases_wrote_them_mean_what_transformers_reads(variant):
+    family, settings = variant.split(",")[0], OLDER[variant]
+    ours = models.from_huggingface({**settings, "model_type": family}, "config.json")
+    theirs = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(settings)))
     assert ours == models.from_huggingface(theirs.to_dict(), "config.json")
 
 

@@ -4,25 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from jlora.models._net._rope_scalings import LongRopeScaling, Scaling
+
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 NORMS = ("rms", "rms_plus_one", "layer")
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's stretching of the rotary frequencies (Dubey et al. 2024, arXiv 2407.21783)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position: int
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearRopeScaling:
-    """All rotary frequencies divided by one factor (Chen et al. 2023, arXiv 2306.15595)."""
-
-    factor: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +34,7 @@ class DecoderConfig:
     max_length: int  # positions that the model was trained on
     norm_epsilon: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | LinearRopeScaling | None = None
+    rope_scaling: Scaling | None = None
     tied: bool = False  # the embedding is also the output head
     family: str = "llama"
 
@@ -80,6 +65,12 @@ class DecoderConfig:
         """What attention's scores are multiplied by."""
         return (self.query_scalar or self.head_dim) ** -0.5
 
+    @property
+    def length_that_turns(self) -> int | None:
+        """The longest text of which no position is turned otherwise in a longer one, if any is."""
+        scaling = self.rope_scaling
+        return scaling.original_max_position if isinstance(scaling, LongRopeScaling) else None
+
     def __post_init__(self):
         """Checks what can't be a decoder.
 
@@ -100,6 +91,13 @@ class DecoderConfig:
             problems.append(f"head_dim is {self.head_dim}: expected even")
         if not 0 < self.rotary_share <= 1:
             problems.append(f"rotary_share is {self.rotary_share}: expected more than 0, at most 1")
+        if isinstance(self.rope_scaling, LongRopeScaling):
+            pairs = -(-int(self.head_dim * self.rotary_share) // 2)
+            for name in ("short", "long"):
+                if (count := len(getattr(self.rope_scaling, name))) != pairs:
+                    problems.append(
+                        f"{name}_factor of the RoPE scaling has {count} entries: expected {pairs}"
+                    )
         for name, known in (("activation", ACTIVATIONS), ("norm", NORMS)):
             if getattr(self, name) not in known:
                 problems.append(f"{name} is {getattr(self, name)!r}: expected {', '.join(known)}")
