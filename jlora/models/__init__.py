@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -167,5 +168,12 @@ def load(
     _fused_attention.known(attention)
     opened = _source.opened(_source.located(source))
     _fused_attention.check(attention, opened.config, dtype)
+    if opened.aside:
+        parts = sorted({name.split(".")[0] for name in opened.aside})
+        warnings.warn(
+            f"{opened.where}: the decoder alone is read; {' and '.join(parts)} "
+            f"({len(opened.aside)} tensors) are left aside",
+            stacklevel=2,
+        )
     params = assemble(opened, dtype)
     return Model(params, opened.config, opened.tokenizer, str(source), attention)

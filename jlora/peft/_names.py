@@ -163,6 +163,7 @@ class Layout:
     tied: str | None  # the embedding's module, where the head is the embedding
     unclear: dict[str, str]  # leaves whose axes are not known, and why
     is_language_model: bool
+    aside: tuple[str, ...] = ()  # the beginnings of what the torch model has beside our leaves
 
     def of_leaf(self, path: str) -> list[Parameter]:
         """The parameters that a leaf has a part in."""
@@ -175,6 +176,11 @@ class Layout:
     def modules(self) -> list[str]:
         """Every module that has a parameter of ours."""
         return list(dict.fromkeys(p.module for p in self.parameters.values()))
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """Modules that may stand beside ours, under the same last names: a vision tower's."""
+        return [f"{part}{name.rpartition('.')[2]}" for part in self.aside for name in self.modules]
 
 
 def layout(
@@ -261,14 +267,20 @@ def layout(
     if known and model.config.tied:
         tied = next(iter(parameters.values())).module
     leaves = {path: leaves[path] for path in values if path in leaves}
-    return Layout(leaves, parameters, tied, unclear, known)
+    nested = _family(model).nested if known else None
+    aside = nested.aside if nested is not None else ()
+    return Layout(leaves, parameters, tied, unclear, known, aside)
+
+
+def _family(model: Any) -> Any:
+    from jlora.models import _families
+
+    return _families.family_of(model.config.family, model.name)
 
 
 def _stored(model: Any) -> dict[str, Any]:
     """How a model's leaves lie in transformers, in its order: the embedding first."""
-    from jlora.models import _families
-
-    leaves = _families.family_of(model.config.family, model.name).leaves
+    leaves = _family(model).leaves
     return {path: model.stored[path] for path in leaves if path in model.stored}
 
 

@@ -70,6 +70,7 @@ class WholeLeafWriter:
                 self.tied = True
                 tensors[f"{_names.HEAD}.weight"] = tensors[f"{module}.weight"]
         others = [module for module in self._layout.modules if module not in saved]
+        others += self._layout.elsewhere
         if not biases:
             return short_ends(saved, others), "none"
         return short_ends(saved, others), "lora_only" if set(biases) <= adapted else "all"

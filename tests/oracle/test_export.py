@@ -70,6 +70,9 @@ FAMILIES = {
     "qwen3_moe": {},
     "gemma2": {},
     "gemma3_text": {},
+    "gemma3": {},
+    "phi3, longrope, a long text": {},
+    "llama, yarn": {},
     "phi3": {},
     "gpt2": {"bias": "all"},
 }

@@ -6,6 +6,7 @@ Logits, gradients of adapters, greedy answers, and the files and settings in bot
 import functools
 import json
 import tempfile
+import warnings
 from pathlib import Path
 
 import gguf
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 import jlora
 from jlora import models
 from jlora.models._families import FAMILIES
+from jlora.models._families._family import Nested
 from jlora.models._files._torch_tensors import oriented
 
 SMALL = {
@@ -70,6 +72,17 @@ MOE = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
 GEMMA = {"sliding_window": 7, "query_pre_attn_scalar": 13}
 PHI = {"hidden_size": 60, "head_dim": None}
+VISION = {
+    "vision_config": {
+        "hidden_size": 12,
+        "intermediate_size": 14,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    },
+    "mm_tokens_per_image": 4,
+}
 GPT2 = {
     "vocab_size": 83,
     "n_embd": 42,
@@ -80,6 +93,7 @@ GPT2 = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+STARTS = {"gpt2": GPT2, "gemma3": {}}  # of a family's settings, where they are not SMALL
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 VARIANTS = {
     "llama": ("llama", {}),
@@ -145,6 +159,21 @@ VARIANTS = {
         },
     ),
     "gemma3_text, all local": ("gemma3_text", {**GEMMA, "final_logit_softcapping": 4.0}),
+    "gemma3": (
+        "gemma3",
+        {
+            "text_config": {
+                **SMALL,
+                **GEMMA,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            },
+            **VISION,
+        },
+    ),
+    "gemma3, untied": (
+        "gemma3",
+        {"text_config": {**SMALL, **GEMMA}, **VISION, "tie_word_embeddings": False},
+    ),
     "phi3": ("phi3", {**PHI, "sliding_window": 7}),
     "phi3, a share rotated": ("phi3", {**PHI, "partial_rotary_factor": 0.6}),
     "phi3, an odd share rotated": ("phi3", {**PHI, "partial_rotary_factor": 0.55}),
@@ -183,7 +212,7 @@ def _compile_fast():
 def settings_of(variant):
     """(model type, what a user would write into config.json)."""
     family, changes = VARIANTS[variant]
-    settings = {**(GPT2 if family == "gpt2" else SMALL), **changes}
+    settings = {**STARTS.get(family, SMALL), **changes}
     if settings.get("head_dim", 1) is None:
         del settings["head_dim"]
     return family, settings
@@ -198,6 +227,15 @@ def randomised(config):
     return model.eval()
 
 
+def of_the_decoder(family, names):
+    """The names of tensors without those of parts that are left aside."""
+    aside = (FAMILIES[family].nested or NO_PARTS).aside
+    return {name for name in names if not name.removeprefix("model.").startswith(aside)}
+
+
+NO_PARTS = Nested(setting="", model_type="", aside=(), renamed={})
+
+
 @functools.cache
 def both(variant):
     """(a random model in torch, the same in jlora, its folder)."""
@@ -206,7 +244,9 @@ def both(variant):
     folder = Path(tempfile.mkdtemp())
     oracle.save_pretrained(folder)
     save_tokenizer(folder)
-    return oracle, models.load(folder), folder
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* are left aside")
+        return oracle, models.load(folder), folder
 
 
 def save_tokenizer(folder):
@@ -352,13 +392,15 @@ def test_what_we_write_is_what_transformers_writes_and_reads(variant, tmp_path):
         for layer, value in per_layer(path, np.asarray(leaf)):
             tensors |= models.to_stored(model.stored[path], layer, value)
     theirs = load_file(folder / "model.safetensors")
-    assert tensors.keys() == theirs.keys()
+    family, given = settings_of(variant)
+    assert tensors.keys() == of_the_decoder(family, theirs)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(tensor, theirs[name])
     ours = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    save_file(ours, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file({**theirs, **ours}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     token_ids = {f"{name}_token_id": SMALL[f"{name}_token_id"] for name in ("bos", "eos", "pad")}
-    settings = {**models.to_huggingface(model.config), **token_ids}
+    vision = {name: given[name] for name in VISION if name in given}
+    settings = {**models.to_huggingface(model.config), **token_ids, **vision}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **EAGER)
     np.testing.assert_array_equal(logits_of(read), logits_of(oracle))
@@ -372,7 +414,8 @@ def test_names_are_those_of_the_parameters_in_memory(family):
         for path, leaf in flat(model.params).items()
         for layer, value in per_layer(path, np.asarray(leaf))
     }
-    assert named == {name: tuple(value.shape) for name, value in oracle.named_parameters()}
+    theirs = dict(oracle.named_parameters())
+    assert named == {name: tuple(theirs[name].shape) for name in of_the_decoder(family, theirs)}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -429,7 +472,8 @@ def test_settings_as_earlier_releases_wrote_them_mean_what_transformers_reads(va
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_transformers(family):
-    cls = transformers.CONFIG_MAPPING[family]
+    nested = FAMILIES[family].nested
+    cls = transformers.CONFIG_MAPPING[nested.model_type if nested else family]
     assert FAMILIES[family].defaults == {
         name: getattr(cls, name) for name in FAMILIES[family].defaults
     }
@@ -458,6 +502,19 @@ def test_a_gpt2_file_without_prefix_and_with_masks_is_read(tmp_path):
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text((folder / name).read_text())
     read = flat(models.load(tmp_path).params)
+    for path, leaf in flat(model.params).items():
+        np.testing.assert_array_equal(read[path], leaf)
+
+
+def test_names_as_other_releases_write_them_are_read_and_what_is_left_aside_is_said(tmp_path):
+    oracle, model, folder = both("gemma3, untied")
+    save_file({name: value.numpy() for name, value in oracle.state_dict().items()},
+              tmp_path / "model.safetensors")  # fmt: skip
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    told = r"the decoder alone is read; multi_modal_projector and vision_tower \(\d+ tensors\) are"
+    with pytest.warns(UserWarning, match=told):
+        read = flat(models.load(tmp_path).params)
     for path, leaf in flat(model.params).items():
         np.testing.assert_array_equal(read[path], leaf)
 

@@ -43,6 +43,10 @@ SETTINGS = {
     },
     "gemma2": {**SIZES, "sliding_window": 5},
     "gemma3_text": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2},
+    "gemma3": {
+        "text_config": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2},
+        "eos_token_id": [1, 2],
+    },
     "phi3": SIZES,
     "gpt2": GPT2,
 }
@@ -111,6 +115,7 @@ TREES = {
     },
     "gemma2": GEMMA2,
     "gemma3_text": {**GEMMA2, **HEAD_NORMS},
+    "gemma3": {**GEMMA2, **HEAD_NORMS},
     "phi3": {
         "embed/embedding": (37, 22),
         "head/kernel": (22, 37),

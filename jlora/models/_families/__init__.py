@@ -8,7 +8,7 @@ from typing import Any
 
 from jlora.models._families._family import Family as Family
 from jlora.models._families._gemma2 import GEMMA2
-from jlora.models._families._gemma3 import GEMMA3_TEXT
+from jlora.models._families._gemma3 import GEMMA3, GEMMA3_TEXT
 from jlora.models._families._gpt2 import GPT2
 from jlora.models._families._llama import LLAMA
 from jlora.models._families._mistral import MISTRAL
@@ -27,6 +27,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": QWEN3_MOE,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3_TEXT,
+    "gemma3": GEMMA3,
     "phi3": PHI3,
     "gpt2": GPT2,
 }
@@ -53,6 +54,7 @@ def from_huggingface(settings: Mapping[str, Any], where: str) -> DecoderConfig:
         ValueError: naming every setting that is missing or that the decoder does not have.
     """
     family = family_of(settings.get("model_type"), where)
+    settings = family.flat(settings)
     given = Settings({**family.defaults, **settings})
     for name, values in family.limits.items():
         if name in settings and settings[name] not in values:
@@ -77,9 +79,10 @@ def to_huggingface(config: DecoderConfig) -> dict[str, Any]:
         ValueError: when the family has no setting for something that the decoder has.
     """
     family = family_of(config.family, "this configuration")
-    settings = {"architectures": [family.architecture], "model_type": config.family}
+    settings = {"model_type": config.family}
     for part in family.parts:
         settings |= part.write(config)
+    settings = family.unflat(settings)
     back = from_huggingface(settings, "the settings written")
     differing = [
         f"{field.name} is {getattr(config, field.name)!r}, a {config.family} model's would be "

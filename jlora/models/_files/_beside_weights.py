@@ -17,6 +17,7 @@ from jlora.models._files._stacking import Opened
 # Of a folder that is read, what goes along unchanged.
 _COPIED = (
     "generation_config.json",
+    "*processor_config.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",

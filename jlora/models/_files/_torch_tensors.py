@@ -28,6 +28,12 @@ class Stored:
     name: str  # as in named_parameters, with {} for the layer
     kind: Kind
     parts: tuple[str, ...] = ()  # of experts: each expert's modules in a file, stacked along out
+    in_file: str | None = None  # the name in a file, where that is another than in memory
+
+    @property
+    def written(self) -> str:
+        """The name in a file, with {} for the layer."""
+        return self.in_file or self.name
 
     @property
     def fan_in_fan_out(self) -> bool:
@@ -66,7 +72,7 @@ def to_stored(stored: Stored, layer: int, value: Any) -> dict[str, Any]:
     """
     held = oriented(stored, value)
     if not stored.parts:
-        return {stored.name.format(layer): held}
+        return {stored.written.format(layer): held}
     width = held.shape[1] // len(stored.parts)
     return {
         _of_expert(stored, layer, expert, part): held[expert, at * width : (at + 1) * width]
@@ -81,7 +87,7 @@ def stored_shapes(
     """The names and shapes of `to_stored`; with ``fused``, of the parameter in memory."""
     nothing = np.broadcast_to(np.int8(0), shape)
     if fused:
-        return {stored.name.format(layer): oriented(stored, nothing).shape}
+        return {stored.written.format(layer): oriented(stored, nothing).shape}
     return {name: part.shape for name, part in to_stored(stored, layer, nothing).items()}
 
 
@@ -95,7 +101,7 @@ def from_stored(
     Raises:
         ValueError: naming the tensors that are missing or of another shape.
     """
-    fused = stored.name.format(layer) in tensors
+    fused = stored.written.format(layer) in tensors
     wanted = stored_shapes(stored, layer, shape, fused=fused)
     found = {name: tensors[name] for name in wanted if name in tensors}
     problems = [f"{name} is missing" for name in wanted if name not in found]
@@ -116,5 +122,5 @@ def from_stored(
 
 
 def _of_expert(stored: Stored, layer: int, expert: int, part: str) -> str:
-    module = stored.name.rpartition(".")[0].format(layer)
+    module = stored.written.rpartition(".")[0].format(layer)
     return f"{module}.{expert}.{part}.weight"
