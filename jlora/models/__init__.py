@@ -36,6 +36,7 @@ from jlora.models._files._torch_tensors import Stored as Stored
 from jlora.models._files._torch_tensors import from_stored as from_stored
 from jlora.models._files._torch_tensors import to_stored as to_stored
 from jlora.models._net import _fused_attention
+from jlora.models._net._config import ClampedGate as ClampedGate
 from jlora.models._net._config import DecoderConfig as DecoderConfig
 from jlora.models._net._config import Experts as Experts
 from jlora.models._net._decoder import Decoder as Decoder

@@ -63,6 +63,11 @@ class WholeLeafWriter:
                 continue
             if module in adapted:
                 self.problems.append(f"{module} is adapted and trained whole: PEFT has one of both")
+            if any(other.startswith(f"{module}.") for other in self._layout.modules):
+                self.problems.append(
+                    f"{whole[0].full_name} stands beside the modules of {module}: PEFT trains it "
+                    "only with all of them"
+                )
             saved.append(module)
             for parameter in parameters:
                 tensors[parameter.full_name] = parameter.in_torch(self._matrices)

@@ -75,6 +75,7 @@ FAMILIES = {
     "llama, yarn": {},
     "phi3": {},
     "gpt2": {"bias": "all"},
+    "gpt_oss": {"targets": "layers/.*kernel", "train": "sinks|experts/.*/bias"},
 }
 
 

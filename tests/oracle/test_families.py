@@ -83,6 +83,12 @@ VISION = {
     },
     "mm_tokens_per_image": 4,
 }
+GPT_OSS = {
+    "num_local_experts": 7,
+    "num_experts_per_tok": 3,
+    "intermediate_size": 11,
+    "sliding_window": 7,
+}
 GPT2 = {
     "vocab_size": 83,
     "n_embd": 42,
@@ -186,6 +192,17 @@ VARIANTS = {
         {**PHI, "original_max_position_embeddings": 100, "rope_parameters": LONGROPE},
     ),
     "qwen2, yarn": ("qwen2", {"hidden_size": 36, "head_dim": None, "rope_parameters": YARN}),
+    "gpt_oss": ("gpt_oss", {**GPT_OSS, "swiglu_limit": 0.8, "max_position_embeddings": 131072}),
+    "gpt_oss, no biases on attention": (
+        "gpt_oss",
+        {
+            **GPT_OSS,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "swiglu_alpha": 1.1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
     "gpt2": ("gpt2", {}),
     "gpt2, untied": (
         "gpt2",
@@ -455,6 +472,18 @@ OLDER = {
         "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
     },
     "qwen3, yarn": {**SMALL, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "gpt_oss": {
+        **SMALL,
+        "rope_theta": 150000,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+    },
     "llama, dynamic": {**SMALL, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
     "qwen2": {**SMALL, "rope_theta": 1e6, "use_sliding_window": True, "max_window_layers": 2},
     "gemma2": {**SMALL, "rope_theta": 90.0, "hidden_act": "silu"},

@@ -147,6 +147,17 @@ ADAPTERS = {
         "target_parameters": ["experts.down_proj", "mlp.gate.weight"],
         "use_rslora": True,
     },
+    "gpt_oss, experts": {
+        "variant": "gpt_oss",
+        "target_modules": ["q_proj", "o_proj"],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+    },
+    "gpt_oss, one of them and the router": {
+        "variant": "gpt_oss",
+        "target_modules": ["v_proj"],
+        "target_parameters": ["experts.gate_up_proj", "router.weight"],
+        "use_rslora": True,
+    },
     "tied, attention": {"variant": "llama, tied", "target_modules": ["q_proj"]},
     "tied, embedding": {
         "variant": "llama, tied",
@@ -381,3 +392,12 @@ def test_an_adapter_of_jlora_is_the_same_in_peft(which, tmp_path, caplog):
     theirs = in_peft(oracle, tmp_path / "ours", caplog)
     assert_near(logits(merged), logits_of(theirs))
     assert_merged_alike(merged, model, theirs.merge_and_unload())
+
+
+def test_a_parameter_beside_modules_is_not_saved_as_if_it_were_one(tmp_path):
+    _, model, axes, _ = base("gpt_oss")
+    config = jlora.LoraConfig(targets="q_proj/kernel", train="sinks", rank=2)
+    _, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
+    told = r"self_attn\.sinks stands beside the modules of model\.layers\.0\.self_attn: PEFT"
+    with pytest.raises(ValueError, match=told):
+        jlora.peft.save(tmp_path / "ours", lora, config, model)

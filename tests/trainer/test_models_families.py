@@ -12,7 +12,7 @@ import pytest
 import jlora
 from benchmarks._shared.flops import flops
 from jlora import models
-from jlora.models import Decoder, DecoderConfig, Experts, Stored
+from jlora.models import ClampedGate, Decoder, DecoderConfig, Experts, Stored
 from jlora.models._answers._generate import Rules, generate
 from jlora.models._families import FAMILIES
 from jlora.models._net import _attention
@@ -48,6 +48,13 @@ SETTINGS = {
         "eos_token_id": [1, 2],
     },
     "phi3": SIZES,
+    "gpt_oss": {
+        **SIZES,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 7,
+        "sliding_window": 5,
+    },
     "gpt2": GPT2,
 }
 
@@ -112,6 +119,20 @@ TREES = {
         "layers/mlp/router/kernel": (3, 22, 5),
         "layers/mlp/experts/gate_up_proj/kernel": (3, 5, 22, 14),
         "layers/mlp/experts/down_proj/kernel": (3, 5, 7, 22),
+    },
+    "gpt_oss": {
+        **{path: shape for path, shape in LLAMA.items() if "/mlp/" not in path},
+        "layers/attn/q_proj/bias": (3, 40),
+        "layers/attn/k_proj/bias": (3, 20),
+        "layers/attn/v_proj/bias": (3, 20),
+        "layers/attn/o_proj/bias": (3, 22),
+        "layers/attn/sinks": (3, 4),
+        "layers/mlp/router/kernel": (3, 22, 5),
+        "layers/mlp/router/bias": (3, 5),
+        "layers/mlp/experts/gate_up_proj/kernel": (3, 5, 22, 14),
+        "layers/mlp/experts/gate_up_proj/bias": (3, 5, 14),
+        "layers/mlp/experts/down_proj/kernel": (3, 5, 7, 22),
+        "layers/mlp/experts/down_proj/bias": (3, 5, 22),
     },
     "gemma2": GEMMA2,
     "gemma3_text": {**GEMMA2, **HEAD_NORMS},
@@ -200,7 +221,10 @@ def test_each_expert_computes_its_own_tokens_and_no_others():
 
 EVERYTHING = dataclasses.replace(
     config_of("gemma3_text"),
-    experts=Experts(5, 2, 7, normalised=True),
+    experts=Experts(
+        5, 2, 7, normalised=True, biases=True, interleaved=True, clamped=ClampedGate(1.7, 0.5)
+    ),
+    sinks=True,
     windows=(3, None, 5),
     attention_cap=2.0,
 )

@@ -10,9 +10,11 @@ from jlora.models._families._family import Family as Family
 from jlora.models._families._gemma2 import GEMMA2
 from jlora.models._families._gemma3 import GEMMA3, GEMMA3_TEXT
 from jlora.models._families._gpt2 import GPT2
+from jlora.models._families._gpt_oss import GPT_OSS
 from jlora.models._families._llama import LLAMA
 from jlora.models._families._mistral import MISTRAL
 from jlora.models._families._phi3 import PHI3
+from jlora.models._families._quantisation_settings import problems_of
 from jlora.models._families._qwen2 import QWEN2
 from jlora.models._families._qwen3 import QWEN3
 from jlora.models._families._qwen3_moe import QWEN3_MOE
@@ -30,6 +32,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3": GEMMA3,
     "phi3": PHI3,
     "gpt2": GPT2,
+    "gpt_oss": GPT_OSS,
 }
 
 
@@ -56,7 +59,8 @@ def from_huggingface(settings: Mapping[str, Any], where: str) -> DecoderConfig:
     family = family_of(settings.get("model_type"), where)
     settings = family.flat(settings)
     given = Settings({**family.defaults, **settings})
-    for name, values in family.limits.items():
+    given.problems += problems_of(settings.get("quantization_config"))
+    for name, values in family.only.items():
         if name in settings and settings[name] not in values:
             given.problems.append(
                 f"{name} is {settings[name]!r}, but only {values[0]!r} is supported"

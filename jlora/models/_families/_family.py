@@ -21,7 +21,6 @@ SIZES = Same(
         "tied": "tie_word_embeddings",
     }
 )
-_NEVER: Mapping[str, tuple[Any, ...]] = {"quantization_config": (None,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +73,3 @@ class Family:
         inner = {**settings, "model_type": nested.model_type}
         outer = {name: settings[name] for name in nested.outside if name in settings}
         return {**own, "model_type": settings["model_type"], **outer, nested.setting: inner}
-
-    @property
-    def limits(self) -> Mapping[str, tuple[Any, ...]]:
-        """`only`, with what holds for all families."""
-        return {**_NEVER, **self.only}

@@ -13,6 +13,7 @@ from jlora._requires import requires
 from jlora._safetensors import headers
 from jlora.models import _families
 from jlora.models._families import Family
+from jlora.models._files import _quantised_tensors
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened
 from jlora.models._text import _tokenizer
@@ -69,7 +70,7 @@ def opened(directory: Path) -> Opened:
         return DTYPES[tensor.dtype]
 
     ignored = [name for name in shapes if _BUFFERS.search(name)]
-    return Opened(
+    opened = Opened(
         config=config,
         tokenizer=tokenizer,
         leaves=family.leaves,
@@ -80,6 +81,8 @@ def opened(directory: Path) -> Opened:
         where=where,
         aside=[name for name in shapes if family.nested and name.startswith(family.nested.aside)],
     )
+    files = {name: (within, tensors[within]) for name, within in held.items()}
+    return _quantised_tensors.dequantised(opened, files, settings.get("quantization_config"))
 
 
 def _by_written_name(names: Iterable[str], family: Family) -> dict[str, str]:

@@ -13,16 +13,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["linear", "conv1d", "experts", "plain"]
-_TRANSPOSED: tuple[Kind, ...] = ("linear", "experts")
+Kind = Literal["linear", "parameter", "conv1d", "experts", "experts_as_ours", "plain"]
+_TRANSPOSED: tuple[Kind, ...] = ("linear", "parameter", "experts")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """One parameter in transformers.
 
-    ``kind`` is ``"linear"``, held as (out, in); ``"conv1d"``, (in, out) as ours is;
-    ``"experts"``, (experts, out, in); or ``"plain"``, an embedding, norm or bias, as ours is.
+    ``kind`` is ``"linear"``, held as (out, in); ``"parameter"``, the same in a module that is no
+    Linear of torch; ``"conv1d"``, (in, out) as ours is;
+    ``"experts"``, (experts, out, in); ``"experts_as_ours"``, (experts, in, out); or ``"plain"``, an
+    embedding, norm or bias, as ours is.
     """
 
     name: str  # as in named_parameters, with {} for the layer
@@ -45,6 +47,10 @@ def linear(name: str) -> Stored:
     return Stored(name, "linear")
 
 
+def parameter(name: str) -> Stored:
+    return Stored(name, "parameter")
+
+
 def conv1d(name: str) -> Stored:
     return Stored(name, "conv1d")
 
@@ -55,6 +61,10 @@ def plain(name: str) -> Stored:
 
 def experts(name: str, *parts: str) -> Stored:
     return Stored(name, "experts", parts)
+
+
+def experts_as_ours(name: str) -> Stored:
+    return Stored(name, "experts_as_ours")
 
 
 def oriented(stored: Stored, value: Any) -> Any:

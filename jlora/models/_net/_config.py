@@ -11,6 +11,14 @@ NORMS = ("rms", "rms_plus_one", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
+class ClampedGate:
+    """gate * sigmoid(sharpness * gate) * (up + 1), gate and up held within a limit (gpt-oss)."""
+
+    sharpness: float
+    limit: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Experts:
     """A mixture of gated MLPs in each layer, of which a router chooses a few for each token."""
 
@@ -18,6 +26,9 @@ class Experts:
     chosen: int  # experts for each token
     width: int  # of one expert
     normalised: bool  # the chosen experts' weights sum to 1
+    biases: bool = False  # of the router and of each expert's products
+    interleaved: bool = False  # gate and up take turns in the columns of their product
+    clamped: ClampedGate | None = None  # in place of act(gate) * up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +55,7 @@ class DecoderConfig:
     fused: bool = False  # q, k and v are one projection, and so are gate and up
     qkv_bias: bool = False
     o_bias: bool = False
+    sinks: bool = False  # each head gives a learned share of its attention to nothing
     mlp_bias: bool = False
 
     norm: str = "rms"  # one of NORMS; rms_plus_one multiplies by 1 + scale
