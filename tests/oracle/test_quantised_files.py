@@ -1,11 +1,27 @@
 """fp8 and MXFP4 weights as transformers and gguf dequantise them."""
 
+import json
+
 import gguf
+import jax
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import save_file
+from test_families import (
+    EAGER,
+    GPT_OSS,
+    SMALL,
+    TOKENS,
+    assert_near,
+    logits_of,
+    randomised,
+    save_tokenizer,
+)
 from transformers.integrations import finegrained_fp8, mxfp4
 
+from jlora import models
 from jlora.models._files import _quantised_tensors
 
 RNG = np.random.default_rng(0)
@@ -48,3 +64,51 @@ def test_fp8_is_dequantised_as_by_transformers(shape):
     bits = weight.view(torch.uint8).numpy()
     ours = _quantised_tensors._of_fp8((3, 4))(bits, scales.numpy())
     np.testing.assert_array_equal(ours, theirs.numpy())
+
+
+def saved(folder, oracle, tensors, **settings):
+    """The oracle's folder with these tensors and settings; the model in it."""
+    oracle.save_pretrained(folder)
+    save_tokenizer(folder)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
+    return models.load(folder)
+
+
+def assert_the_logits_of_transformers(model, folder, **options):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, **EAGER, **options
+    )
+    assert_near(jax.jit(model.apply)(model.params, TOKENS), logits_of(theirs), 1e-4)
+
+
+def test_a_folder_of_fp8_gives_the_logits_of_transformers(tmp_path):
+    config = transformers.AutoConfig.for_model("qwen3", **SMALL)
+    oracle = randomised(config)
+    tensors = {name: value.contiguous() for name, value in oracle.state_dict().items()}
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        rows, columns = tensors[name].shape
+        scales = torch.tensor(RNG.uniform(0.02, 0.1, (rows // 2, columns // 2)).astype("f"))
+        each = scales.repeat_interleave(2, 0).repeat_interleave(2, 1)
+        tensors[name] = (tensors[name] / each).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = scales
+    method = {"quant_method": "fp8", "weight_block_size": [2, 2], "activation_scheme": "dynamic"}
+    model = saved(tmp_path, oracle, tensors, quantization_config=method)
+    given = transformers.FineGrainedFP8Config(dequantize=True, weight_block_size=(2, 2))
+    assert_the_logits_of_transformers(model, tmp_path, quantization_config=given)
+
+
+def test_a_folder_of_mxfp4_gives_the_logits_of_transformers(tmp_path):
+    settings = {**SMALL, **GPT_OSS, "hidden_size": 64, "intermediate_size": 32}
+    oracle = randomised(transformers.AutoConfig.for_model("gpt_oss", **settings))
+    tensors = {name: value.contiguous() for name, value in oracle.state_dict().items()}
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        blocks = RNG.integers(0, 256, (experts, outputs, inputs // 32, 16), dtype=np.uint8)
+        exponents = RNG.integers(122, 126, blocks.shape[:-1], dtype=np.uint8)
+        tensors[f"{name}_blocks"] = torch.tensor(blocks)
+        tensors[f"{name}_scales"] = torch.tensor(exponents)
+    model = saved(tmp_path, oracle, tensors, quantization_config={"quant_method": "mxfp4"})
+    given = transformers.Mxfp4Config(dequantize=True)
+    assert_the_logits_of_transformers(model, tmp_path, quantization_config=given)
