@@ -22,6 +22,16 @@ class TracedAxes(Mapping[str, Axes]):
         linear: the paths of the weights that ``targets="all-linear"`` means.
         left_out: from the path of every other weight with axes to why ``"all-linear"`` leaves it
             out: rows are looked up in it, it is an output head, or `lift` would merge it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> def model(params, tokens):
+        ...     return jnp.tanh(params["embed"][tokens] @ params["mlp"]) @ params["head"]
+        >>> params = {"embed": jnp.ones((9, 4)), "mlp": jnp.ones((4, 4)), "head": jnp.ones((4, 9))}
+        >>> axes = jlora.trace_axes(model, params, jnp.arange(3))
+        >>> sorted(axes.linear), sorted(axes.left_out)
+        (['mlp'], ['embed', 'head'])
     """
 
     axes: Mapping[str, Axes]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,16 @@ from jlora.models._files._torch_tensors import Stored as Stored
 from jlora.models._files._torch_tensors import from_stored as from_stored
 from jlora.models._files._torch_tensors import to_stored as to_stored
 from jlora.models._net import _fused_attention
+from jlora.models._net._config import ClampedGate as ClampedGate
 from jlora.models._net._config import DecoderConfig as DecoderConfig
 from jlora.models._net._config import Experts as Experts
-from jlora.models._net._config import LinearRopeScaling as LinearRopeScaling
-from jlora.models._net._config import RopeScaling as RopeScaling
 from jlora.models._net._decoder import Decoder as Decoder
 from jlora.models._net._loss import answer_loss as answer_loss
+from jlora.models._net._rope_scalings import DynamicRopeScaling as DynamicRopeScaling
+from jlora.models._net._rope_scalings import LinearRopeScaling as LinearRopeScaling
+from jlora.models._net._rope_scalings import LongRopeScaling as LongRopeScaling
+from jlora.models._net._rope_scalings import RopeScaling as RopeScaling
+from jlora.models._net._rope_scalings import YarnRopeScaling as YarnRopeScaling
 from jlora.models._text._tokenizer import Tokenizer as Tokenizer
 
 
@@ -235,5 +240,12 @@ def load(
     _fused_attention.known(attention)
     opened = _source.opened(_source.located(source))
     _fused_attention.check(attention, opened.config, dtype)
+    if opened.aside:
+        parts = sorted({name.split(".")[0] for name in opened.aside})
+        warnings.warn(
+            f"{opened.where}: the decoder alone is read; {' and '.join(parts)} "
+            f"({len(opened.aside)} tensors) are left aside",
+            stacklevel=2,
+        )
     params = assemble(opened, dtype)
     return Model(params, opened.config, opened.tokenizer, str(source), attention)

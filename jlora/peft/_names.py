@@ -24,6 +24,7 @@ Name = str | Mapping[str, int]
 Names = Mapping[str, Name] | Callable[[str], Name | None]
 
 HEAD = "lm_head"
+_AS_OURS = ("conv1d", "experts_as_ours")  # kinds that torch keeps as (in, out)
 _EMBEDDING = re.compile(r"embed|(^|[/.])(wte|wpe)($|[/.])")
 
 
@@ -103,6 +104,7 @@ class Parameter:
     name: str  # "weight", "bias", or that of a parameter without a module of its own
     parts: tuple[Part, ...]
     transposed: bool  # torch keeps (in, out), as we do
+    by_itself: bool = False  # its module is none of those that PEFT adapts whole
 
     @property
     def full_name(self) -> str:
@@ -110,8 +112,8 @@ class Parameter:
 
     @property
     def bare(self) -> bool:
-        """Whether it stands in a module that is not named after it: experts."""
-        return self.name not in ("weight", "bias")
+        """Whether PEFT adapts it as a parameter, not its module: experts, some routers."""
+        return self.by_itself or self.name not in ("weight", "bias")
 
     @property
     def is_matrix(self) -> bool:
@@ -139,17 +141,21 @@ class Parameter:
         parts = sorted(self.parts, key=lambda part: part.theirs.start)
         pieces = [matrices(part.leaf.path)[part.layer][..., part.ours] for part in parts]
         whole = np.concatenate(pieces, axis=-1)
-        return whole if self.transposed or not self.is_matrix else np.swapaxes(whole, -1, -2)
+        if not self.is_matrix:
+            return whole.reshape(self.shape_in_torch)
+        return whole if self.transposed else np.swapaxes(whole, -1, -2)
 
     def from_torch(self, tensor: np.ndarray) -> np.ndarray:
         """The tensor as (*experts, in, out), or as a vector: what `Part.theirs` is a span of."""
-        return tensor if self.transposed or not self.is_matrix else np.swapaxes(tensor, -1, -2)
+        if not self.is_matrix:
+            return tensor.reshape(-1)
+        return tensor if self.transposed else np.swapaxes(tensor, -1, -2)
 
     @property
     def shape_in_torch(self) -> tuple[int, ...]:
         leaf = self.parts[0].leaf
         if not self.is_matrix:
-            return (self.outputs,)
+            return leaf.shape[leaf.layers :] if len(self.parts) == 1 else (self.outputs,)
         sizes = (leaf.inputs, self.outputs) if self.transposed else (self.outputs, leaf.inputs)
         return (*leaf.stack[leaf.layers :], *sizes)
 
@@ -163,6 +169,7 @@ class Layout:
     tied: str | None  # the embedding's module, where the head is the embedding
     unclear: dict[str, str]  # leaves whose axes are not known, and why
     is_language_model: bool
+    aside: tuple[str, ...] = ()  # the beginnings of what the torch model has beside our leaves
 
     def of_leaf(self, path: str) -> list[Parameter]:
         """The parameters that a leaf has a part in."""
@@ -175,6 +182,11 @@ class Layout:
     def modules(self) -> list[str]:
         """Every module that has a parameter of ours."""
         return list(dict.fromkeys(p.module for p in self.parameters.values()))
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """Modules that may stand beside ours, under the same last names: a vision tower's."""
+        return [f"{part}{name.rpartition('.')[2]}" for part in self.aside for name in self.modules]
 
 
 def layout(
@@ -199,8 +211,10 @@ def layout(
     from jlora.models import Model
 
     kinds: Mapping[str, str] = {}
+    ours = False  # whether each name is that of a parameter
     if known := isinstance(model, Model):
         tree, stored = model.params, _stored(model)
+        ours = names is None
         names = names or {path: _name(each, model, path, apart) for path, each in stored.items()}
         kinds = {path: each.kind for path, each in stored.items()}
     elif names is None:
@@ -240,7 +254,7 @@ def layout(
         for layer in itertools.product(*map(range, leaf.stack[: leaf.layers])):
             start = 0
             for one, size in zip(each, sizes, strict=True):
-                module, parameter = _split(one.format(*layer), leaf)
+                module, parameter = _split(one.format(*layer), leaf, of_parameter=ours)
                 place = found.setdefault(f"{module}.{parameter}", (module, parameter, []))
                 offset = sum(p.theirs.stop - p.theirs.start for p in place[2])
                 place[2].append(
@@ -248,7 +262,10 @@ def layout(
                 )
                 start += size
     parameters = {
-        name: Parameter(module, parameter, tuple(parts), _transposed(parts, kinds))
+        name: Parameter(
+            *(module, parameter, tuple(parts), _transposed(parts, kinds)),
+            by_itself=kinds.get(parts[0].leaf.path) == "parameter",
+        )
         for name, (module, parameter, parts) in found.items()
     }
     for name, parameter in parameters.items():
@@ -261,14 +278,20 @@ def layout(
     if known and model.config.tied:
         tied = next(iter(parameters.values())).module
     leaves = {path: leaves[path] for path in values if path in leaves}
-    return Layout(leaves, parameters, tied, unclear, known)
+    nested = _family(model).nested if known else None
+    aside = nested.aside if nested is not None else ()
+    return Layout(leaves, parameters, tied, unclear, known, aside)
+
+
+def _family(model: Any) -> Any:
+    from jlora.models import _families
+
+    return _families.family_of(model.config.family, model.name)
 
 
 def _stored(model: Any) -> dict[str, Any]:
     """How a model's leaves lie in transformers, in its order: the embedding first."""
-    from jlora.models import _families
-
-    leaves = _families.family_of(model.config.family, model.name).leaves
+    leaves = _family(model).leaves
     return {path: model.stored[path] for path in leaves if path in model.stored}
 
 
@@ -289,7 +312,9 @@ def _leaf(path, value, braces, names, axes, kind, unclear) -> Leaf:
     its_axes, free = None, len(shape) - braces
     if axes is not None and path in axes:
         its_axes = axes[path]
-    elif free == 2 or (free == 3 and kind == "experts"):
+    elif kind == "plain" and path.rpartition("/")[2] == "bias":
+        pass  # one for each expert
+    elif free == 2 or (free == 3 and kind in ("experts", "experts_as_ours")):
         last = len(shape) - 1
         its_axes = Axes(stack=tuple(range(last - 1)), inputs=(last - 1,), outputs=(last,))
     elif free > 2:
@@ -304,10 +329,10 @@ def _leaf(path, value, braces, names, axes, kind, unclear) -> Leaf:
     return Leaf(path, shape, its_axes, braces, embeds and its_axes is not None, value)
 
 
-def _split(name: str, leaf: Leaf) -> tuple[str, str]:
-    """A torch name as (module, parameter)."""
+def _split(name: str, leaf: Leaf, *, of_parameter: bool) -> tuple[str, str]:
+    """A torch name as (module, parameter); a name of somebody's own may be of the module alone."""
     module, _, last = name.rpartition(".")
-    if last in ("weight", "bias"):
+    if of_parameter or last in ("weight", "bias"):
         return module, last
     if len(leaf.stack) > leaf.layers:  # several matrices in one parameter
         return module, last
@@ -315,4 +340,4 @@ def _split(name: str, leaf: Leaf) -> tuple[str, str]:
 
 
 def _transposed(parts: list[Part], kinds: Mapping[str, str]) -> bool:
-    return parts[0].leaf.embeds or kinds.get(parts[0].leaf.path) == "conv1d"
+    return parts[0].leaf.embeds or kinds.get(parts[0].leaf.path) in _AS_OURS

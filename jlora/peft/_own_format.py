@@ -94,7 +94,7 @@ def contents(
         **form.defaults,
         **form.settings(config, shared),
         "peft_type": form.peft_type,
-        "target_modules": short(modules, others),
+        "target_modules": short(modules, [*others, *layout.elsewhere]),
     }
     return tensors, settings, problems
 

@@ -114,7 +114,9 @@ class _Adapter:
             "use_rslora": self._config.rslora,
             "init_lora_weights": _STARTS[self._config.init],
             "fan_in_fan_out": any(
-                p.transposed and not p.embeds for p in map(self._layout.parameters.get, pairs) if p
+                p.transposed and not (p.embeds or p.bare)
+                for p in map(self._layout.parameters.get, pairs)
+                if p
             ),
             "bias": bias,
             "lora_bias": bool(self._biases),

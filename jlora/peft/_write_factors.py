@@ -124,6 +124,7 @@ class FactorWriter:
         parameters = self._layout.parameters
         modules = [parameters[name].module for name in pairs if not parameters[name].bare]
         others = [p.module for p in parameters.values() if p.module not in modules]
+        others += self._layout.elsewhere
         found: dict[str, Any] = {"target_modules": short(modules, others)}
         bare = [name for name in pairs if parameters[name].bare]
         others = [p.full_name for p in parameters.values() if p.full_name not in pairs]

@@ -63,6 +63,11 @@ class WholeLeafWriter:
                 continue
             if module in adapted:
                 self.problems.append(f"{module} is adapted and trained whole: PEFT has one of both")
+            if any(other.startswith(f"{module}.") for other in self._layout.modules):
+                self.problems.append(
+                    f"{whole[0].full_name} stands beside the modules of {module}: PEFT trains it "
+                    "only with all of them"
+                )
             saved.append(module)
             for parameter in parameters:
                 tensors[parameter.full_name] = parameter.in_torch(self._matrices)
@@ -70,6 +75,7 @@ class WholeLeafWriter:
                 self.tied = True
                 tensors[f"{_names.HEAD}.weight"] = tensors[f"{module}.weight"]
         others = [module for module in self._layout.modules if module not in saved]
+        others += self._layout.elsewhere
         if not biases:
             return short_ends(saved, others), "none"
         return short_ends(saved, others), "lora_only" if set(biases) <= adapted else "all"

@@ -70,8 +70,12 @@ FAMILIES = {
     "qwen3_moe": {},
     "gemma2": {},
     "gemma3_text": {},
+    "gemma3": {},
+    "phi3, longrope, a long text": {},
+    "llama, yarn": {},
     "phi3": {},
     "gpt2": {"bias": "all"},
+    "gpt_oss": {"targets": "layers/.*kernel", "train": "sinks|experts/.*/bias"},
 }
 
 

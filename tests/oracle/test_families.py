@@ -6,6 +6,7 @@ Logits, gradients of adapters, greedy answers, and the files and settings in bot
 import functools
 import json
 import tempfile
+import warnings
 from pathlib import Path
 
 import gguf
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 import jlora
 from jlora import models
 from jlora.models._families import FAMILIES
+from jlora.models._families._family import Nested
 from jlora.models._files._torch_tensors import oriented
 
 SMALL = {
@@ -45,10 +47,48 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 300.0, "factor": 3.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 700.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_IN_FULL = {
+    **YARN,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 5.0,
+    "beta_slow": 0.4,
+    "mscale": 0.7,
+    "mscale_all_dim": 1.3,
+    "truncate": False,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.9, 2.2],
+    "long_factor": [1.5, 2.0, 4.0, 7.0, 9.0],
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 300.0, "factor": 3.0}
 MOE = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
 GEMMA = {"sliding_window": 7, "query_pre_attn_scalar": 13}
 PHI = {"hidden_size": 60, "head_dim": None}
+VISION = {
+    "vision_config": {
+        "hidden_size": 12,
+        "intermediate_size": 14,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    },
+    "mm_tokens_per_image": 4,
+}
+GPT_OSS = {
+    "num_local_experts": 7,
+    "num_experts_per_tok": 3,
+    "intermediate_size": 11,
+    "sliding_window": 7,
+}
 GPT2 = {
     "vocab_size": 83,
     "n_embd": 42,
@@ -59,6 +99,7 @@ GPT2 = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+STARTS = {"gpt2": GPT2, "gemma3": {}}  # of a family's settings, where they are not SMALL
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 VARIANTS = {
     "llama": ("llama", {}),
@@ -70,6 +111,25 @@ VARIANTS = {
     ),
     "llama, llama3 rope": ("llama", {"rope_parameters": LLAMA3}),
     "llama, linear rope": ("llama", {"rope_parameters": LINEAR}),
+    "llama, yarn": ("llama", {"rope_parameters": YARN_IN_FULL}),
+    "llama, yarn with its own sharpness": (
+        "llama",
+        {"rope_parameters": {**YARN, "attention_factor": 1.9}},
+    ),
+    "llama, longrope": (
+        "llama",
+        {
+            "rope_parameters": {
+                **LONGROPE,
+                "original_max_position_embeddings": 32,
+                "attention_factor": 1.2,
+            },
+        },
+    ),
+    "llama, dynamic rope": (
+        "llama",
+        {"rope_parameters": DYNAMIC, "max_position_embeddings": 24},
+    ),
     "llama, biases": (
         "llama",
         {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
@@ -105,9 +165,44 @@ VARIANTS = {
         },
     ),
     "gemma3_text, all local": ("gemma3_text", {**GEMMA, "final_logit_softcapping": 4.0}),
+    "gemma3": (
+        "gemma3",
+        {
+            "text_config": {
+                **SMALL,
+                **GEMMA,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            },
+            **VISION,
+        },
+    ),
+    "gemma3, untied": (
+        "gemma3",
+        {"text_config": {**SMALL, **GEMMA}, **VISION, "tie_word_embeddings": False},
+    ),
     "phi3": ("phi3", {**PHI, "sliding_window": 7}),
     "phi3, a share rotated": ("phi3", {**PHI, "partial_rotary_factor": 0.6}),
     "phi3, an odd share rotated": ("phi3", {**PHI, "partial_rotary_factor": 0.55}),
+    "phi3, longrope, a long text": (
+        "phi3",
+        {**PHI, "original_max_position_embeddings": 20, "rope_parameters": LONGROPE},
+    ),
+    "phi3, longrope, a short text": (
+        "phi3",
+        {**PHI, "original_max_position_embeddings": 100, "rope_parameters": LONGROPE},
+    ),
+    "qwen2, yarn": ("qwen2", {"hidden_size": 36, "head_dim": None, "rope_parameters": YARN}),
+    "gpt_oss": ("gpt_oss", {**GPT_OSS, "swiglu_limit": 0.8, "max_position_embeddings": 131072}),
+    "gpt_oss, no biases on attention": (
+        "gpt_oss",
+        {
+            **GPT_OSS,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "swiglu_alpha": 1.1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
     "gpt2": ("gpt2", {}),
     "gpt2, untied": (
         "gpt2",
@@ -134,7 +229,7 @@ def _compile_fast():
 def settings_of(variant):
     """(model type, what a user would write into config.json)."""
     family, changes = VARIANTS[variant]
-    settings = {**(GPT2 if family == "gpt2" else SMALL), **changes}
+    settings = {**STARTS.get(family, SMALL), **changes}
     if settings.get("head_dim", 1) is None:
         del settings["head_dim"]
     return family, settings
@@ -149,6 +244,15 @@ def randomised(config):
     return model.eval()
 
 
+def of_the_decoder(family, names):
+    """The names of tensors without those of parts that are left aside."""
+    aside = (FAMILIES[family].nested or NO_PARTS).aside
+    return {name for name in names if not name.removeprefix("model.").startswith(aside)}
+
+
+NO_PARTS = Nested(setting="", model_type="", aside=(), renamed={})
+
+
 @functools.cache
 def both(variant):
     """(a random model in torch, the same in jlora, its folder)."""
@@ -157,7 +261,9 @@ def both(variant):
     folder = Path(tempfile.mkdtemp())
     oracle.save_pretrained(folder)
     save_tokenizer(folder)
-    return oracle, models.load(folder), folder
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* are left aside")
+        return oracle, models.load(folder), folder
 
 
 def save_tokenizer(folder):
@@ -278,6 +384,23 @@ def test_greedy_answers_to_prompts_of_different_length_are_those_of_transformers
         assert uncached[line, at].tolist() == written[:kept]
 
 
+@pytest.mark.parametrize("variant", ["phi3, longrope, a long text", "llama, dynamic rope"])
+def test_greedy_answers_that_grow_past_the_original_length_are_those_of_transformers(variant):
+    _, model, folder = both(variant)
+    # a fresh one: transformers' dynamic frequencies remember the longest text so far
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, **EAGER)
+    generate = jax.jit(model.generate, static_argnames="max_new_tokens")
+    for length in (12, 20, 30):
+        prompt = TOKENS[:1, :length]
+        ours = generate(model.params, prompt, np.zeros(1, np.int32), max_new_tokens=14)
+        theirs = oracle.generate(
+            torch.tensor(prompt), max_new_tokens=14, do_sample=False, eos_token_id=2
+        )
+        theirs = theirs[0, length:].tolist()
+        assert ours[0].tolist()[: len(theirs)] == theirs, length
+        oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, **EAGER)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_we_write_is_what_transformers_writes_and_reads(variant, tmp_path):
     oracle, model, folder = both(variant)
@@ -286,13 +409,15 @@ def test_what_we_write_is_what_transformers_writes_and_reads(variant, tmp_path):
         for layer, value in per_layer(path, np.asarray(leaf)):
             tensors |= models.to_stored(model.stored[path], layer, value)
     theirs = load_file(folder / "model.safetensors")
-    assert tensors.keys() == theirs.keys()
+    family, given = settings_of(variant)
+    assert tensors.keys() == of_the_decoder(family, theirs)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(tensor, theirs[name])
     ours = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    save_file(ours, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file({**theirs, **ours}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     token_ids = {f"{name}_token_id": SMALL[f"{name}_token_id"] for name in ("bos", "eos", "pad")}
-    settings = {**models.to_huggingface(model.config), **token_ids}
+    vision = {name: given[name] for name in VISION if name in given}
+    settings = {**models.to_huggingface(model.config), **token_ids, **vision}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **EAGER)
     np.testing.assert_array_equal(logits_of(read), logits_of(oracle))
@@ -306,7 +431,8 @@ def test_names_are_those_of_the_parameters_in_memory(family):
         for path, leaf in flat(model.params).items()
         for layer, value in per_layer(path, np.asarray(leaf))
     }
-    assert named == {name: tuple(value.shape) for name, value in oracle.named_parameters()}
+    theirs = dict(oracle.named_parameters())
+    assert named == {name: tuple(theirs[name].shape) for name in of_the_decoder(family, theirs)}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -329,22 +455,54 @@ OLDER = {
     },
     "llama": {**SMALL, "rope_theta": 700.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
     "phi3": {**SMALL, "head_dim": 7, "rope_theta": 90.0, "partial_rotary_factor": 0.5},
+    "phi3, longrope": {
+        **SMALL,
+        "hidden_size": 60,
+        "rope_theta": 90.0,
+        "original_max_position_embeddings": 64,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": LONGROPE["short_factor"],
+            "long_factor": LONGROPE["long_factor"],
+        },
+    },
+    "qwen2, yarn": {
+        **SMALL,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    },
+    "qwen3, yarn": {**SMALL, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "gpt_oss": {
+        **SMALL,
+        "rope_theta": 150000,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+    },
+    "llama, dynamic": {**SMALL, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
     "qwen2": {**SMALL, "rope_theta": 1e6, "use_sliding_window": True, "max_window_layers": 2},
     "gemma2": {**SMALL, "rope_theta": 90.0, "hidden_act": "silu"},
     "qwen3_moe": {**SMALL, "num_experts": 9, "sliding_window": None, "rope_theta": 1e6},
 }
 
 
-@pytest.mark.parametrize("family", OLDER)
-def test_settings_as_earlier_releases_wrote_them_mean_what_transformers_reads(family):
-    ours = models.from_huggingface({**OLDER[family], "model_type": family}, "config.json")
-    theirs = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(OLDER[family])))
+@pytest.mark.parametrize("variant", OLDER)
+def test_settings_as_earlier_releases_wrote_them_mean_what_transformers_reads(variant):
+    family, settings = variant.split(",")[0], OLDER[variant]
+    ours = models.from_huggingface({**settings, "model_type": family}, "config.json")
+    theirs = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(settings)))
     assert ours == models.from_huggingface(theirs.to_dict(), "config.json")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_transformers(family):
-    cls = transformers.CONFIG_MAPPING[family]
+    nested = FAMILIES[family].nested
+    cls = transformers.CONFIG_MAPPING[nested.model_type if nested else family]
     assert FAMILIES[family].defaults == {
         name: getattr(cls, name) for name in FAMILIES[family].defaults
     }
@@ -373,6 +531,19 @@ def test_a_gpt2_file_without_prefix_and_with_masks_is_read(tmp_path):
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text((folder / name).read_text())
     read = flat(models.load(tmp_path).params)
+    for path, leaf in flat(model.params).items():
+        np.testing.assert_array_equal(read[path], leaf)
+
+
+def test_names_as_other_releases_write_them_are_read_and_what_is_left_aside_is_said(tmp_path):
+    oracle, model, folder = both("gemma3, untied")
+    save_file({name: value.numpy() for name, value in oracle.state_dict().items()},
+              tmp_path / "model.safetensors")  # fmt: skip
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    told = r"the decoder alone is read; multi_modal_projector and vision_tower \(\d+ tensors\) are"
+    with pytest.warns(UserWarning, match=told):
+        read = flat(models.load(tmp_path).params)
     for path, leaf in flat(model.params).items():
         np.testing.assert_array_equal(read[path], leaf)
 

@@ -1,6 +1,7 @@
 """Every family's tree, settings and adapters, without the oracle."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -11,10 +12,12 @@ import pytest
 import jlora
 from benchmarks._shared.flops import flops
 from jlora import models
-from jlora.models import Decoder, DecoderConfig, Experts, Stored
+from jlora.models import ClampedGate, Decoder, DecoderConfig, Experts, Stored
+from jlora.models._answers._generate import Rules, generate
 from jlora.models._families import FAMILIES
 from jlora.models._net import _attention
 from jlora.models._net._decoder import empty_cache
+from jlora.models._net._rotary import rotary
 
 SIZES = {
     "vocab_size": 37,
@@ -40,7 +43,18 @@ SETTINGS = {
     },
     "gemma2": {**SIZES, "sliding_window": 5},
     "gemma3_text": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2},
+    "gemma3": {
+        "text_config": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2},
+        "eos_token_id": [1, 2],
+    },
     "phi3": SIZES,
+    "gpt_oss": {
+        **SIZES,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 7,
+        "sliding_window": 5,
+    },
     "gpt2": GPT2,
 }
 
@@ -106,8 +120,23 @@ TREES = {
         "layers/mlp/experts/gate_up_proj/kernel": (3, 5, 22, 14),
         "layers/mlp/experts/down_proj/kernel": (3, 5, 7, 22),
     },
+    "gpt_oss": {
+        **{path: shape for path, shape in LLAMA.items() if "/mlp/" not in path},
+        "layers/attn/q_proj/bias": (3, 40),
+        "layers/attn/k_proj/bias": (3, 20),
+        "layers/attn/v_proj/bias": (3, 20),
+        "layers/attn/o_proj/bias": (3, 22),
+        "layers/attn/sinks": (3, 4),
+        "layers/mlp/router/kernel": (3, 22, 5),
+        "layers/mlp/router/bias": (3, 5),
+        "layers/mlp/experts/gate_up_proj/kernel": (3, 5, 22, 14),
+        "layers/mlp/experts/gate_up_proj/bias": (3, 5, 14),
+        "layers/mlp/experts/down_proj/kernel": (3, 5, 7, 22),
+        "layers/mlp/experts/down_proj/bias": (3, 5, 22),
+    },
     "gemma2": GEMMA2,
     "gemma3_text": {**GEMMA2, **HEAD_NORMS},
+    "gemma3": {**GEMMA2, **HEAD_NORMS},
     "phi3": {
         "embed/embedding": (37, 22),
         "head/kernel": (22, 37),
@@ -192,7 +221,10 @@ def test_each_expert_computes_its_own_tokens_and_no_others():
 
 EVERYTHING = dataclasses.replace(
     config_of("gemma3_text"),
-    experts=Experts(5, 2, 7, normalised=True),
+    experts=Experts(
+        5, 2, 7, normalised=True, biases=True, interleaved=True, clamped=ClampedGate(1.7, 0.5)
+    ),
+    sinks=True,
     windows=(3, None, 5),
     attention_cap=2.0,
 )
@@ -293,10 +325,10 @@ def test_settings_come_back_from_the_configuration(family):
         ("qwen3_moe", {"num_experts_per_tok": 6}, ["6 of 5 experts can't be chosen"]),
         (
             "gemma2",
-            {"use_bidirectional_attention": True, "rope_scaling": {"type": "dynamic"}},
+            {"use_bidirectional_attention": True, "rope_scaling": {"type": "ntk"}},
             [
                 "use_bidirectional_attention is True, but only False is supported",
-                "RoPE scaling of type 'dynamic': expected none, 'linear', 'llama3'",
+                "RoPE scaling of type 'ntk': expected none, 'linear', 'llama3', 'yarn', 'longrope'",
             ],
         ),
         (
@@ -304,20 +336,37 @@ def test_settings_come_back_from_the_configuration(family):
             {
                 "attn_logit_softcapping": 50.0,
                 "rope_parameters": {
-                    "full_attention": {"rope_type": "yarn"},
+                    "full_attention": {"rope_type": "yarn", "factor": "8", "truncate": False},
                     "sliding_attention": {"rope_type": "linear", "factor": 2.0},
                 },
             },
             [
                 "attn_logit_softcapping is 50.0, but only None is supported",
-                "RoPE scaling of type 'yarn'",
+                "RoPE scaling of type 'yarn' has factor '8': expected more than 0",
+                "truncate is false, but only true is supported",
                 "RoPE scaling of type 'linear': expected none",
             ],
         ),
         (
             "phi3",
-            {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}},
-            ["RoPE scaling of type 'longrope': expected none"],
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 0]}},
+            [
+                "RoPE scaling of type 'longrope' has short_factor: expected a list of numbers "
+                "above 0, lacks long_factor"
+            ],
+        ),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "su", "short_factor": [1] * 5, "long_factor": [1] * 4}},
+            ["long_factor of the RoPE scaling has 4 entries: expected 5"],
+        ),
+        (
+            "qwen2",
+            {
+                "rope_scaling": {"type": "yarn", "factor": 4.0},
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            },
+            ["rope_scaling and rope_parameters say different things"],
         ),
         ("llama", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5, but only 1.0"]),
         ("llama", {"rope_scaling": {"type": "linear"}}, ["of type 'linear' lacks factor"]),
@@ -389,3 +438,58 @@ def test_a_model_says_what_its_leaves_are_called_and_nobody_changes_it(tiny):
     assert FAMILIES["gpt2"].leaves["layers/attn/qkv_proj/kernel"].fan_in_fan_out
     with pytest.raises(TypeError):
         model.names["embed/embedding"] = "mine"  # type: ignore
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1, 2, 2, 3, 4],
+    "long_factor": [2, 4, 6, 8, 9],
+}
+
+
+def test_a_text_turns_by_its_own_length_and_not_by_that_of_its_neighbours():
+    config = config_of("phi3", original_max_position_embeddings=20, rope_scaling=LONGROPE)
+    positions = jnp.array([[0, 4, 19], [0, 4, 20]])
+    cos, sin = rotary(config, positions, jnp.float32, local=False)
+    sharp = math.sqrt(1 + math.log(64 / 20) / math.log(20))
+    for row, factors in ((0, "short_factor"), (1, "long_factor")):
+        divided = 10000.0 ** -(np.arange(5) / 5) / np.array(LONGROPE[factors])
+        angles = np.asarray(positions)[row, :, None] * divided
+        np.testing.assert_allclose(cos[row, :, 0], sharp * np.cos(angles), atol=1e-5)
+        np.testing.assert_allclose(sin[row, :, 0], sharp * np.sin(angles), atol=1e-5)
+
+
+def test_answers_that_grow_past_the_original_length_are_those_without_a_cache():
+    config = config_of("phi3", original_max_position_embeddings=20, rope_scaling=LONGROPE)
+    params, decoder = random_params(config), Decoder(config)
+    prompts, count, width = [list(range(3, 19)), [5, 9, 30, 12]], 10, 16
+    tokens = np.zeros((2, width), np.int32)
+    starts = jnp.array([width - len(prompt) for prompt in prompts], np.int32)
+    for line, prompt in enumerate(prompts):
+        tokens[line, starts[line] :] = prompt
+    rules = Rules(np.array([-1], np.int32), {})
+    keys = jax.random.split(jax.random.key(0), 2)
+    written = generate(decoder, params, jnp.asarray(tokens), starts, keys, rules, count)
+    for line, prompt in enumerate(prompts):
+        text = np.array([[*prompt, *written[line].tolist()]])
+        follows = lambda text: np.asarray(decoder.apply({"params": params}, text)).argmax(-1)[0]  # noqa: E731
+        short, long = follows(text[:, :20]), follows(text)
+        # the first text passes 20 tokens on its way, the second does not
+        want = [*short, *long[20:]] if len(long) > 20 else short
+        assert written[line].tolist() == [int(token) for token in want[len(prompt) - 1 : -1]]
+
+
+def test_answers_that_stay_within_the_original_length_have_no_second_way():
+    def program(original):
+        settings = {"original_max_position_embeddings": original, "rope_scaling": LONGROPE}
+        decoder = Decoder(config_of("phi3", **settings))
+        params = abstract_params(decoder.config)
+        rules = Rules(np.array([-1], np.int32), {})
+        keys = jax.random.split(jax.random.key(0), 1)
+        run = lambda params: generate(  # noqa: E731
+            decoder, params, jnp.ones((1, 8), int), jnp.zeros(1, int), keys, rules, 8
+        )
+        return str(jax.make_jaxpr(run)(params))
+
+    assert "cond[" in program(15)
+    assert "cond[" not in program(16)

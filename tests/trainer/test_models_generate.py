@@ -363,6 +363,18 @@ def test_a_conversation_with_memory_goes_as_one_without(model):
     assert "".join(models.stream(model, other, memory=memory, **options)) == alone
 
 
+def test_a_memory_is_read_again_where_the_text_turns_otherwise(model):
+    pairs = model.config.head_dim // 2
+    scaling = models.LongRopeScaling((1.0,) * pairs, (8.0,) * pairs, 100, 1.0)
+    config = dataclasses.replace(model.config, rope_scaling=scaling)
+    model = dataclasses.replace(model, config=config)
+    memory, options = models.Memory(), {"max_new_tokens": 12}
+    for question in ("short", "longer by " + "x" * 80, "short", "s" * 60):
+        messages = [{"role": "user", "content": question}]
+        alone = "".join(models.stream(model, messages, **options))
+        assert "".join(models.stream(model, messages, memory=memory, **options)) == alone
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -38,7 +38,8 @@ class Rules(NamedTuple):
 def follow(decoder: Decoder, params: Any, state: State, rules: Rules, width: int) -> State:
     """The state with one token more in each row, after a pass over the last ``width`` slots.
 
-    A row that has stopped gets the first of the stop tokens.
+    A row that has stopped gets the first of the stop tokens. With as many as there are slots, the
+    pass is over all that is written, and what it makes of the free slots is never read.
     """
     tokens, starts, end, done, keys, cache = state
     batch, slots = tokens.shape
@@ -46,19 +47,24 @@ def follow(decoder: Decoder, params: Any, state: State, rules: Rules, width: int
     def apply(*arguments: Any, method: str) -> Any:
         return decoder.apply({"params": params}, *arguments, method=method)
 
-    first = end - width
+    everything = width == slots
+    last = end - 1 if everything else -1
+    first = jnp.int32(0) if everything else end - width
     read = jax.lax.dynamic_slice_in_dim(tokens, first, width, axis=1)
     if cache is None:
         dtype = jax.eval_shape(functools.partial(apply, read, method="hidden")).dtype
         cache = empty_cache(decoder.config, batch, slots, dtype)
     every, at = jnp.arange(slots), first + jnp.arange(width)
     positions = jnp.maximum(at[None] - starts[:, None], 0)
+    if everything:  # free slots have no places of their own
+        positions = jnp.minimum(positions, end - 1 - starts[:, None])
     seen = (every <= at[:, None])[None] & (every >= starts[:, None, None])  # (batch, width, slots)
     hidden, cache = apply(read, positions, seen, cache, first, method="extend")
-    logits = apply(hidden[:, -1], method="logits")
+    logits = apply(hidden[:, last], method="logits")
     said = None
     if "repetition_penalty" in rules.numbers:
-        said = jnp.zeros(logits.shape, bool).at[jnp.arange(batch)[:, None], tokens].max(seen[:, -1])
+        rows = jnp.arange(batch)[:, None]
+        said = jnp.zeros(logits.shape, bool).at[rows, tokens].max(seen[:, last])
     # By its place in its own row, so that neither the padding nor the batch matters.
     keys_here = jax.vmap(jax.random.fold_in)(keys, end - starts)
     following = draw(logits, rules.numbers, keys_here, said)
@@ -76,7 +82,17 @@ def advance(decoder: Decoder, params: Any, state: State, rules: Rules, until: An
     def step(state: State) -> State:
         return follow(decoder, params, state, rules, 1)
 
-    return jax.lax.while_loop(going, step, state)
+    limit, slots = decoder.config.length_that_turns, state.tokens.shape[1]
+    if limit is None or slots <= limit:
+        return jax.lax.while_loop(going, step, state)
+
+    def step_or_turn(state: State) -> State:
+        """Every position of a text turns otherwise once it is long: then all is read again."""
+        turns = jnp.any(state.end - state.starts == limit + 1)
+        again = functools.partial(follow, decoder, params, rules=rules, width=slots)
+        return jax.lax.cond(turns, again, step, state)
+
+    return jax.lax.while_loop(going, step_or_turn, state)
 
 
 def generate(

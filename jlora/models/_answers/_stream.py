@@ -134,6 +134,11 @@ def _tokens(
         slots, start = held.tokens.shape[1], int(held.starts[0])
     else:
         slots, start = 0, 0
+    limit = model.config.length_that_turns
+    if held is not None and shared and limit is not None:
+        written = int(held.end) - 1 - start
+        if (written > limit) != (len(prompt) > limit):  # its keys were turned otherwise
+            slots = 0
     # The pass reads the last ``width`` tokens, those of the memory among them again.
     if start + len(prompt) < width or start + len(prompt) + max_new_tokens > slots:
         held, width = None, bucket(len(prompt))

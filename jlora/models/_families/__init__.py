@@ -8,11 +8,13 @@ from typing import Any
 
 from jlora.models._families._family import Family as Family
 from jlora.models._families._gemma2 import GEMMA2
-from jlora.models._families._gemma3 import GEMMA3_TEXT
+from jlora.models._families._gemma3 import GEMMA3, GEMMA3_TEXT
 from jlora.models._families._gpt2 import GPT2
+from jlora.models._families._gpt_oss import GPT_OSS
 from jlora.models._families._llama import LLAMA
 from jlora.models._families._mistral import MISTRAL
 from jlora.models._families._phi3 import PHI3
+from jlora.models._families._quantisation_settings import problems_of
 from jlora.models._families._qwen2 import QWEN2
 from jlora.models._families._qwen3 import QWEN3
 from jlora.models._families._qwen3_moe import QWEN3_MOE
@@ -27,8 +29,10 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": QWEN3_MOE,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3_TEXT,
+    "gemma3": GEMMA3,
     "phi3": PHI3,
     "gpt2": GPT2,
+    "gpt_oss": GPT_OSS,
 }
 
 
@@ -67,8 +71,10 @@ def from_huggingface(settings: Mapping[str, Any], where: str) -> DecoderConfig:
         4
     """
     family = family_of(settings.get("model_type"), where)
+    settings = family.flat(settings)
     given = Settings({**family.defaults, **settings})
-    for name, values in family.limits.items():
+    given.problems += problems_of(settings.get("quantization_config"))
+    for name, values in family.only.items():
         if name in settings and settings[name] not in values:
             given.problems.append(
                 f"{name} is {settings[name]!r}, but only {values[0]!r} is supported"
@@ -106,9 +112,10 @@ def to_huggingface(config: DecoderConfig) -> dict[str, Any]:
         True
     """
     family = family_of(config.family, "this configuration")
-    settings = {"architectures": [family.architecture], "model_type": config.family}
+    settings = {"model_type": config.family}
     for part in family.parts:
         settings |= part.write(config)
+    settings = family.unflat(settings)
     back = from_huggingface(settings, "the settings written")
     differing = [
         f"{field.name} is {getattr(config, field.name)!r}, a {config.family} model's would be "

@@ -21,7 +21,22 @@ SIZES = Same(
         "tied": "tie_word_embeddings",
     }
 )
-_NEVER: Mapping[str, tuple[Any, ...]] = {"quantization_config": (None,)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    """Where the decoder stands in a model of several parts, of which it is one.
+
+    The tensors of the other parts begin with one of ``aside``. ``renamed`` are beginnings of names
+    as some releases of transformers write them, with what the others write.
+    """
+
+    setting: str  # of config.json, that holds the decoder's settings
+    model_type: str  # which those give themselves
+    aside: tuple[str, ...]
+    renamed: Mapping[str, str]
+    # Settings that count where they stand beside the decoder's own.
+    outside: tuple[str, ...] = ("tie_word_embeddings", "quantization_config", "eos_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +51,25 @@ class Family:
     defaults: Mapping[str, Any]
     # Settings of which the decoder has some values only.
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    nested: Nested | None = None
 
-    @property
-    def limits(self) -> Mapping[str, tuple[Any, ...]]:
-        """`only`, with what holds for all families."""
-        return {**_NEVER, **self.only}
+    def flat(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The decoder's settings out of a config.json, wherever they stand there."""
+        if (nested := self.nested) is None:
+            return dict(settings)
+        inner = settings.get(nested.setting)
+        beside = {name: settings[name] for name in nested.outside if name in settings}
+        return {
+            **(inner if isinstance(inner, Mapping) else {}),
+            **beside,
+            "model_type": settings["model_type"],
+        }
+
+    def unflat(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The contents of a config.json out of the decoder's settings."""
+        own = {"architectures": [self.architecture]}
+        if (nested := self.nested) is None:
+            return {**own, **settings}
+        inner = {**settings, "model_type": nested.model_type}
+        outer = {name: settings[name] for name in nested.outside if name in settings}
+        return {**own, "model_type": settings["model_type"], **outer, nested.setting: inner}

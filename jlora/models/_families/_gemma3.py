@@ -1,8 +1,13 @@
-"""Gemma 3's text models (arXiv 2503.19786): normed queries and keys, two rotary bases."""
+"""Gemma 3 (arXiv 2503.19786): normed queries and keys, two rotary bases.
+
+The models from 4B on have a vision tower beside their decoder, which is left aside.
+"""
 
 from __future__ import annotations
 
-from jlora.models._families._family import Family
+import dataclasses
+
+from jlora.models._families._family import Family, Nested
 from jlora.models._families._gemma2 import (
     GEMMA_DEFAULTS,
     GEMMA_FEATURES,
@@ -27,4 +32,38 @@ GEMMA3_TEXT = Family(
     defaults={**GEMMA_DEFAULTS, "final_logit_softcapping": None},
     # transformers reads no cap on attention in this family, though its settings name one
     only={"use_bidirectional_attention": (False, None), "attn_logit_softcapping": (None,)},
+)
+
+_IN_MEMORY, _IN_FILES = "model.language_model.", "language_model.model."
+_VISION = ("vision_tower.", "multi_modal_projector.")
+GEMMA3 = dataclasses.replace(
+    GEMMA3_TEXT,
+    architecture="Gemma3ForConditionalGeneration",
+    leaves={
+        path: dataclasses.replace(
+            leaf,
+            name=leaf.name.replace("model.", _IN_MEMORY),
+            in_file=leaf.name.replace("model.", _IN_FILES).replace("lm_", "language_model.lm_"),
+        )
+        for path, leaf in GEMMA3_TEXT.leaves.items()
+    },
+    defaults={
+        **GEMMA3_TEXT.defaults,
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 131072,
+    },
+    nested=Nested(
+        setting="text_config",
+        model_type="gemma3_text",
+        aside=_VISION,
+        renamed={
+            _IN_MEMORY: _IN_FILES,
+            "lm_head.": "language_model.lm_head.",
+            **{f"model.{part}": part for part in _VISION},
+        },
+    ),
 )

@@ -11,6 +11,8 @@ from jlora.models._files._torch_tensors import linear
 
 _APART = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 
+_OLDER = {"su": "longrope", "yarn": "longrope"}  # what earlier files call it
+
 PHI3 = Family(
     architecture="Phi3ForCausalLM",
     leaves={
@@ -20,8 +22,13 @@ PHI3 = Family(
     },
     parts=(
         *(SIZES, Heads(), Activation(), OneWindow()),
-        Rope(kinds=("default",), partial=True),  # longrope changes with the text's length
+        Rope(kinds=("longrope",), partial=True, renamed=_OLDER, beside=True),
     ),
     features={"fused": True},
-    defaults={**DEFAULTS, "rms_norm_eps": 1e-5, "sliding_window": None},
+    defaults={
+        **DEFAULTS,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": None,
+        "original_max_position_embeddings": 4096,
+    },
 )

@@ -10,39 +10,59 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jlora.models._families._rope_scaling_settings import KINDS, record_of, scaling_in
 from jlora.models._families._settings import Settings
-from jlora.models._net._config import DecoderConfig, LinearRopeScaling, RopeScaling
+from jlora.models._net._config import DecoderConfig
 
-_KINDS = ("default", "linear", "llama3")
+_ALL = tuple(KINDS)
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+_ORIGINAL = "original_max_position_embeddings"
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
     """One rotation for all layers."""
 
-    kinds: tuple[str, ...] = _KINDS
+    kinds: tuple[str, ...] = _ALL
     partial: bool = False  # the family may rotate a share of each head
+    theta: float = 10000.0  # where none is given
+    # The record where none is given.
+    missing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Older names of kinds.
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    beside: bool = False  # the original length stands beside the record, not in it
 
     def read(self, settings: Settings) -> dict[str, Any]:
         """rope_theta, rope_scaling, rotary_share."""
-        rope = {**settings.get("rope_scaling", {}), **settings.get("rope_parameters", {})}
+        older, newer = settings.get("rope_scaling", {}), settings.get("rope_parameters", {})
+        if older and newer and older != newer:
+            settings.problems.append(
+                "rope_scaling and rope_parameters say different things: remove one of them"
+            )
+        rope = {**older, **newer} or dict(self.missing)
         if _GLOBAL in rope or _LOCAL in rope:
             settings.problems.append("rope_parameters has a record for each kind of layer")
         share = rope.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
         if share != 1.0 and not self.partial:
             settings.problems.append(f"partial_rotary_factor is {share}, but only 1.0 is supported")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        rope["rope_type"] = self.renamed.get(kind, kind)
+        if (original := settings.get(_ORIGINAL)) is not None:
+            rope[_ORIGINAL] = original  # as transformers has it: this one counts
         return {
-            "rope_theta": rope.get("rope_theta", settings.get("rope_theta", 10000.0)),
-            "rope_scaling": _scaling(settings, rope, self.kinds),
+            "rope_theta": rope.get("rope_theta", settings.get("rope_theta", self.theta)),
+            "rope_scaling": scaling_in(settings, rope, self.kinds),
             "rotary_share": share,
         }
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
-        """rope_parameters."""
-        rope = _record(config.rope_theta, config.rope_scaling)
+        """rope_parameters, and the original length where it stands beside them."""
+        rope = record_of(config.rope_theta, config.rope_scaling)
+        beside = {}
+        if self.beside and _ORIGINAL in rope:
+            beside[_ORIGINAL] = rope.pop(_ORIGINAL)
         share = {"partial_rotary_factor": config.rotary_share} if self.partial else {}
-        return {"rope_parameters": {**rope, **share}}
+        return {"rope_parameters": {**rope, **share}, **beside}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +83,9 @@ class LocalAndGlobalRope:
         local = both.get(_LOCAL) or {}
         theta = settings.get("rope_theta", self.theta)
         local_theta = settings.get("rope_local_base_freq", self.local_theta)
-        _scaling(settings, local, ("default",))
+        scaling_in(settings, local, ())
+        if not rope.get("truncate", True):  # transformers looks for it outside the two records
+            settings.problems.append("truncate is false, but only true is supported")
         for record in (rope, local):
             if (share := record.get("partial_rotary_factor", 1.0)) != 1.0:
                 settings.problems.append(
@@ -71,58 +93,17 @@ class LocalAndGlobalRope:
                 )
         return {
             "rope_theta": rope.get("rope_theta", theta),
-            "rope_scaling": _scaling(settings, rope, _KINDS),
+            "rope_scaling": scaling_in(settings, rope, _ALL),
             "local_rope_theta": local.get("rope_theta", local_theta),
         }
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """rope_parameters."""
         theta = config.local_rope_theta
-        local = _record(config.rope_theta if theta is None else theta, None)
+        local = record_of(config.rope_theta if theta is None else theta, None)
         return {
             "rope_parameters": {
-                _GLOBAL: _record(config.rope_theta, config.rope_scaling),
+                _GLOBAL: record_of(config.rope_theta, config.rope_scaling),
                 _LOCAL: local,
             }
         }
-
-
-def _scaling(
-    settings: Settings, rope: Mapping[str, Any], kinds: tuple[str, ...]
-) -> RopeScaling | LinearRopeScaling | None:
-    """The scaling in a record; what the decoder does not have is a problem."""
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in kinds:
-        expected = ", ".join(("none", *(repr(name) for name in kinds[1:])))
-        settings.problems.append(f"RoPE scaling of type {kind!r}: expected {expected}")
-        return None
-    if kind == "default":
-        return None
-    rope = {
-        "original_max_position_embeddings": settings.get("max_position_embeddings"),
-        **rope,
-    }
-    names = ("factor",)
-    if kind == "llama3":
-        names = (*names, "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    missing = [name for name in names if rope.get(name) is None]
-    if missing:
-        settings.problems.append(f"RoPE scaling of type {kind!r} lacks {', '.join(missing)}")
-        return None
-    values = [rope[name] for name in names]
-    return RopeScaling(*values) if kind == "llama3" else LinearRopeScaling(*values)
-
-
-def _record(theta: float, scaling: RopeScaling | LinearRopeScaling | None) -> dict[str, Any]:
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
-    if isinstance(scaling, LinearRopeScaling):
-        rope |= {"rope_type": "linear", "factor": scaling.factor}
-    elif scaling is not None:
-        rope |= {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_position,
-        }
-    return rope

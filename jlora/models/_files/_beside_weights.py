@@ -17,6 +17,7 @@ from jlora.models._files._stacking import Opened
 # Of a folder that is read, what goes along unchanged.
 _COPIED = (
     "generation_config.json",
+    "*processor_config.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -37,6 +38,7 @@ def read(where: Path, opened: Opened, dtype: np.dtype | None) -> dict[str, bytes
     if where.is_file():
         return _made(opened, np.dtype(np.float32) if dtype is None else dtype)
     settings = read_json_object(where / "config.json")
+    settings.pop("quantization_config", None)  # the weights are written as what they stand for
     if dtype is not None:  # transformers 5 calls it dtype, earlier releases torch_dtype
         known = [name for name in ("dtype", "torch_dtype") if name in settings]
         settings |= dict.fromkeys(known or ["torch_dtype"], dtype.name)

@@ -107,6 +107,10 @@ def export(
         for name, shape in shapes_in_file(opened.config, piece).items():
             piece_of[name] = piece
             tensors.append(_shards.Tensor(name, shape, its_dtype))
+    tensors += [
+        _shards.Tensor(name, opened.shapes[name], given or opened.dtype(name))
+        for name in opened.aside
+    ]
     dtypes = {tensor.name: tensor.dtype for tensor in tensors}
     shared = shared_of(lora)
     shards = _shards.plan(tensors, max_shard_bytes)
@@ -119,6 +123,8 @@ def export(
         return in_file(opened.config, piece, merged)
 
     def value(name: str) -> np.ndarray:
+        if name not in piece_of:  # of a part of the model that is left as it is
+            return _cast(opened.read(name), dtypes[name], name)
         return made_of(piece_of[name], dtypes[name])[name]
 
     companions = _beside_weights.read(where, opened, given)
@@ -136,18 +142,28 @@ def _merged(
 ) -> np.ndarray:
     """The weight with its layer of the adapter, in ``dtype``."""
     if node is None:
-        with np.errstate(over="ignore"):  # said below
-            result = weight.astype(dtype, copy=False)
+        return _cast(weight, dtype, piece)
+    # as wide as the wider of the two, so that nothing is rounded before the sum
+    wide = jnp.asarray(weight, jnp.promote_types(weight.dtype, dtype))
+    if piece.layer is None:
+        result = np.asarray(node.merged(wide, shared).astype(dtype))
     else:
-        # as wide as the wider of the two, so that nothing is rounded before the sum
-        wide = jnp.asarray(weight, jnp.promote_types(weight.dtype, dtype))
-        if piece.layer is None:
-            result = np.asarray(node.merged(wide, shared).astype(dtype))
-        else:
-            part = node.part(0, piece.layer)
-            result = np.asarray(part.merged(wide[None], shared)[0].astype(dtype))
+        part = node.part(0, piece.layer)
+        result = np.asarray(part.merged(wide[None], shared)[0].astype(dtype))
+    return _finite_as(weight, result, piece)
+
+
+def _cast(weight: np.ndarray, dtype: np.dtype, what: object) -> np.ndarray:
+    """The weight as it is, in ``dtype``."""
+    with np.errstate(over="ignore"):  # said below
+        return _finite_as(weight, weight.astype(dtype, copy=False), what)
+
+
+def _finite_as(weight: np.ndarray, result: np.ndarray, what: object) -> np.ndarray:
+    """The result, unless it has lost a finite value."""
     if not np.isfinite(result).all() and np.isfinite(weight).all():
-        raise ValueError(f"{piece}: the merged weight has values that {dtype.name} can't hold")
+        name = result.dtype.name
+        raise ValueError(f"{what}: the merged weight has values that {name} can't hold")
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from jlora._files import read_json_object
 from jlora._requires import requires
 from jlora._safetensors import headers
 from jlora.models import _families
+from jlora.models._families import Family
+from jlora.models._files import _quantised_tensors
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened
 from jlora.models._text import _tokenizer
@@ -45,25 +48,20 @@ def opened(directory: Path) -> Opened:
     where = str(directory)
     settings = read_json_object(directory / "config.json")
     config = _families.from_huggingface(settings, f"{directory / 'config.json'}")
-    tokenizer = _tokenizer.from_huggingface(directory, settings)
-    safetensors = requires("safetensors")
     family = _families.family_of(config.family, where)
+    tokenizer = _tokenizer.from_huggingface(directory, family.flat(settings))
+    safetensors = requires("safetensors")
     tensors = headers(_files(directory))
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-
-    # A file of a model without its head leaves the first part of all names out.
-    prefix = family.leaves["embed/embedding"].name.split(".")[0] + "."
-    bare = "" if any(name.startswith(prefix) for name in shapes) else prefix
-    shapes = {f"{bare}{name}": shape for name, shape in shapes.items()}
+    held = _by_written_name(tensors, family)
+    shapes = {name: tensors[within].shape for name, within in held.items()}
 
     def read(name: str) -> np.ndarray:
-        path = tensors[name.removeprefix(bare)].file
         # opened each time: a mapped file counts as memory, as much of it as was read
-        with safetensors.safe_open(str(path), framework="flax") as file:
-            return np.asarray(file.get_tensor(name.removeprefix(bare)))
+        with safetensors.safe_open(str(tensors[held[name]].file), framework="flax") as file:
+            return np.asarray(file.get_tensor(held[name]))
 
     def dtype(name: str) -> np.dtype:
-        tensor = tensors[name.removeprefix(bare)]
+        tensor = tensors[held[name]]
         if tensor.dtype not in DTYPES:
             raise ValueError(
                 f"{tensor.file}: {name} is of dtype {tensor.dtype}, expected one of "
@@ -72,16 +70,32 @@ def opened(directory: Path) -> Opened:
         return DTYPES[tensor.dtype]
 
     ignored = [name for name in shapes if _BUFFERS.search(name)]
-    return Opened(
+    opened = Opened(
         config=config,
         tokenizer=tokenizer,
         leaves=family.leaves,
         shapes=shapes,
         read=read,
         dtype=dtype,
-        ignored=[*ignored, family.leaves["head/kernel"].name] if config.tied else ignored,
+        ignored=[*ignored, family.leaves["head/kernel"].written] if config.tied else ignored,
         where=where,
+        aside=[name for name in shapes if family.nested and name.startswith(family.nested.aside)],
     )
+    files = {name: (within, tensors[within]) for name, within in held.items()}
+    return _quantised_tensors.dequantised(opened, files, settings.get("quantization_config"))
+
+
+def _by_written_name(names: Iterable[str], family: Family) -> dict[str, str]:
+    """The names in the files, by those that transformers writes today."""
+    renamed = family.nested.renamed if family.nested else {}
+    written = {}
+    for name in names:
+        begun = [begin for begin in renamed if name.startswith(begin)]
+        written[renamed[begun[0]] + name.removeprefix(begun[0]) if begun else name] = name
+    # A file of a model without its head leaves the first part of all names out.
+    prefix = family.leaves["embed/embedding"].written.split(".")[0] + "."
+    bare = "" if any(name.startswith(prefix) for name in written) else prefix
+    return {f"{bare}{name}": within for name, within in written.items()}
 
 
 def _files(directory: Path) -> list[Path]:

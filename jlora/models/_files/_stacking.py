@@ -31,6 +31,7 @@ class Opened:
     dtype: Callable[[str], np.dtype]  # of a tensor, without reading it
     ignored: Collection[str]  # tensors that may be there and are not needed
     where: str  # for messages
+    aside: Collection[str] = ()  # tensors of parts of the model that are no decoder: of vision, say
 
     def check(self) -> None:
         """Nothing, if the file holds the tensors that its configuration asks for.
@@ -55,7 +56,7 @@ class Opened:
                     elif tuple(self.shapes[name]) != want:
                         have = tuple(self.shapes[name])
                         problems.append(f"{name} has shape {have}, expected {want}")
-        known = used | set(self.ignored)
+        known = used | {*self.ignored, *self.aside}
         problems += [f"{name} is not expected" for name in self.shapes if name not in known]
         if problems:
             listed = _words.first_few(problems, 8)
@@ -72,7 +73,7 @@ class Opened:
         )
 
     def _tensors(self, path: str, layer: int, shape: tuple[int, ...]) -> dict[str, Any]:
-        fused = self.leaves[path].name.format(layer) in self.shapes
+        fused = self.leaves[path].written.format(layer) in self.shapes
         return stored_shapes(self.leaves[path], layer, shape, fused=fused)
 
 

@@ -13,16 +13,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["linear", "conv1d", "experts", "plain"]
-_TRANSPOSED: tuple[Kind, ...] = ("linear", "experts")
+Kind = Literal["linear", "parameter", "conv1d", "experts", "experts_as_ours", "plain"]
+_TRANSPOSED: tuple[Kind, ...] = ("linear", "parameter", "experts")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """One parameter in transformers.
 
-    ``kind`` is ``"linear"``, held as (out, in); ``"conv1d"``, (in, out) as ours is;
-    ``"experts"``, (experts, out, in); or ``"plain"``, an embedding, norm or bias, as ours is.
+    ``kind`` is ``"linear"``, held as (out, in); ``"parameter"``, the same in a module that is no
+    Linear of torch; ``"conv1d"``, (in, out) as ours is;
+    ``"experts"``, (experts, out, in); ``"experts_as_ours"``, (experts, in, out); or ``"plain"``, an
+    embedding, norm or bias, as ours is.
 
     Example:
         >>> from jlora import models
@@ -33,6 +35,12 @@ class Stored:
     name: str  # as in named_parameters, with {} for the layer
     kind: Kind
     parts: tuple[str, ...] = ()  # of experts: each expert's modules in a file, stacked along out
+    in_file: str | None = None  # the name in a file, where that is another than in memory
+
+    @property
+    def written(self) -> str:
+        """The name in a file, with {} for the layer."""
+        return self.in_file or self.name
 
     @property
     def fan_in_fan_out(self) -> bool:
@@ -42,6 +50,10 @@ class Stored:
 
 def linear(name: str) -> Stored:
     return Stored(name, "linear")
+
+
+def parameter(name: str) -> Stored:
+    return Stored(name, "parameter")
 
 
 def conv1d(name: str) -> Stored:
@@ -54,6 +66,10 @@ def plain(name: str) -> Stored:
 
 def experts(name: str, *parts: str) -> Stored:
     return Stored(name, "experts", parts)
+
+
+def experts_as_ours(name: str) -> Stored:
+    return Stored(name, "experts_as_ours")
 
 
 def oriented(stored: Stored, value: Any) -> Any:
@@ -79,7 +95,7 @@ def to_stored(stored: Stored, layer: int, value: Any) -> dict[str, Any]:
     """
     held = oriented(stored, value)
     if not stored.parts:
-        return {stored.name.format(layer): held}
+        return {stored.written.format(layer): held}
     width = held.shape[1] // len(stored.parts)
     return {
         _of_expert(stored, layer, expert, part): held[expert, at * width : (at + 1) * width]
@@ -94,7 +110,7 @@ def stored_shapes(
     """The names and shapes of `to_stored`; with ``fused``, of the parameter in memory."""
     nothing = np.broadcast_to(np.int8(0), shape)
     if fused:
-        return {stored.name.format(layer): oriented(stored, nothing).shape}
+        return {stored.written.format(layer): oriented(stored, nothing).shape}
     return {name: part.shape for name, part in to_stored(stored, layer, nothing).items()}
 
 
@@ -122,7 +138,7 @@ def from_stored(
         >>> models.from_stored(stored, 3, (7, 5), tensors).shape
         (7, 5)
     """
-    fused = stored.name.format(layer) in tensors
+    fused = stored.written.format(layer) in tensors
     wanted = stored_shapes(stored, layer, shape, fused=fused)
     found = {name: tensors[name] for name in wanted if name in tensors}
     problems = [f"{name} is missing" for name in wanted if name not in found]
@@ -143,5 +159,5 @@ def from_stored(
 
 
 def _of_expert(stored: Stored, layer: int, expert: int, part: str) -> str:
-    module = stored.name.rpartition(".")[0].format(layer)
+    module = stored.written.rpartition(".")[0].format(layer)
     return f"{module}.{expert}.{part}.weight"

@@ -25,6 +25,12 @@ def capped(scores: jax.Array, cap: float | None) -> jax.Array:
     return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
+def shares_beside(scores: jax.Array, sink: jax.Array) -> jax.Array:
+    """The softmax of scores with one more, of which nothing is read (Xiao et al., 2309.17453)."""
+    total = jnp.logaddexp(jax.nn.logsumexp(scores, axis=-1, keepdims=True), sink)
+    return jnp.exp(scores - total)
+
+
 class Attention(nn.Module):
     """Causal attention with grouped key-value heads; keys and values are never repeated.
 
@@ -47,15 +53,18 @@ class Attention(nn.Module):
             key = jax.lax.dynamic_update_slice(cache[0], key, (0, slot, 0, 0))
             value = jax.lax.dynamic_update_slice(cache[1], value, (0, slot, 0, 0))
             cache = key, value
+        sinks = None
+        if config.sinks:
+            sinks = self.param("sinks", nn.initializers.zeros_init(), (config.heads,))
         if self.attention != "blocks" and cache is None:
             mixed = _fused_attention.attend(query, key, value, config, self.attention)
         else:
-            mixed = self._in_blocks(query, key, value, mask, cache is not None)
+            mixed = self._in_blocks(query, key, value, mask, cache is not None, sinks)
         mixed = mixed.reshape(*x.shape[:2], config.heads * config.head_dim)
         out = nn.Dense(config.width, use_bias=config.o_bias, name="o_proj")(mixed)
         return product(out), cache
 
-    def _in_blocks(self, query, key, value, mask, cached: bool) -> jax.Array:
+    def _in_blocks(self, query, key, value, mask, cached: bool, sinks) -> jax.Array:
         """What queries gather from the values: (batch, length, kv_heads, groups, head_dim)."""
         config = self.config
         batch, length = query.shape[:2]
@@ -71,10 +80,10 @@ class Attention(nn.Module):
             seen = key.shape[2] if cached else end
             rows = query[:, :, :, start:end]
             keys, values = key[:, :, :seen], value[:, :, :seen]
-            blocks.append(self._mixed(rows, keys, values, mask[:, start:end, :seen]))
+            blocks.append(self._mixed(rows, keys, values, mask[:, start:end, :seen], sinks))
         return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4)
 
-    def _mixed(self, query, key, value, mask) -> jax.Array:
+    def _mixed(self, query, key, value, mask, sinks) -> jax.Array:
         """What queries of (batch, kv_heads, groups, block, head_dim) gather from the values."""
         config = self.config
         # A group's heads stand beside its tokens: one product a key-value head.
@@ -82,7 +91,13 @@ class Attention(nn.Module):
         scores = jnp.einsum("bktd,bksd->bkts", rows, key) * config.score_scale
         scores = capped(scores.astype(jnp.float32), config.attention_cap)
         mask = jnp.tile(mask, (1, query.shape[2], 1))[:, None]
-        weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1).astype(query.dtype)
+        scores = jnp.where(mask, scores, -1e30)
+        if sinks is None:
+            weights = jax.nn.softmax(scores, axis=-1)
+        else:  # each row of a head has the head's own
+            its = jnp.repeat(sinks.astype(jnp.float32).reshape(config.kv_heads, -1), query.shape[3])
+            weights = shares_beside(scores, its.reshape(config.kv_heads, -1, 1))
+        weights = weights.astype(query.dtype)
         return jnp.einsum("bkts,bksd->bktd", weights, value).reshape(query.shape)
 
     def _project(self, x: jax.Array) -> list[jax.Array]:

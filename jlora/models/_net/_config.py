@@ -4,45 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+from jlora.models._net._rope_scalings import LongRopeScaling, Scaling
+
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 NORMS = ("rms", "rms_plus_one", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's stretching of the rotary frequencies.
+class ClampedGate:
+    """gate * sigmoid(sharpness * gate) * (up + 1), gate and up held within a limit (gpt-oss)."""
 
-    Source: Dubey et al. 2024, "The Llama 3 Herd of Models", arXiv 2407.21783.
-
-    Example:
-        >>> from jlora import models
-        >>> of_llama_3_1 = models.RopeScaling(
-        ...     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
-        ... )
-        >>> of_llama_3_1.original_max_position
-        8192
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position: int
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearRopeScaling:
-    """All rotary frequencies divided by one factor.
-
-    Source: Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
-    Interpolation", arXiv 2306.15595.
-
-    Example:
-        >>> from jlora import models
-        >>> models.LinearRopeScaling(factor=4.0)
-        LinearRopeScaling(factor=4.0)
-    """
-
-    factor: float
+    sharpness: float
+    limit: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +34,9 @@ class Experts:
     chosen: int  # experts for each token
     width: int  # of one expert
     normalised: bool  # the chosen experts' weights sum to 1
+    biases: bool = False  # of the router and of each expert's products
+    interleaved: bool = False  # gate and up take turns in the columns of their product
+    clamped: ClampedGate | None = None  # in place of act(gate) * up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +71,7 @@ class DecoderConfig:
     max_length: int  # positions that the model was trained on
     norm_epsilon: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | LinearRopeScaling | None = None
+    rope_scaling: Scaling | None = None
     tied: bool = False  # the embedding is also the output head
     family: str = "llama"
 
@@ -105,6 +81,7 @@ class DecoderConfig:
     fused: bool = False  # q, k and v are one projection, and so are gate and up
     qkv_bias: bool = False
     o_bias: bool = False
+    sinks: bool = False  # each head gives a learned share of its attention to nothing
     mlp_bias: bool = False
 
     norm: str = "rms"  # one of NORMS; rms_plus_one multiplies by 1 + scale
@@ -126,6 +103,12 @@ class DecoderConfig:
         """What attention's scores are multiplied by."""
         return (self.query_scalar or self.head_dim) ** -0.5
 
+    @property
+    def length_that_turns(self) -> int | None:
+        """The longest text of which no position is turned otherwise in a longer one, if any is."""
+        scaling = self.rope_scaling
+        return scaling.original_max_position if isinstance(scaling, LongRopeScaling) else None
+
     def __post_init__(self):
         """Checks what can't be a decoder.
 
@@ -146,6 +129,13 @@ class DecoderConfig:
             problems.append(f"head_dim is {self.head_dim}: expected even")
         if not 0 < self.rotary_share <= 1:
             problems.append(f"rotary_share is {self.rotary_share}: expected more than 0, at most 1")
+        if isinstance(self.rope_scaling, LongRopeScaling):
+            pairs = -(-int(self.head_dim * self.rotary_share) // 2)
+            for name in ("short", "long"):
+                if (count := len(getattr(self.rope_scaling, name))) != pairs:
+                    problems.append(
+                        f"{name}_factor of the RoPE scaling has {count} entries: expected {pairs}"
+                    )
         for name, known in (("activation", ACTIVATIONS), ("norm", NORMS)):
             if getattr(self, name) not in known:
                 problems.append(f"{name} is {getattr(self, name)!r}: expected {', '.join(known)}")

@@ -6,22 +6,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jlora.models._net._config import DecoderConfig, Experts
+from jlora.models._net._config import ClampedGate, DecoderConfig, Experts
 from jlora.models._net._mlp import ACTIVATION
 from jlora.models._net._saved_for_gradient import product
 
 
 class Grouped(nn.Module):
-    """x W of each row's own expert; rows stand sorted by expert, ``sizes`` rows for each."""
+    """x W of each row's own expert; rows stand sorted by expert, ``sizes`` rows for each.
+
+    ``whose`` is each row's expert, where there are biases.
+    """
 
     features: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, sizes: jax.Array, whose: jax.Array | None) -> jax.Array:
         init = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0)
         shape = (sizes.shape[0], x.shape[-1], self.features)
         kernel = self.param("kernel", init, shape).astype(x.dtype)
-        return product(jax.lax.ragged_dot(x, kernel, sizes))
+        out = product(jax.lax.ragged_dot(x, kernel, sizes))
+        if whose is None:
+            return out
+        zeros = nn.initializers.zeros_init()
+        bias = self.param("bias", zeros, (sizes.shape[0], self.features)).astype(x.dtype)
+        return out + bias[whose]
 
 
 class GatedExperts(nn.Module):
@@ -31,11 +39,24 @@ class GatedExperts(nn.Module):
     experts: Experts
 
     @nn.compact
-    def __call__(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
-        both = Grouped(2 * self.experts.width, name="gate_up_proj")(x, sizes)
-        gate, up = jnp.split(both, 2, axis=-1)
-        hidden = ACTIVATION[self.config.activation](gate) * up
-        return Grouped(self.config.width, name="down_proj")(hidden, sizes)
+    def __call__(self, x: jax.Array, sizes: jax.Array, whose: jax.Array | None) -> jax.Array:
+        experts = self.experts
+        both = Grouped(2 * experts.width, name="gate_up_proj")(x, sizes, whose)
+        if experts.interleaved:
+            gate, up = both[..., ::2], both[..., 1::2]
+        else:
+            gate, up = jnp.split(both, 2, axis=-1)
+        if experts.clamped is None:
+            hidden = ACTIVATION[self.config.activation](gate) * up
+        else:
+            hidden = clamped(gate, up, experts.clamped)
+        return Grouped(self.config.width, name="down_proj")(hidden, sizes, whose)
+
+
+def clamped(gate: jax.Array, up: jax.Array, by: ClampedGate) -> jax.Array:
+    """gate * sigmoid(sharpness * gate) * (up + 1), gate held from above, up from both sides."""
+    gate, up = jnp.minimum(gate, by.limit), jnp.clip(up, -by.limit, by.limit)
+    return gate * jax.nn.sigmoid(by.sharpness * gate) * (up + 1)
 
 
 class Mixture(nn.Module):
@@ -51,14 +72,15 @@ class Mixture(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         experts = self.experts
         tokens = x.reshape(-1, x.shape[-1])
-        scores = product(nn.Dense(experts.count, use_bias=False, name="router")(tokens))
+        scores = product(nn.Dense(experts.count, use_bias=experts.biases, name="router")(tokens))
         shares = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
         shares, chosen = jax.lax.top_k(shares, experts.chosen)  # (tokens, chosen)
         if experts.normalised:
             shares = shares / shares.sum(axis=-1, keepdims=True)
         order = jnp.argsort(chosen.reshape(-1))
+        whose = chosen.reshape(-1)[order] if experts.biases else None
         sizes = jnp.bincount(chosen.reshape(-1), length=experts.count)
         sorted_rows = tokens[order // experts.chosen]
-        out = GatedExperts(self.config, experts, name="experts")(sorted_rows, sizes)
+        out = GatedExperts(self.config, experts, name="experts")(sorted_rows, sizes, whose)
         out = out[jnp.argsort(order)].reshape(*chosen.shape, -1)
         return jnp.einsum("tk,tkd->td", shares.astype(x.dtype), out).reshape(x.shape)

@@ -69,6 +69,8 @@ def _of_the_model(config: DecoderConfig) -> list[str]:
     problems = []
     if config.attention_cap is not None:
         problems.append(f"the model caps its scores at {config.attention_cap:g}")
+    if config.sinks:
+        problems.append("its heads have sinks")
     if len(set(config.windows or ())) > 1:
         problems.append("its layers see differently far back")
     return problems

@@ -1,43 +1,33 @@
-"""Rotary positions (Su et al. 2021, arXiv 2104.09864): frequencies, angles, the turn itself."""
+"""Rotary positions (Su et al. 2021, arXiv 2104.09864): angles, and the turn itself."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jlora.models._net._config import DecoderConfig, LinearRopeScaling, RopeScaling
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._rope_scalings import plain
 
 Rotary = tuple[jax.Array, jax.Array]  # cosines and sines: (batch, length, 1, turned / 2)
 
 
 def rotary(config: DecoderConfig, positions: jax.Array, dtype: Any, *, local: bool) -> Rotary:
     """Cosines and sines at the positions, (batch, length); ``local``: of layers with a window."""
-    angles = positions[..., None].astype(jnp.float32) * frequencies(config, local=local)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return cos[:, :, None].astype(dtype), sin[:, :, None].astype(dtype)
-
-
-def frequencies(config: DecoderConfig, *, local: bool = False) -> jax.Array:
-    """Radians a position for each pair of a head's turned dimensions, float32."""
     turned = int(config.head_dim * config.rotary_share)
-    exponents = jnp.arange(0, turned, 2, dtype=jnp.float32) / turned
+    scaling = config.rope_scaling
     if local and config.local_rope_theta is not None:
-        return config.local_rope_theta**-exponents
-    plain = config.rope_theta**-exponents
-    if isinstance(config.rope_scaling, LinearRopeScaling):
-        return plain / config.rope_scaling.factor
-    return plain if config.rope_scaling is None else _stretched(plain, config.rope_scaling)
-
-
-def _stretched(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
-    """Slow frequencies divided by the factor, fast ones as they are, a ramp between."""
-    turns = scaling.original_max_position * frequencies / (2 * math.pi)
-    ramp = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = jnp.clip(ramp, 0.0, 1.0)
-    return frequencies * (kept + (1 - kept) / scaling.factor)
+        scaling, frequencies = None, plain(config.local_rope_theta, turned)
+    elif scaling is None:
+        frequencies = plain(config.rope_theta, turned)
+    else:
+        frequencies = scaling.frequencies(config.rope_theta, turned, positions)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if scaling is not None and scaling.attention_factor != 1.0:
+        cos, sin = cos * scaling.attention_factor, sin * scaling.attention_factor
+    return cos[:, :, None].astype(dtype), sin[:, :, None].astype(dtype)
 
 
 def rotate(x: jax.Array, rotary: Rotary | None) -> jax.Array:

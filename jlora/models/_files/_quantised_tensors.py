@@ -1,0 +1,154 @@
+"""Quantised tensors of a Hugging Face folder as the weights that they stand for.
+
+fp8: a weight of ``float8_e4m3fn`` beside one scale for each of its blocks, ``NAME_scale_inv``.
+mxfp4: ``NAME_blocks``, two numbers of 4 bits to a byte, 32 to a block, and ``NAME_scales``, the
+exponent of each block (OCP Microscaling Formats 1.0, E2M1 and E8M0); the weight is transposed.
+Both are dequantised when they are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jlora import _words
+from jlora._safetensors import Header
+from jlora.models._files._stacking import Opened
+
+_FP8, _BYTES = "F8_E4M3", "U8"
+_SCALE, _BLOCKS, _EXPONENTS = "_scale_inv", "_blocks", "_scales"
+_IN_A_BLOCK = 32
+# E8M0: powers of two from 2**-127 on, and what is no number.
+_E8M0 = np.array([*(2.0 ** (exponent - 127) for exponent in range(255)), np.nan], np.float32)
+# E2M1 by its four bits: the sign, then two of the exponent and one of the mantissa.
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_E2M1 = np.array([*_MAGNITUDES, *(-each for each in _MAGNITUDES)], np.float32)
+# The two numbers of a byte, that of its low bits first.
+_PAIRS = np.stack([_E2M1[np.arange(256) % 16], _E2M1[np.arange(256) // 16]], axis=-1)
+_DEFAULT_BLOCK = (128, 128)
+_COUNTS_AS = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A weight that stands in a file as several tensors."""
+
+    shape: tuple[int, ...]
+    parts: tuple[str, ...]  # the tensors' names
+    dequantised: Callable[..., np.ndarray]  # of the parts, float32
+
+
+def dequantised(opened: Opened, files: Mapping[str, tuple[str, Header]], settings: Any) -> Opened:
+    """The same with every quantised weight as one tensor, which is dequantised when it is read.
+
+    A weight counts as bfloat16, in which its model was computed; it is read as float32.
+
+    Args:
+        opened: a folder that names the tensors as they stand in the files.
+        files: of each of them its name there, and what its file says of it.
+        settings: ``quantization_config`` of config.json, if there is one.
+
+    Raises:
+        ValueError: naming every weight whose parts do not fit each other.
+    """
+    tensors = {name: header for name, (_, header) in files.items()}
+    found, problems = _weights(tensors, settings)
+    if problems:
+        raise ValueError(
+            f"{opened.where}: quantised weights can't be read:{_words.first_few(problems, 8)}"
+        )
+    if not found:
+        return opened
+    parts = {part for weight in found.values() for part in weight.parts}
+
+    def read_part(name: str) -> np.ndarray:
+        within, header = files[name]
+        # by bytes: numpy has no float8, and safetensors gives none without
+        return raw(header.file, within) if header.dtype == _FP8 else opened.read(name)
+
+    def read(name: str) -> np.ndarray:
+        if name not in found:
+            return opened.read(name)
+        return found[name].dequantised(*map(read_part, found[name].parts))
+
+    kept = {name: shape for name, shape in opened.shapes.items() if name not in parts}
+    return dataclasses.replace(
+        opened,
+        shapes={**kept, **{name: weight.shape for name, weight in found.items()}},
+        read=read,
+        dtype=lambda name: _COUNTS_AS if name in found else opened.dtype(name),
+    )
+
+
+def _weights(tensors: Mapping[str, Header], settings: Any) -> tuple[dict[str, Weight], list[str]]:
+    """The quantised weights, by the names that they would have as they are; what does not fit."""
+    block = (settings or {}).get("weight_block_size", _DEFAULT_BLOCK)
+    found: dict[str, Weight] = {}
+    problems: list[str] = []
+    for name, (shape, dtype, _) in tensors.items():
+        if dtype == _FP8:
+            scales = f"{name}{_SCALE}"
+            sizes = shape[-2:] if block is None else tuple(block)
+            counts = [-(-n // size) for n, size in zip(shape[-2:], sizes, strict=True)]
+            problems += _misfits(name, tensors, scales, (*shape[:-2], *counts))
+            found[name] = Weight(shape, (name, scales), _of_fp8(sizes))
+        elif dtype == _BYTES and name.endswith(_BLOCKS) and shape[-1] == _IN_A_BLOCK // 2:
+            stem, (*stack, out, blocks, _) = name.removesuffix(_BLOCKS), shape
+            problems += _misfits(stem, tensors, f"{stem}{_EXPONENTS}", shape[:-1])
+            whole = (*stack, blocks * _IN_A_BLOCK, out)
+            found[stem] = Weight(whole, (name, f"{stem}{_EXPONENTS}"), of_mxfp4)
+    return found, problems
+
+
+def _misfits(
+    name: str, tensors: Mapping[str, Header], scales: str, wanted: tuple[int, ...]
+) -> list[str]:
+    if scales not in tensors:
+        return [f"{name} has no scales, {scales}"]
+    if tensors[scales].shape != wanted and not _is_one(tensors[scales].shape, wanted):
+        return [f"{scales} has shape {tensors[scales].shape}, expected {wanted}"]
+    return []
+
+
+def _is_one(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether both are one scale for the whole weight."""
+    return math.prod(shape) == math.prod(wanted) == 1
+
+
+def _of_fp8(sizes: tuple[int, ...]) -> Callable[..., np.ndarray]:
+    """The weight of float8 numbers (*stack, out, in) and scales of blocks of this size."""
+
+    def dequantised(bits: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        wide = bits.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        scales = scales.astype(np.float32)
+        if scales.size == 1:  # whatever its shape
+            scales = scales.reshape((1,) * wide.ndim)
+        for axis, size in zip((-2, -1), sizes, strict=True):
+            scales = np.repeat(scales, size, axis=axis)
+        return wide * scales[..., : wide.shape[-2], : wide.shape[-1]]
+
+    return dequantised
+
+
+def of_mxfp4(blocks: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """(*stack, in, out) float32 of (*stack, out, blocks, 16) bytes and (*stack, out, blocks)."""
+    numbers = _PAIRS[blocks].reshape(*blocks.shape[:-1], _IN_A_BLOCK)
+    numbers *= _E8M0[exponents][..., None]
+    return numbers.reshape(*blocks.shape[:-2], -1).swapaxes(-1, -2)
+
+
+def raw(path: Path, name: str) -> np.ndarray:
+    """The bytes of a tensor in its shape, for dtypes of one byte that numpy has no name for."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+        start, end = entry["data_offsets"]
+        file.seek(8 + length + start)
+        return np.frombuffer(file.read(end - start), np.uint8).reshape(entry["shape"])
