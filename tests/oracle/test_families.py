@@ -47,6 +47,15 @@ LLAMA3 = {
 LINEAR = {"rope_type": "linear", "rope_theta": 300.0, "factor": 3.0}
 MOE = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+MIXTRAL = {"num_local_experts": 5, "num_experts_per_tok": 2}
+BOTH_BIASES = {"attention_bias": True, "mlp_bias": True}
+MULTIPLIERS = {
+    "embedding_multiplier": 3,
+    "attention_multiplier": 0.4,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 7.0,
+}
 GEMMA = {"sliding_window": 7, "query_pre_attn_scalar": 13}
 PHI = {"hidden_size": 60, "head_dim": None}
 GPT2 = {
@@ -105,6 +114,101 @@ VARIANTS = {
         },
     ),
     "gemma3_text, all local": ("gemma3_text", {**GEMMA, "final_logit_softcapping": 4.0}),
+    "gemma": ("gemma", {}),
+    "gemma, as the first releases say it": (
+        "gemma",
+        {"hidden_act": "gelu", "attention_bias": True, "tie_word_embeddings": False},
+    ),
+    "mixtral": ("mixtral", MIXTRAL),
+    "mixtral, window": ("mixtral", {**MIXTRAL, "sliding_window": 7, "rms_norm_eps": 1e-3}),
+    "ministral": ("ministral", {"sliding_window": 7}),
+    "ministral, some windows": ("ministral", {"sliding_window": 7, "layer_types": MIXED}),
+    "qwen2_moe": ("qwen2_moe", {**MOE, "shared_expert_intermediate_size": 9}),
+    "qwen2_moe, windows": (
+        "qwen2_moe",
+        {
+            **MOE,
+            "shared_expert_intermediate_size": 16,
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+        },
+    ),
+    "olmo2": ("olmo2", {}),
+    "olmo2, biases": ("olmo2", {"attention_bias": True, "rope_parameters": LINEAR}),
+    "olmo3": (
+        "olmo3",
+        {
+            "sliding_window": 7,
+            "layer_types": MIXED,
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 40.0},
+            },
+        },
+    ),
+    "olmo3, all windows": ("olmo3", {"sliding_window": 7, "attention_bias": True}),
+    "granite": ("granite", MULTIPLIERS),
+    "granite, biases": ("granite", {**BOTH_BIASES, "tie_word_embeddings": True}),
+    "granitemoe": ("granitemoe", {**MULTIPLIERS, **MIXTRAL}),
+    "granitemoe, biases": ("granitemoe", {**MIXTRAL, "attention_bias": True}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
+    "smollm3, windows and biases": (
+        "smollm3",
+        {
+            **BOTH_BIASES,
+            "no_rope_layers": [0, 1, 1],
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "starcoder2": ("starcoder2", {}),
+    "starcoder2, window, no biases": (
+        "starcoder2",
+        {"sliding_window": 7, "use_bias": False, "tie_word_embeddings": False},
+    ),
+    "glm4": ("glm4", {}),
+    "glm4, all of each head": ("glm4", {"partial_rotary_factor": 1.0, "attention_bias": False}),
+    "cohere": ("cohere", {"hidden_size": 60, "head_dim": None}),
+    "cohere, biases": (
+        "cohere",
+        {"hidden_size": 60, "head_dim": None, "attention_bias": True, "logit_scale": 0.7},
+    ),
+    "cohere2": ("cohere2", {"sliding_window": 7, "layer_types": MIXED}),
+    "cohere2, as earlier releases say it": (
+        "cohere2",
+        {"sliding_window": 7, "sliding_window_pattern": 2, "attention_bias": True},
+    ),
+    "exaone4": ("exaone4", {"sliding_window": 7, "sliding_window_pattern": 2}),
+    "exaone4, no window": (
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 3},
+    ),
+    "seed_oss": ("seed_oss", {}),
+    "seed_oss, other biases": (
+        "seed_oss",
+        {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
+    ),
+    "ernie4_5": ("ernie4_5", {}),
+    "ernie4_5, biases": ("ernie4_5", {"use_bias": True, "tie_word_embeddings": False}),
+    "hunyuan_v1_dense": (
+        "hunyuan_v1_dense",
+        {
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 500.0,
+                "factor": 1.0,
+                "alpha": 30.0,
+            }
+        },
+    ),
+    "hunyuan_v1_dense, biases": ("hunyuan_v1_dense", {"attention_bias": True}),
+    "nemotron": ("nemotron", {}),
+    "nemotron, biases": ("nemotron", {**BOTH_BIASES, "partial_rotary_factor": 0.8}),
+    "arcee": ("arcee", {"hidden_size": 60}),
+    "arcee, biases": ("arcee", {**BOTH_BIASES, "hidden_size": 60, "hidden_act": "silu"}),
     "phi3": ("phi3", {**PHI, "sliding_window": 7}),
     "phi3, a share rotated": ("phi3", {**PHI, "partial_rotary_factor": 0.6}),
     "phi3, an odd share rotated": ("phi3", {**PHI, "partial_rotary_factor": 0.55}),
@@ -196,7 +300,8 @@ def test_logits_are_those_of_transformers(variant):
 def adapted(model):
     """(frozen, lora) with random adapters on every linear weight but the head, the router's too."""
     axes = jlora.trace_axes(model.apply, model.params, jnp.asarray(TOKENS))
-    config = jlora.LoraConfig(targets="layers/.*/kernel", rank=3, alpha=5)
+    narrow = {path: 1 for path in ("shared_gate",) if f"layers/mlp/{path}/kernel" in model.stored}
+    config = jlora.LoraConfig(targets="layers/.*/kernel", rank=3, alpha=5, rank_pattern=narrow)
     frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
     return frozen, jax.tree.map(
         lambda leaf: (

@@ -22,6 +22,6 @@ PHI3 = Family(
         *(SIZES, Heads(), Activation(), OneWindow()),
         Rope(kinds=("default",), partial=True),  # longrope changes with the text's length
     ),
-    features={"fused": True},
+    features={"fused_qkv": True, "fused_gate_up": True},
     defaults={**DEFAULTS, "rms_norm_eps": 1e-5, "sliding_window": None},
 )

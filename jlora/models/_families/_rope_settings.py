@@ -23,17 +23,20 @@ class Rope:
 
     kinds: tuple[str, ...] = _KINDS
     partial: bool = False  # the family may rotate a share of each head
+    theta: float = 10000.0  # where none is given
+    share: float = 1.0  # of each head, where none is given
 
     def read(self, settings: Settings) -> dict[str, Any]:
         """rope_theta, rope_scaling, rotary_share."""
         rope = {**settings.get("rope_scaling", {}), **settings.get("rope_parameters", {})}
         if _GLOBAL in rope or _LOCAL in rope:
             settings.problems.append("rope_parameters has a record for each kind of layer")
-        share = rope.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
+        share = settings.get("partial_rotary_factor", self.share)
+        share = rope.get("partial_rotary_factor", share)
         if share != 1.0 and not self.partial:
             settings.problems.append(f"partial_rotary_factor is {share}, but only 1.0 is supported")
         return {
-            "rope_theta": rope.get("rope_theta", settings.get("rope_theta", 10000.0)),
+            "rope_theta": rope.get("rope_theta", settings.get("rope_theta", self.theta)),
             "rope_scaling": _scaling(settings, rope, self.kinds),
             "rotary_share": share,
         }

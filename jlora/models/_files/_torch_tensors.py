@@ -28,6 +28,7 @@ class Stored:
     name: str  # as in named_parameters, with {} for the layer
     kind: Kind
     parts: tuple[str, ...] = ()  # of experts: each expert's modules in a file, stacked along out
+    in_file: str | None = None  # where a file has another name; with parts, that of all experts
 
     @property
     def fan_in_fan_out(self) -> bool:
@@ -35,8 +36,8 @@ class Stored:
         return self.kind == "conv1d"
 
 
-def linear(name: str) -> Stored:
-    return Stored(name, "linear")
+def linear(name: str, *, in_file: str | None = None) -> Stored:
+    return Stored(name, "linear", in_file=in_file)
 
 
 def conv1d(name: str) -> Stored:
@@ -47,8 +48,8 @@ def plain(name: str) -> Stored:
     return Stored(name, "plain")
 
 
-def experts(name: str, *parts: str) -> Stored:
-    return Stored(name, "experts", parts)
+def experts(name: str, *parts: str, in_file: str | None = None) -> Stored:
+    return Stored(name, "experts", parts, in_file)
 
 
 def oriented(stored: Stored, value: Any) -> Any:
@@ -66,7 +67,7 @@ def to_stored(stored: Stored, layer: int, value: Any) -> dict[str, Any]:
     """
     held = oriented(stored, value)
     if not stored.parts:
-        return {stored.name.format(layer): held}
+        return {(stored.in_file or stored.name).format(layer): held}
     width = held.shape[1] // len(stored.parts)
     return {
         _of_expert(stored, layer, expert, part): held[expert, at * width : (at + 1) * width]
@@ -90,7 +91,8 @@ def from_stored(
 ) -> Any:
     """One layer of a leaf, of ``shape``, from a file's tensors: the inverse of `to_stored`.
 
-    Experts may also lie in the file as in memory, all in one tensor.
+    Experts may also lie in the file as in memory, all in one tensor; so may any leaf that has
+    another name in a file.
 
     Raises:
         ValueError: naming the tensors that are missing or of another shape.
@@ -116,5 +118,5 @@ def from_stored(
 
 
 def _of_expert(stored: Stored, layer: int, expert: int, part: str) -> str:
-    module = stored.name.rpartition(".")[0].format(layer)
+    module = (stored.in_file or stored.name.rpartition(".")[0]).format(layer)
     return f"{module}.{expert}.{part}.weight"
