@@ -103,6 +103,7 @@ class Parameter:
     name: str  # "weight", "bias", or that of a parameter without a module of its own
     parts: tuple[Part, ...]
     transposed: bool  # torch keeps (in, out), as we do
+    router: bool = False  # the weight of a module that is no linear layer
 
     @property
     def full_name(self) -> str:
@@ -112,6 +113,11 @@ class Parameter:
     def bare(self) -> bool:
         """Whether it stands in a module that is not named after it: experts."""
         return self.name not in ("weight", "bias")
+
+    @property
+    def lone(self) -> bool:
+        """Whether PEFT adapts it as a parameter, for its module is nothing that it knows."""
+        return self.bare or self.router
 
     @property
     def is_matrix(self) -> bool:
@@ -248,7 +254,10 @@ def layout(
                 )
                 start += size
     parameters = {
-        name: Parameter(module, parameter, tuple(parts), _transposed(parts, kinds))
+        name: Parameter(
+            *(module, parameter, tuple(parts), _transposed(parts, kinds)),
+            router=kinds.get(parts[0].leaf.path) == "router",
+        )
         for name, (module, parameter, parts) in found.items()
     }
     for name, parameter in parameters.items():

@@ -6,7 +6,7 @@ from jlora.models._families._family import Family
 from jlora.models._families._granite import GRANITE_DEFAULTS, GRANITE_PARTS
 from jlora.models._families._llama import ATTENTION_BIASES, LEAVES, without_mlp
 from jlora.models._families._settings import Biases, Mixture
-from jlora.models._files._torch_tensors import experts, linear
+from jlora.models._files._torch_tensors import experts, router
 
 _MLP = "model.layers.{}.block_sparse_moe"
 
@@ -15,7 +15,7 @@ GRANITEMOE = Family(
     leaves={
         **without_mlp(LEAVES),
         **ATTENTION_BIASES,
-        "layers/mlp/router/kernel": linear(
+        "layers/mlp/router/kernel": router(
             f"{_MLP}.router.weight", in_file=f"{_MLP}.router.layer.weight"
         ),
         "layers/mlp/experts/gate_up_proj/kernel": experts(

@@ -7,7 +7,7 @@ from jlora.models._families._llama import DEFAULTS, LEAVES, without_mlp
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Heads, Mixture
 from jlora.models._families._window_settings import OneWindow
-from jlora.models._files._torch_tensors import experts, linear
+from jlora.models._files._torch_tensors import experts, router
 
 _IN_MEMORY, _IN_FILE = "model.layers.{}.mlp", "model.layers.{}.block_sparse_moe"
 
@@ -15,7 +15,7 @@ MIXTRAL = Family(
     architecture="MixtralForCausalLM",
     leaves={
         **without_mlp(LEAVES),
-        "layers/mlp/router/kernel": linear(
+        "layers/mlp/router/kernel": router(
             f"{_IN_MEMORY}.gate.weight", in_file=f"{_IN_FILE}.gate.weight"
         ),
         "layers/mlp/experts/gate_up_proj/kernel": experts(

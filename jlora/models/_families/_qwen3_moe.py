@@ -13,11 +13,11 @@ from jlora.models._families._llama import (
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Mixture
 from jlora.models._families._window_settings import OneWindow
-from jlora.models._files._torch_tensors import experts, linear
+from jlora.models._files._torch_tensors import experts, router
 
 _EXPERTS = "model.layers.{}.mlp.experts"
 EXPERT_LEAVES = {
-    "layers/mlp/router/kernel": linear("model.layers.{}.mlp.gate.weight"),
+    "layers/mlp/router/kernel": router("model.layers.{}.mlp.gate.weight"),
     "layers/mlp/experts/gate_up_proj/kernel": experts(
         f"{_EXPERTS}.gate_up_proj", "gate_proj", "up_proj"
     ),

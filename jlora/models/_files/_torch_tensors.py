@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["linear", "conv1d", "experts", "plain"]
-_TRANSPOSED: tuple[Kind, ...] = ("linear", "experts")
+Kind = Literal["linear", "conv1d", "router", "experts", "plain"]
+_TRANSPOSED: tuple[Kind, ...] = ("linear", "router", "experts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Stored:
     """One parameter in transformers.
 
     ``kind`` is ``"linear"``, held as (out, in); ``"conv1d"``, (in, out) as ours is;
-    ``"experts"``, (experts, out, in); or ``"plain"``, an embedding, norm or bias, as ours is.
+    ``"router"``, (out, in) in a module that is no linear layer; ``"experts"``, (experts, out, in);
+    or ``"plain"``, an embedding, norm or bias, as ours is.
     """
 
     name: str  # as in named_parameters, with {} for the layer
@@ -36,8 +37,8 @@ class Stored:
         return self.kind == "conv1d"
 
 
-def linear(name: str, *, in_file: str | None = None) -> Stored:
-    return Stored(name, "linear", in_file=in_file)
+def linear(name: str) -> Stored:
+    return Stored(name, "linear")
 
 
 def conv1d(name: str) -> Stored:
@@ -46,6 +47,10 @@ def conv1d(name: str) -> Stored:
 
 def plain(name: str) -> Stored:
     return Stored(name, "plain")
+
+
+def router(name: str, *, in_file: str | None = None) -> Stored:
+    return Stored(name, "router", in_file=in_file)
 
 
 def experts(name: str, *parts: str, in_file: str | None = None) -> Stored:
