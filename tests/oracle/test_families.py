@@ -436,6 +436,40 @@ OLDER = {
     "phi3": {**SMALL, "head_dim": 7, "rope_theta": 90.0, "partial_rotary_factor": 0.5},
     "qwen2": {**SMALL, "rope_theta": 1e6, "use_sliding_window": True, "max_window_layers": 2},
     "gemma2": {**SMALL, "rope_theta": 90.0, "hidden_act": "silu"},
+    "gemma": {**SMALL, "hidden_act": "gelu", "hidden_activation": None, "rope_theta": 70.0},
+    "mixtral": {**SMALL, "num_local_experts": 9, "rope_theta": 90.0},
+    "olmo3": {
+        **SMALL,
+        "num_hidden_layers": 7,
+        "rope_theta": 300.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    },
+    "smollm3": {**SMALL, "rope_theta": 5e6, "no_rope_layers": [1, 0, 1, 1, 0]},
+    "glm4": {**SMALL, "rope_theta": 90.0, "partial_rotary_factor": 0.4},
+    "nemotron": {**SMALL, "rope_theta": 90.0, "partial_rotary_factor": 0.8},
+    "cohere2": {
+        **SMALL,
+        "num_hidden_layers": 7,
+        "rope_theta": 90.0,
+        "sliding_window_pattern": 3,
+    },
+    "exaone4": {
+        **SMALL,
+        "rope_theta": 90.0,
+        "sliding_window_pattern": "LG",
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "hunyuan_v1_dense": {
+        **SMALL,
+        "rope_theta": 90.0,
+        "rope_scaling": {
+            "type": "dynamic",
+            "alpha": 9.0,
+            "factor": 1.0,
+            "beta_fast": 32,
+            "beta_slow": 1,
+        },
+    },
     "qwen3_moe": {**SMALL, "num_experts": 9, "sliding_window": None, "rope_theta": 1e6},
 }
 
@@ -455,10 +489,13 @@ def test_defaults_are_those_of_transformers(family):
     }
 
 
-def test_experts_in_one_tensor_are_read_as_experts_apart(tmp_path):
-    oracle, model, folder = both("qwen3_moe")
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen2_moe", "mixtral", "granitemoe"])
+def test_experts_are_read_from_a_file_by_their_names_in_memory(family, tmp_path):
+    oracle, model, folder = both(family)
     held = {name: value.numpy() for name, value in oracle.state_dict().items()}
-    assert "model.layers.0.mlp.experts.gate_up_proj" in held
+    name = model.names["layers/mlp/experts/gate_up_proj/kernel"].format(0)
+    assert name in held
+    assert name not in load_file(folder / "model.safetensors")
     save_file(held, tmp_path / "model.safetensors")
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text((folder / name).read_text())

@@ -29,7 +29,7 @@ class Own(NamedTuple):
     """What one layer reads; a first dimension of layers before the scan."""
 
     window: jax.Array | None = None
-    rotary: jax.Array | None = None  # which of the ways is its own, where there are several
+    rotated: tuple[jax.Array, ...] = ()  # whether in each of the ways but the first
 
 
 def prepare(
@@ -62,7 +62,8 @@ def _with_rotary(config, positions, dtype, shared: Shared, own: Own) -> tuple[Sh
     shared = shared._replace(rotaries=tuple(tables[kind] for kind in used))
     if len(used) == 1:
         return shared, own
-    return shared, own._replace(rotary=jnp.array([used.index(kind) for kind in kinds]))
+    each = (jnp.array([kind == way for kind in kinds]) for way in used[1:])
+    return shared, own._replace(rotated=tuple(each))
 
 
 def _rotations(config: DecoderConfig) -> list[str]:
@@ -93,9 +94,8 @@ def of_layer(shared: Shared, own: Own) -> tuple[Rotary | None, jax.Array]:
     """One layer's rotary tables and mask."""
     mask, window, distance = shared.mask, own.window, shared.distance
     tables, *others = shared.rotaries or (None,)
-    for number, table in enumerate(others, 1):
-        pick = functools.partial(jnp.where, own.rotary == number)
-        tables = jax.tree.map(pick, table, tables)
+    for its, table in zip(own.rotated, others, strict=True):
+        tables = jax.tree.map(functools.partial(jnp.where, its), table, tables)
     if window is not None and distance is not None:
         mask = mask & (distance < window)
     return tables, mask

@@ -38,12 +38,13 @@ class Norm(nn.Module):
 _KINDS = {
     "rms": {},
     "rms_plus_one": {"plus_one": True},
-    "layer": {"centred": True, "bias": True},
     "layer_plus_one": {"centred": True, "bias": True, "plus_one": True},
     "layer_no_bias": {"centred": True},
 }
 
 
-def norm(config: DecoderConfig, name: str | None = None) -> Norm:
-    """The family's norm."""
+def norm(config: DecoderConfig, name: str | None = None) -> nn.Module:
+    """The family's norm; its statistics are float32 in each."""
+    if config.norm == "layer":
+        return nn.LayerNorm(config.norm_epsilon, use_fast_variance=False, name=name)
     return Norm(config.norm_epsilon, **_KINDS[config.norm], name=name)
