@@ -1,4 +1,4 @@
-"""Llama (Touvron et al. 2023, arXiv 2302.13971), and the leaves that most families share."""
+"""Llama (Touvron et al. 2023, arXiv 2302.13971): the decoder that the other families vary."""
 
 from __future__ import annotations
 
