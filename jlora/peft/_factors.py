@@ -71,7 +71,8 @@ def _pair(file: AdapterFile, parameter: Parameter, prefix: str) -> Pair | None:
     if missing:
         file.problems.append(f"{', '.join(missing)}: missing")
         return None
-    rank, scaling = _matching.rank_and_scaling(file.settings, parameter.target)
+    target = parameter.full_name if _is_wrapped(file, parameter) else parameter.target
+    rank, scaling = _matching.rank_and_scaling(file.settings, target)
     pair = _pairs.read(parameter, prefix, file.tensors, rank, scaling)
     if isinstance(pair, str):
         file.problems.append(pair)

@@ -62,7 +62,7 @@ def write(
 ) -> np.ndarray | str:
     """The bias on the B of one adapted module (zeros where it has none), or what is wrong."""
     bias = layout.parameters.get(f"{parameter.module}.bias")
-    if bias is None or parameter.bare:
+    if bias is None or parameter.lone:
         return f"{parameter.full_name} has no bias: with PEFT's lora_bias every module has one"
     whole = np.zeros(bias.outputs, pair.b.dtype)
     for part in bias.parts:

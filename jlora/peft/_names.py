@@ -104,7 +104,7 @@ class Parameter:
     name: str  # "weight", "bias", or that of a parameter without a module of its own
     parts: tuple[Part, ...]
     transposed: bool  # torch keeps (in, out), as we do
-    by_itself: bool = False  # its module is none of those that PEFT adapts whole
+    router: bool = False  # the weight of a module that is no linear layer
 
     @property
     def full_name(self) -> str:
@@ -113,7 +113,12 @@ class Parameter:
     @property
     def bare(self) -> bool:
         """Whether PEFT adapts it as a parameter, not its module: experts, some routers."""
-        return self.by_itself or self.name not in ("weight", "bias")
+        return self.name not in ("weight", "bias")
+
+    @property
+    def lone(self) -> bool:
+        """Whether PEFT adapts it as a parameter, for its module is nothing that it knows."""
+        return self.bare or self.router
 
     @property
     def is_matrix(self) -> bool:
@@ -264,7 +269,7 @@ def layout(
     parameters = {
         name: Parameter(
             *(module, parameter, tuple(parts), _transposed(parts, kinds)),
-            by_itself=kinds.get(parts[0].leaf.path) == "parameter",
+            router=kinds.get(parts[0].leaf.path) == "router",
         )
         for name, (module, parameter, parts) in found.items()
     }

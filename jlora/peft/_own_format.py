@@ -209,7 +209,7 @@ def _modules_of(path: str, layout: Layout) -> tuple[list[Parameter], list[str]]:
     for parameter in parameters:
         [first, *more] = parameter.parts
         whole = first.ours == slice(0, first.leaf.outputs)
-        if more or not whole or parameter.bare or parameter.embeds:
+        if more or not whole or parameter.lone or parameter.embeds:
             return [], [f"{path}: expected one linear module of torch for each of its layers"]
     return parameters, []
 

@@ -55,8 +55,8 @@ class FactorWriter:
                 pair = _pairs.beside(pieces, parameter.outputs)
                 pair = self._with_magnitudes(parameter, pair, magnitudes)
             pairs[name] = _pairs.uniform(pair)
-            if pair.magnitude is not None and parameter.bare:
-                self.problems.append(f"{name} has DoRA: PEFT has none for parameters of experts")
+            if pair.magnitude is not None and parameter.lone:
+                self.problems.append(f"{name} has DoRA: PEFT has none for experts and routers")
         return pairs
 
     def _piece(self, part: _names.Part, form: LowRank) -> Pair | None:
@@ -122,27 +122,28 @@ class FactorWriter:
     def targets(self, pairs: Mapping[str, Pair]) -> dict[str, Any]:
         """``target_modules`` and ``target_parameters``: short names where they mean the same."""
         parameters = self._layout.parameters
-        modules = [parameters[name].module for name in pairs if not parameters[name].bare]
+        modules = [parameters[name].module for name in pairs if not parameters[name].lone]
         others = [p.module for p in parameters.values() if p.module not in modules]
         others += self._layout.elsewhere
         found: dict[str, Any] = {"target_modules": short(modules, others)}
-        bare = [name for name in pairs if parameters[name].bare]
+        lone = [name for name in pairs if parameters[name].lone]
         others = [p.full_name for p in parameters.values() if p.full_name not in pairs]
-        found["target_parameters"] = short(bare, others) or None
+        found["target_parameters"] = short(lone, others) or None
         return found
 
     def strengths(self, pairs: Mapping[str, Pair]) -> dict[str, Any]:
         """``r`` and ``lora_alpha``, and the patterns where a module has others."""
         parameters = self._layout.parameters
-        ranks = {parameters[name].target: pair.rank for name, pair in pairs.items()}
+        targets = {
+            name: name if parameters[name].lone else parameters[name].module for name in pairs
+        }
+        ranks = {targets[name]: pair.rank for name, pair in pairs.items()}
         alphas = {
-            parameters[name].target: _matching.alpha_of(
-                float(pair.scaling[0]), pair.rank, self._config
-            )
+            targets[name]: _matching.alpha_of(float(pair.scaling[0]), pair.rank, self._config)
             for name, pair in pairs.items()
         }
         # PEFT warns of a pattern that means parameters alone: let theirs be the default
-        first = [parameters[name].target for name in pairs if parameters[name].bare]
+        first = [name for name in pairs if parameters[name].lone]
         rank, rank_pattern = patterns_of(ranks, self._config.rank, first)
         alpha, alpha_pattern = patterns_of(alphas, self._config.alpha, first)
         return {

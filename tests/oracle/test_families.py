@@ -70,6 +70,15 @@ LONGROPE = {
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 300.0, "factor": 3.0}
 MOE = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+MIXTRAL = {"num_local_experts": 5, "num_experts_per_tok": 2}
+BOTH_BIASES = {"attention_bias": True, "mlp_bias": True}
+MULTIPLIERS = {
+    "embedding_multiplier": 3,
+    "attention_multiplier": 0.4,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 7.0,
+}
 GEMMA = {"sliding_window": 7, "query_pre_attn_scalar": 13}
 PHI = {"hidden_size": 60, "head_dim": None}
 VISION = {
@@ -180,6 +189,101 @@ VARIANTS = {
         "gemma3",
         {"text_config": {**SMALL, **GEMMA}, **VISION, "tie_word_embeddings": False},
     ),
+    "gemma": ("gemma", {}),
+    "gemma, as the first releases say it": (
+        "gemma",
+        {"hidden_act": "gelu", "attention_bias": True, "tie_word_embeddings": False},
+    ),
+    "mixtral": ("mixtral", MIXTRAL),
+    "mixtral, window": ("mixtral", {**MIXTRAL, "sliding_window": 7, "rms_norm_eps": 1e-3}),
+    "ministral": ("ministral", {"sliding_window": 7}),
+    "ministral, some windows": ("ministral", {"sliding_window": 7, "layer_types": MIXED}),
+    "qwen2_moe": ("qwen2_moe", {**MOE, "shared_expert_intermediate_size": 9}),
+    "qwen2_moe, windows": (
+        "qwen2_moe",
+        {
+            **MOE,
+            "shared_expert_intermediate_size": 16,
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+        },
+    ),
+    "olmo2": ("olmo2", {}),
+    "olmo2, biases": ("olmo2", {"attention_bias": True, "rope_parameters": LINEAR}),
+    "olmo3": (
+        "olmo3",
+        {
+            "sliding_window": 7,
+            "layer_types": MIXED,
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 40.0},
+            },
+        },
+    ),
+    "olmo3, all windows": ("olmo3", {"sliding_window": 7, "attention_bias": True}),
+    "granite": ("granite", MULTIPLIERS),
+    "granite, biases": ("granite", {**BOTH_BIASES, "tie_word_embeddings": True}),
+    "granitemoe": ("granitemoe", {**MULTIPLIERS, **MIXTRAL}),
+    "granitemoe, biases": ("granitemoe", {**MIXTRAL, "attention_bias": True}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
+    "smollm3, windows and biases": (
+        "smollm3",
+        {
+            **BOTH_BIASES,
+            "no_rope_layers": [0, 1, 1],
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "starcoder2": ("starcoder2", {}),
+    "starcoder2, window, no biases": (
+        "starcoder2",
+        {"sliding_window": 7, "use_bias": False, "tie_word_embeddings": False},
+    ),
+    "glm4": ("glm4", {}),
+    "glm4, all of each head": ("glm4", {"partial_rotary_factor": 1.0, "attention_bias": False}),
+    "cohere": ("cohere", {"hidden_size": 60, "head_dim": None}),
+    "cohere, biases": (
+        "cohere",
+        {"hidden_size": 60, "head_dim": None, "attention_bias": True, "logit_scale": 0.7},
+    ),
+    "cohere2": ("cohere2", {"sliding_window": 7, "layer_types": MIXED}),
+    "cohere2, as earlier releases say it": (
+        "cohere2",
+        {"sliding_window": 7, "sliding_window_pattern": 2, "attention_bias": True},
+    ),
+    "exaone4": ("exaone4", {"sliding_window": 7, "sliding_window_pattern": 2}),
+    "exaone4, no window": (
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 3},
+    ),
+    "seed_oss": ("seed_oss", {}),
+    "seed_oss, other biases": (
+        "seed_oss",
+        {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
+    ),
+    "ernie4_5": ("ernie4_5", {}),
+    "ernie4_5, biases": ("ernie4_5", {"use_bias": True, "tie_word_embeddings": False}),
+    "hunyuan_v1_dense": (
+        "hunyuan_v1_dense",
+        {
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 500.0,
+                "factor": 1.0,
+                "alpha": 30.0,
+            }
+        },
+    ),
+    "hunyuan_v1_dense, biases": ("hunyuan_v1_dense", {"attention_bias": True}),
+    "nemotron": ("nemotron", {}),
+    "nemotron, biases": ("nemotron", {**BOTH_BIASES, "partial_rotary_factor": 0.8}),
+    "arcee": ("arcee", {"hidden_size": 60}),
+    "arcee, biases": ("arcee", {**BOTH_BIASES, "hidden_size": 60, "hidden_act": "silu"}),
     "phi3": ("phi3", {**PHI, "sliding_window": 7}),
     "phi3, a share rotated": ("phi3", {**PHI, "partial_rotary_factor": 0.6}),
     "phi3, an odd share rotated": ("phi3", {**PHI, "partial_rotary_factor": 0.55}),
@@ -302,7 +406,8 @@ def test_logits_are_those_of_transformers(variant):
 def adapted(model):
     """(frozen, lora) with random adapters on every linear weight but the head, the router's too."""
     axes = jlora.trace_axes(model.apply, model.params, jnp.asarray(TOKENS))
-    config = jlora.LoraConfig(targets="layers/.*/kernel", rank=3, alpha=5)
+    narrow = {path: 1 for path in ("shared_gate",) if f"layers/mlp/{path}/kernel" in model.stored}
+    config = jlora.LoraConfig(targets="layers/.*/kernel", rank=3, alpha=5, rank_pattern=narrow)
     frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
     return frozen, jax.tree.map(
         lambda leaf: (
@@ -487,6 +592,40 @@ OLDER = {
     "llama, dynamic": {**SMALL, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
     "qwen2": {**SMALL, "rope_theta": 1e6, "use_sliding_window": True, "max_window_layers": 2},
     "gemma2": {**SMALL, "rope_theta": 90.0, "hidden_act": "silu"},
+    "gemma": {**SMALL, "hidden_act": "gelu", "hidden_activation": None, "rope_theta": 70.0},
+    "mixtral": {**SMALL, "num_local_experts": 9, "rope_theta": 90.0},
+    "olmo3": {
+        **SMALL,
+        "num_hidden_layers": 7,
+        "rope_theta": 300.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    },
+    "smollm3": {**SMALL, "rope_theta": 5e6, "no_rope_layers": [1, 0, 1, 1, 0]},
+    "glm4": {**SMALL, "rope_theta": 90.0, "partial_rotary_factor": 0.4},
+    "nemotron": {**SMALL, "rope_theta": 90.0, "partial_rotary_factor": 0.8},
+    "cohere2": {
+        **SMALL,
+        "num_hidden_layers": 7,
+        "rope_theta": 90.0,
+        "sliding_window_pattern": 3,
+    },
+    "exaone4": {
+        **SMALL,
+        "rope_theta": 90.0,
+        "sliding_window_pattern": "LG",
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "hunyuan_v1_dense": {
+        **SMALL,
+        "rope_theta": 90.0,
+        "rope_scaling": {
+            "type": "dynamic",
+            "alpha": 9.0,
+            "factor": 1.0,
+            "beta_fast": 32,
+            "beta_slow": 1,
+        },
+    },
     "qwen3_moe": {**SMALL, "num_experts": 9, "sliding_window": None, "rope_theta": 1e6},
 }
 
@@ -508,10 +647,13 @@ def test_defaults_are_those_of_transformers(family):
     }
 
 
-def test_experts_in_one_tensor_are_read_as_experts_apart(tmp_path):
-    oracle, model, folder = both("qwen3_moe")
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen2_moe", "mixtral", "granitemoe"])
+def test_experts_are_read_from_a_file_by_their_names_in_memory(family, tmp_path):
+    oracle, model, folder = both(family)
     held = {name: value.numpy() for name, value in oracle.state_dict().items()}
-    assert "model.layers.0.mlp.experts.gate_up_proj" in held
+    name = model.names["layers/mlp/experts/gate_up_proj/kernel"].format(0)
+    assert name in held
+    assert name not in load_file(folder / "model.safetensors")
     save_file(held, tmp_path / "model.safetensors")
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text((folder / name).read_text())

@@ -158,6 +158,71 @@ ADAPTERS = {
         "target_parameters": ["experts.gate_up_proj", "router.weight"],
         "use_rslora": True,
     },
+    "gemma": {
+        "variant": "gemma",
+        "target_modules": ["q_proj", "down_proj"],
+        "modules_to_save": ["post_attention_layernorm"],
+    },
+    "mixtral, experts": {
+        "variant": "mixtral",
+        "target_modules": ["o_proj"],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+    },
+    "ministral": {"variant": "ministral", "target_modules": "all-linear", "use_dora": True},
+    "qwen2_moe, experts and the shared one": {
+        "variant": "qwen2_moe",
+        "target_modules": ["shared_expert.up_proj", "v_proj"],
+        "target_parameters": ["experts.down_proj", "mlp.gate.weight"],
+        "modules_to_save": ["shared_expert_gate"],
+    },
+    "olmo2": {
+        "variant": "olmo2",
+        "target_modules": "all-linear",
+        "modules_to_save": ["q_norm", "post_feedforward_layernorm"],
+    },
+    "olmo3": {"variant": "olmo3", "target_modules": ["k_proj", "o_proj"], "use_rslora": True},
+    "granite": {"variant": "granite", "target_modules": "all-linear"},
+    "granitemoe, experts": {
+        "variant": "granitemoe",
+        "target_modules": ["k_proj"],
+        "target_parameters": ["experts.gate_up_proj", "block_sparse_moe.router.weight"],
+    },
+    "smollm3": {
+        "variant": "smollm3",
+        "target_modules": ["q_proj", "k_proj"],
+        "trainable_token_indices": [8, 2],
+    },
+    "starcoder2": {
+        "variant": "starcoder2",
+        "target_modules": ["c_fc", "mlp.c_proj", "q_proj"],
+        "bias": "all",
+        "modules_to_save": ["input_layernorm"],
+    },
+    "glm4": {
+        "variant": "glm4",
+        "target_modules": ["gate_up_proj", "q_proj", "v_proj"],
+        "bias": "lora_only",
+    },
+    "cohere": {"variant": "cohere", "target_modules": "all-linear"},
+    "cohere2": {
+        "variant": "cohere2",
+        "target_modules": ["k_proj", "up_proj"],
+        "modules_to_save": ["model.norm"],
+    },
+    "exaone4": {"variant": "exaone4", "target_modules": "all-linear", "use_dora": True},
+    "seed_oss": {"variant": "seed_oss", "target_modules": "all-linear", "bias": "all"},
+    "ernie4_5": {"variant": "ernie4_5", "target_modules": ["q_proj", "k_proj", "gate_proj"]},
+    "hunyuan_v1_dense": {
+        "variant": "hunyuan_v1_dense",
+        "target_modules": ["q_proj", "down_proj"],
+        "modules_to_save": ["query_layernorm"],
+    },
+    "nemotron": {
+        "variant": "nemotron",
+        "target_modules": "all-linear",
+        "modules_to_save": ["post_attention_layernorm"],
+    },
+    "arcee": {"variant": "arcee", "target_modules": ["up_proj", "down_proj"]},
     "tied, attention": {"variant": "llama, tied", "target_modules": ["q_proj"]},
     "tied, embedding": {
         "variant": "llama, tied",
@@ -327,6 +392,21 @@ def test_a_start_that_peft_repeats_is_repeated(options, tmp_path, caplog):
     again = in_peft(oracle, tmp_path / "ours", caplog)
     assert_near(logits_of(again), theirs)
     assert_merged_alike(merged, model, again.merge_and_unload())
+
+
+def test_a_pattern_means_a_router_by_the_name_of_its_parameter(tmp_path):
+    oracle, model, _, logits = base("granitemoe")
+    options = {
+        "target_modules": ["k_proj"],
+        "target_parameters": ["block_sparse_moe.router.weight"],
+        "rank_pattern": {r"layers\.[12]\.block_sparse_moe\.router\.weight": 2},
+    }
+    theirs = made_by_peft(oracle, tmp_path, **options)
+    lora, _ = jlora.peft.load(tmp_path, model)
+    assert_near(logits(jlora.merge(model.params, lora)), theirs)
+    scaling = lora["layers/mlp/router/kernel"].scaling
+    np.testing.assert_allclose(scaling[:, :2], [[1.5] * 2, [3] * 2, [3] * 2])
+    np.testing.assert_allclose(scaling[1:, 2:], 0)
 
 
 def test_an_adapter_of_each_experts_own_modules(tmp_path, caplog):

@@ -29,18 +29,16 @@ SIZES = {
     "head_dim": 10,
     "max_position_embeddings": 64,
 }
+MIXTRAL = {**SIZES, "num_local_experts": 5, "num_experts_per_tok": 2}
+QWEN_MOE = {**SIZES, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
+WINDOWS = {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2}
 GPT2 = {"vocab_size": 37, "n_embd": 28, "n_layer": 3, "n_head": 4, "n_positions": 64}
 SETTINGS = {
     "llama": SIZES,
     "mistral": {**SIZES, "sliding_window": 5},
     "qwen2": SIZES,
     "qwen3": SIZES,
-    "qwen3_moe": {
-        **SIZES,
-        "num_experts": 5,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 7,
-    },
+    "qwen3_moe": QWEN_MOE,
     "gemma2": {**SIZES, "sliding_window": 5},
     "gemma3_text": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2},
     "gemma3": {
@@ -56,6 +54,34 @@ SETTINGS = {
         "sliding_window": 5,
     },
     "gpt2": GPT2,
+    "gemma": SIZES,
+    "mixtral": MIXTRAL,
+    "ministral": {**SIZES, "sliding_window": 5},
+    "qwen2_moe": {**QWEN_MOE, "shared_expert_intermediate_size": 6},
+    "olmo2": SIZES,
+    "olmo3": {**SIZES, "sliding_window": 5},
+    "granite": {
+        **SIZES,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 7.0,
+    },
+    "granitemoe": MIXTRAL,
+    "smollm3": {**SIZES, "no_rope_layers": [1, 0, 1, 1]},
+    "starcoder2": SIZES,
+    "glm4": SIZES,
+    "cohere": SIZES,
+    "cohere2": WINDOWS,
+    "exaone4": WINDOWS,
+    "seed_oss": SIZES,
+    "ernie4_5": SIZES,
+    "hunyuan_v1_dense": {
+        **SIZES,
+        "rope_scaling": {"type": "dynamic", "alpha": 9.0},
+    },
+    "nemotron": SIZES,
+    "arcee": SIZES,
 }
 
 
@@ -97,29 +123,58 @@ LLAMA = {
     "layers/mlp_norm/scale": (3, 22),
     "norm/scale": (22,),
 }
+
+
+def without_head(tree):
+    return {path: shape for path, shape in tree.items() if path != "head/kernel"}
+
+
 HEAD_NORMS = {"layers/attn/q_norm/scale": (3, 10), "layers/attn/k_norm/scale": (3, 10)}
+QKV_BIASES = {
+    "layers/attn/q_proj/bias": (3, 40),
+    "layers/attn/k_proj/bias": (3, 20),
+    "layers/attn/v_proj/bias": (3, 20),
+}
+NO_MLP = {path: shape for path, shape in LLAMA.items() if "/mlp/" not in path}
+MIXTURE = {
+    **NO_MLP,
+    "layers/mlp/router/kernel": (3, 22, 5),
+    "layers/mlp/experts/gate_up_proj/kernel": (3, 5, 22, 52),
+    "layers/mlp/experts/down_proj/kernel": (3, 5, 26, 22),
+}
+QWEN_MIXTURE = {
+    **MIXTURE,
+    "layers/mlp/experts/gate_up_proj/kernel": (3, 5, 22, 14),
+    "layers/mlp/experts/down_proj/kernel": (3, 5, 7, 22),
+}
+NO_GATE = {path: shape for path, shape in LLAMA.items() if "gate_proj" not in path}
+POST_NORMS = {
+    **{path: shape for path, shape in LLAMA.items() if not path.endswith("_norm/scale")},
+    "layers/attn_post_norm/scale": (3, 22),
+    "layers/mlp_post_norm/scale": (3, 22),
+}
+JOINT_NORMS = {"layers/attn/q_norm/scale": (3, 40), "layers/attn/k_norm/scale": (3, 20)}
+NORM_BIASES = {
+    "layers/attn_norm/bias": (3, 22),
+    "layers/mlp_norm/bias": (3, 22),
+    "norm/bias": (22,),
+}
+COHERE = {
+    path: shape
+    for path, shape in LLAMA.items()
+    if path not in ("head/kernel", "layers/mlp_norm/scale")
+}
 GEMMA2 = {
-    **{path: shape for path, shape in LLAMA.items() if path != "head/kernel"},
+    **without_head(LLAMA),
     "layers/attn_post_norm/scale": (3, 22),
     "layers/mlp_post_norm/scale": (3, 22),
 }
 TREES = {
     "llama": LLAMA,
     "mistral": LLAMA,
-    "qwen2": {
-        **LLAMA,
-        "layers/attn/q_proj/bias": (3, 40),
-        "layers/attn/k_proj/bias": (3, 20),
-        "layers/attn/v_proj/bias": (3, 20),
-    },
+    "qwen2": {**LLAMA, **QKV_BIASES},
     "qwen3": {**LLAMA, **HEAD_NORMS},
-    "qwen3_moe": {
-        **{path: shape for path, shape in LLAMA.items() if "/mlp/" not in path},
-        **HEAD_NORMS,
-        "layers/mlp/router/kernel": (3, 22, 5),
-        "layers/mlp/experts/gate_up_proj/kernel": (3, 5, 22, 14),
-        "layers/mlp/experts/down_proj/kernel": (3, 5, 7, 22),
-    },
+    "qwen3_moe": {**QWEN_MIXTURE, **HEAD_NORMS},
     "gpt_oss": {
         **{path: shape for path, shape in LLAMA.items() if "/mlp/" not in path},
         "layers/attn/q_proj/bias": (3, 40),
@@ -166,6 +221,46 @@ TREES = {
         "norm/scale": (28,),
         "positions/embedding": (64, 28),
     },
+    "gemma": without_head(LLAMA),
+    "mixtral": MIXTURE,
+    "ministral": LLAMA,
+    "qwen2_moe": {
+        **QWEN_MIXTURE,
+        **QKV_BIASES,
+        "layers/mlp/shared/gate_proj/kernel": (3, 22, 6),
+        "layers/mlp/shared/up_proj/kernel": (3, 22, 6),
+        "layers/mlp/shared/down_proj/kernel": (3, 6, 22),
+        "layers/mlp/shared_gate/kernel": (3, 22, 1),
+    },
+    "olmo2": {**POST_NORMS, **JOINT_NORMS},
+    "olmo3": {**POST_NORMS, **JOINT_NORMS},
+    "granite": LLAMA,
+    "granitemoe": MIXTURE,
+    "smollm3": without_head(LLAMA),
+    "starcoder2": {
+        **without_head(NO_GATE),
+        **QKV_BIASES,
+        **NORM_BIASES,
+        "layers/attn/o_proj/bias": (3, 22),
+        "layers/mlp/up_proj/bias": (3, 26),
+        "layers/mlp/down_proj/bias": (3, 22),
+    },
+    "glm4": {
+        **NO_MLP,
+        **QKV_BIASES,
+        "layers/attn_post_norm/scale": (3, 22),
+        "layers/mlp_post_norm/scale": (3, 22),
+        "layers/mlp/gate_up_proj/kernel": (3, 22, 52),
+        "layers/mlp/down_proj/kernel": (3, 26, 22),
+    },
+    "cohere": COHERE,
+    "cohere2": COHERE,
+    "exaone4": {**POST_NORMS, **HEAD_NORMS},
+    "seed_oss": {**LLAMA, **QKV_BIASES},
+    "ernie4_5": without_head(LLAMA),
+    "hunyuan_v1_dense": {**LLAMA, **HEAD_NORMS},
+    "nemotron": {**NO_GATE, **NORM_BIASES},
+    "arcee": NO_GATE,
 }
 
 
@@ -175,7 +270,12 @@ def test_each_tree_is_stacked_by_layer_and_acts_from_the_right(family):
     assert TREES[family].keys() <= FAMILIES[family].leaves.keys()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Those that have every operation between them; the others' programs are made of the same.
+ALIKE = {"ministral", "olmo3", "granitemoe", "cohere", "seed_oss", "arcee", "gemma", "ernie4_5"}
+PROGRAMS = [family for family in FAMILIES if family not in ALIKE]
+
+
+@pytest.mark.parametrize("family", PROGRAMS)
 def test_adapters_on_every_linear_weight_stay_factored_under_remat_and_in_the_gradient(family):
     config = config_of(family)
     params, tokens = abstract_params(config), jax.ShapeDtypeStruct((2, 9), jnp.int32)
@@ -184,7 +284,8 @@ def test_adapters_on_every_linear_weight_stay_factored_under_remat_and_in_the_gr
         return Decoder(config, True).apply({"params": params}, tokens).mean()
 
     axes = jlora.trace_axes(loss, params, tokens)
-    lora_config = jlora.LoraConfig(targets="layers/.*/kernel", rank=2)
+    narrow = {"shared_gate": 1} if "layers/mlp/shared_gate/kernel" in TREES[family] else {}
+    lora_config = jlora.LoraConfig(targets="layers/.*/kernel", rank=2, rank_pattern=narrow)
     split = lambda params: jlora.split(params, lora_config, jax.random.key(0), axes=axes)  # noqa: E731
     frozen, lora = jax.eval_shape(split, params)
     kernels = {path for path in TREES[family] if path.endswith("kernel")}
@@ -195,7 +296,7 @@ def test_adapters_on_every_linear_weight_stay_factored_under_remat_and_in_the_gr
     assert jax.eval_shape(step, frozen, lora, tokens)[1].keys() == lora.keys()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PROGRAMS)
 def test_parameters_of_half_precision_give_hidden_states_of_theirs_and_float32_scores(family):
     config = config_of(family)
     narrow = jax.tree.map(
@@ -228,9 +329,29 @@ EVERYTHING = dataclasses.replace(
     windows=(3, None, 5),
     attention_cap=2.0,
 )
+# All that the first has not.
+THE_REST = dataclasses.replace(
+    config_of("gemma3_text"),
+    experts=Experts(5, 2, 7, normalised=False, shared_width=6, shared_gated=True),
+    windows=(3, None, 5),
+    rotated=(True, True, False),
+    norm="layer_plus_one",
+    post_norms=False,
+    parallel=True,
+    qk_norm_joint=True,
+    qk_norm_after=True,
+    interleaved=True,
+    rotary_share=0.6,
+    attention_scale=0.3,
+    logit_scale=0.5,
+    embedding_scale=2.0,
+    residual_scale=0.7,
+)
 
 
-@pytest.mark.parametrize("config", [EVERYTHING, config_of("gpt2"), config_of("mistral")])
+@pytest.mark.parametrize(
+    "config", [EVERYTHING, THE_REST, config_of("gpt2"), config_of("mistral"), config_of("olmo2")]
+)
 def test_tokens_in_pieces_through_the_cache_are_as_all_at_once_and_in_blocks(config, monkeypatch):
     monkeypatch.setattr(_attention, "_block_size", lambda length: 5)
     params = {"params": random_params(config)}
@@ -347,6 +468,24 @@ def test_settings_come_back_from_the_configuration(family):
                 "RoPE scaling of type 'linear': expected none",
             ],
         ),
+        (
+            "smollm3",
+            {"no_rope_layers": [1, 0], "mlp_bias": True, "hidden_act": "mish"},
+            ["no_rope_layers has 2 entries, expected at least 3", "hidden_act is 'mish'"],
+        ),
+        ("granite", {"logits_scaling": 0}, ["logits_scaling is 0, by which nothing can be"]),
+        ("cohere", {"use_qk_norm": True}, ["use_qk_norm is True, but only False is supported"]),
+        (
+            "exaone4",
+            {"sliding_window_pattern": "LLG"},
+            ["sliding_window_pattern is 'LLG': expected a number"],
+        ),
+        (
+            "qwen2_moe",
+            {"decoder_sparse_step": 2, "shared_expert_intermediate_size": None},
+            ["decoder_sparse_step is 2", "shared_expert_intermediate_size is missing"],
+        ),
+        ("nemotron", {"norm_eps": None}, ["norm_eps is missing"]),
         (
             "phi3",
             {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 0]}},

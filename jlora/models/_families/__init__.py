@@ -6,31 +6,69 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jlora.models._families._arcee import ARCEE
+from jlora.models._families._cohere import COHERE
+from jlora.models._families._cohere2 import COHERE2
+from jlora.models._families._ernie4_5 import ERNIE4_5
+from jlora.models._families._exaone4 import EXAONE4
 from jlora.models._families._family import Family as Family
+from jlora.models._families._gemma import GEMMA
 from jlora.models._families._gemma2 import GEMMA2
 from jlora.models._families._gemma3 import GEMMA3, GEMMA3_TEXT
+from jlora.models._families._glm4 import GLM4
 from jlora.models._families._gpt2 import GPT2
 from jlora.models._families._gpt_oss import GPT_OSS
+from jlora.models._families._granite import GRANITE
+from jlora.models._families._granitemoe import GRANITEMOE
+from jlora.models._families._hunyuan import HUNYUAN_V1_DENSE
 from jlora.models._families._llama import LLAMA
+from jlora.models._families._ministral import MINISTRAL
 from jlora.models._families._mistral import MISTRAL
+from jlora.models._families._mixtral import MIXTRAL
+from jlora.models._families._nemotron import NEMOTRON
+from jlora.models._families._olmo2 import OLMO2
+from jlora.models._families._olmo3 import OLMO3
 from jlora.models._families._phi3 import PHI3
 from jlora.models._families._quantisation_settings import problems_of
 from jlora.models._families._qwen2 import QWEN2
+from jlora.models._families._qwen2_moe import QWEN2_MOE
 from jlora.models._families._qwen3 import QWEN3
 from jlora.models._families._qwen3_moe import QWEN3_MOE
+from jlora.models._families._seed_oss import SEED_OSS
 from jlora.models._families._settings import Settings
+from jlora.models._families._smollm3 import SMOLLM3
+from jlora.models._families._starcoder2 import STARCODER2
 from jlora.models._net._config import DecoderConfig
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
     "mistral": MISTRAL,
+    "ministral": MINISTRAL,
+    "mixtral": MIXTRAL,
     "qwen2": QWEN2,
+    "qwen2_moe": QWEN2_MOE,
     "qwen3": QWEN3,
     "qwen3_moe": QWEN3_MOE,
+    "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3_TEXT,
     "gemma3": GEMMA3,
     "phi3": PHI3,
+    "olmo2": OLMO2,
+    "olmo3": OLMO3,
+    "granite": GRANITE,
+    "granitemoe": GRANITEMOE,
+    "smollm3": SMOLLM3,
+    "starcoder2": STARCODER2,
+    "glm4": GLM4,
+    "cohere": COHERE,
+    "cohere2": COHERE2,
+    "exaone4": EXAONE4,
+    "seed_oss": SEED_OSS,
+    "ernie4_5": ERNIE4_5,
+    "hunyuan_v1_dense": HUNYUAN_V1_DENSE,
+    "nemotron": NEMOTRON,
+    "arcee": ARCEE,
     "gpt2": GPT2,
     "gpt_oss": GPT_OSS,
 }

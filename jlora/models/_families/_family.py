@@ -9,18 +9,23 @@ from typing import Any
 from jlora.models._families._settings import Part, Same
 from jlora.models._files._torch_tensors import Stored
 
-# Settings that most families call the same.
-SIZES = Same(
-    {
-        "vocabulary": "vocab_size",
-        "width": "hidden_size",
-        "layers": "num_hidden_layers",
-        "mlp_width": "intermediate_size",
-        "max_length": "max_position_embeddings",
-        "norm_epsilon": "rms_norm_eps",
-        "tied": "tie_word_embeddings",
-    }
-)
+
+def sizes(epsilon: str) -> Same:
+    """Settings that most families call the same, but for the norms' epsilon."""
+    return Same(
+        {
+            "vocabulary": "vocab_size",
+            "width": "hidden_size",
+            "layers": "num_hidden_layers",
+            "mlp_width": "intermediate_size",
+            "max_length": "max_position_embeddings",
+            "norm_epsilon": epsilon,
+            "tied": "tie_word_embeddings",
+        }
+    )
+
+
+SIZES = sizes("rms_norm_eps")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
-from jlora.models._families._llama import BIASES, LEAVES
+from jlora.models._families._llama import ATTENTION_BIASES, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Same
 from jlora.models._families._window_settings import LayerWindows
@@ -11,7 +11,7 @@ from jlora.models._files._torch_tensors import plain
 
 GEMMA_LEAVES = {
     **LEAVES,
-    **{path: leaf for path, leaf in BIASES.items() if "/attn/" in path},
+    **ATTENTION_BIASES,
     "layers/attn_post_norm/scale": plain("model.layers.{}.post_attention_layernorm.weight"),
     "layers/mlp_norm/scale": plain("model.layers.{}.pre_feedforward_layernorm.weight"),
     "layers/mlp_post_norm/scale": plain("model.layers.{}.post_feedforward_layernorm.weight"),

@@ -87,7 +87,7 @@ GPT2 = Family(
     features={
         "norm": "layer",
         "gated": False,
-        "fused": True,
+        "fused_qkv": True,
         "qkv_bias": True,
         "o_bias": True,
         "mlp_bias": True,

@@ -10,7 +10,7 @@ from jlora.models._families._llama import BIASES, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Settings
 from jlora.models._families._window_settings import LayerWindows
-from jlora.models._files._torch_tensors import experts_as_ours, parameter, plain
+from jlora.models._files._torch_tensors import experts_as_ours, plain, router
 from jlora.models._net._config import ClampedGate, DecoderConfig, Experts
 
 _ATTENTION, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
@@ -65,7 +65,7 @@ GPT_OSS = Family(
     leaves={
         **{path: leaf for path, leaf in (LEAVES | BIASES).items() if "/mlp/" not in path},
         "layers/attn/sinks": plain(f"{_ATTENTION}.sinks"),
-        "layers/mlp/router/kernel": parameter(f"{_MLP}.router.weight"),
+        "layers/mlp/router/kernel": router(f"{_MLP}.router.weight"),
         "layers/mlp/router/bias": plain(f"{_MLP}.router.bias"),
         **{
             f"layers/mlp/experts/{name}/kernel": experts_as_ours(f"{_MLP}.experts.{name}")

@@ -1,11 +1,13 @@
-"""Llama (Touvron et al. 2023, arXiv 2302.13971), and the leaves that most families share."""
+"""Llama (Touvron et al. 2023, arXiv 2302.13971): the decoder that the other families vary."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from jlora.models._families._family import SIZES, Family
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads
-from jlora.models._files._torch_tensors import linear, plain
+from jlora.models._files._torch_tensors import Stored, linear, plain
 
 LEAVES = {
     "embed/embedding": plain("model.embed_tokens.weight"),
@@ -29,16 +31,27 @@ BIASES = {
     )
     for name in names
 }
+ATTENTION_BIASES = {path: leaf for path, leaf in BIASES.items() if "/attn/" in path}
+NORM_BIASES = {
+    f"{path}/bias": plain(LEAVES[f"{path}/scale"].name.removesuffix("weight") + "bias")
+    for path in ("layers/attn_norm", "layers/mlp_norm", "norm")
+}
 HEAD_NORMS = {
     f"layers/attn/{name}/scale": plain(f"model.layers.{{}}.self_attn.{name}.weight")
     for name in ("q_norm", "k_norm")
 }
 DEFAULTS = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False}
 
+
+def without_mlp(leaves: Mapping[str, Stored]) -> dict[str, Stored]:
+    """For families with another MLP."""
+    return {path: leaf for path, leaf in leaves.items() if "/mlp/" not in path}
+
+
 LLAMA = Family(
     architecture="LlamaForCausalLM",
     leaves={**LEAVES, **BIASES},
-    parts=(SIZES, Heads(), Activation(), Biases(mlp=True), Rope()),
+    parts=(SIZES, Heads(), Activation(), Biases(mlp="mlp_bias"), Rope()),
     features={},
     defaults=DEFAULTS,
 )

@@ -24,7 +24,7 @@ PHI3 = Family(
         *(SIZES, Heads(), Activation(), OneWindow()),
         Rope(kinds=("longrope",), partial=True, renamed=_OLDER, beside=True),
     ),
-    features={"fused": True},
+    features={"fused_qkv": True, "fused_gate_up": True},
     defaults={
         **DEFAULTS,
         "rms_norm_eps": 1e-5,

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
-from jlora.models._families._llama import BIASES, DEFAULTS, HEAD_NORMS, LEAVES
+from jlora.models._families._llama import (
+    ATTENTION_BIASES,
+    DEFAULTS,
+    HEAD_NORMS,
+    LEAVES,
+    without_mlp,
+)
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Mixture
 from jlora.models._families._window_settings import OneWindow
-from jlora.models._files._torch_tensors import experts, linear
+from jlora.models._files._torch_tensors import experts, router
 
 _EXPERTS = "model.layers.{}.mlp.experts"
+EXPERT_LEAVES = {
+    "layers/mlp/router/kernel": router("model.layers.{}.mlp.gate.weight"),
+    "layers/mlp/experts/gate_up_proj/kernel": experts(
+        f"{_EXPERTS}.gate_up_proj", "gate_proj", "up_proj"
+    ),
+    "layers/mlp/experts/down_proj/kernel": experts(f"{_EXPERTS}.down_proj", "down_proj"),
+}
 
 QWEN3_MOE = Family(
     architecture="Qwen3MoeForCausalLM",
-    leaves={
-        **{path: leaf for path, leaf in (LEAVES | BIASES).items() if "/mlp/" not in path},
-        **HEAD_NORMS,
-        "layers/mlp/router/kernel": linear("model.layers.{}.mlp.gate.weight"),
-        "layers/mlp/experts/gate_up_proj/kernel": experts(
-            f"{_EXPERTS}.gate_up_proj", "gate_proj", "up_proj"
-        ),
-        "layers/mlp/experts/down_proj/kernel": experts(f"{_EXPERTS}.down_proj", "down_proj"),
-    },
+    leaves={**without_mlp(LEAVES), **ATTENTION_BIASES, **HEAD_NORMS, **EXPERT_LEAVES},
     parts=(
         *(SIZES, Heads(), Activation(), Biases(), Rope(), Mixture()),
         OneWindow(switch="use_sliding_window"),

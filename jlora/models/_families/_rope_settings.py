@@ -31,6 +31,7 @@ class Rope:
     # Older names of kinds.
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     beside: bool = False  # the original length stands beside the record, not in it
+    share: float = 1.0  # of each head, where none is given
 
     def read(self, settings: Settings) -> dict[str, Any]:
         """rope_theta, rope_scaling, rotary_share."""
@@ -42,7 +43,8 @@ class Rope:
         rope = {**older, **newer} or dict(self.missing)
         if _GLOBAL in rope or _LOCAL in rope:
             settings.problems.append("rope_parameters has a record for each kind of layer")
-        share = rope.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
+        share = settings.get("partial_rotary_factor", self.share)
+        share = rope.get("partial_rotary_factor", share)
         if share != 1.0 and not self.partial:
             settings.problems.append(f"partial_rotary_factor is {share}, but only 1.0 is supported")
         kind = rope.get("rope_type", rope.get("type", "default"))

@@ -92,6 +92,7 @@ _ACTIVATIONS = {
     "swish": "silu",
     "gelu": "gelu",
     "relu": "relu",
+    "relu2": "relu2",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
@@ -103,17 +104,18 @@ class Activation:
 
     setting: str = "hidden_act"
     tanh: str = "gelu_pytorch_tanh"  # the family's name for gelu by tanh
+    meant: Mapping[str, str] = dataclasses.field(default_factory=dict)  # where not what they say
 
     def read(self, settings: Settings) -> dict[str, Any]:
         """activation."""
         name = settings.get(self.setting)
-        if name not in _ACTIVATIONS:
+        known = {**_ACTIVATIONS, **self.meant}
+        if name not in known:
             settings.problems.append(
-                f"{self.setting} is {name!r}, but only {', '.join(map(repr, _ACTIVATIONS))} are "
-                "supported"
+                f"{self.setting} is {name!r}, but only {', '.join(map(repr, known))} are supported"
             )
             return {}
-        return {"activation": _ACTIVATIONS[name]}
+        return {"activation": known[name]}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """The setting."""
@@ -123,23 +125,26 @@ class Activation:
 
 @dataclasses.dataclass(frozen=True)
 class Biases:
-    """Biases of the four projections of attention, and of the MLP where the family can have them.
+    """Biases of attention's projections and of the MLP's, each by the setting that says so.
 
-    ``attention_bias`` and ``mlp_bias``.
+    None where the family has none.
     """
 
-    mlp: bool = False
+    qkv: str = "attention_bias"
+    o: str | None = "attention_bias"
+    mlp: str | None = None
+
+    def _settings(self) -> dict[str, str]:
+        names = {"qkv_bias": self.qkv, "o_bias": self.o, "mlp_bias": self.mlp}
+        return {field: name for field, name in names.items() if name is not None}
 
     def read(self, settings: Settings) -> dict[str, Any]:
         """qkv_bias, o_bias, mlp_bias."""
-        attention = bool(settings.get("attention_bias", False))
-        mlp = self.mlp and bool(settings.get("mlp_bias", False))
-        return {"qkv_bias": attention, "o_bias": attention, "mlp_bias": mlp}
+        return {field: bool(settings.get(name, False)) for field, name in self._settings().items()}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """The settings."""
-        mlp = {"mlp_bias": config.mlp_bias} if self.mlp else {}
-        return {"attention_bias": config.qkv_bias, **mlp}
+        return {name: getattr(config, field) for field, name in self._settings().items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,24 +154,38 @@ class Mixture:
     A model in which some layers have no experts is none of ours: its layers could not be stacked.
     """
 
+    count: str = "num_experts"
+    width: str = "moe_intermediate_size"
+    shared: str | None = None  # the width of the gated expert that all tokens go to
+    always_normalised: bool = False  # or norm_topk_prob says
+
     def read(self, settings: Settings) -> dict[str, Any]:
         """experts."""
-        name = "num_local_experts" if "num_local_experts" in settings.values else "num_experts"
+        name = "num_local_experts" if "num_local_experts" in settings.values else self.count
         count, chosen = settings.number(name), settings.number("num_experts_per_tok")
-        width = settings.number("moe_intermediate_size")
+        width = settings.number(self.width)
+        shared = None if self.shared is None else settings.number(self.shared)
         if None in (count, chosen, width):
             return {}
-        return {"experts": Experts(count, chosen, width, bool(settings.get("norm_topk_prob")))}
+        normalised = self.always_normalised or bool(settings.get("norm_topk_prob"))
+        gated = shared is not None
+        experts = Experts(
+            *(count, chosen, width), normalised, shared_width=shared, shared_gated=gated
+        )
+        return {"experts": experts}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """The settings."""
         if (experts := config.experts) is None:
-            return {"num_experts": 0}
-        return {
-            "num_experts": experts.count,
+            return {self.count: 0}
+        settings: dict[str, Any] = {
+            self.count: experts.count,
             "num_experts_per_tok": experts.chosen,
-            "moe_intermediate_size": experts.width,
-            "norm_topk_prob": experts.normalised,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
+            self.width: experts.width,
         }
+        if self.shared is not None:
+            settings[self.shared] = experts.shared_width
+        if self.always_normalised:
+            return settings
+        sparse = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+        return {**settings, "norm_topk_prob": experts.normalised, **sparse}

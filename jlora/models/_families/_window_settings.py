@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from jlora.models._families._settings import Settings
@@ -32,11 +33,12 @@ class LayerWindows:
     """A window in the layers of kind sliding_attention: ``layer_types``, or the family's pattern.
 
     The pattern is every so manieth layer without a window (``sliding_window_pattern``), or the
-    first ones (``max_window_layers``).
+    first ones (``max_window_layers``), or what ``slides`` says of a layer.
     """
 
     switch: str | None = None
     every: int | None = None
+    slides: Callable[[Settings, int], bool] | None = None
 
     def read(self, settings: Settings) -> dict[str, Any]:
         """windows."""
@@ -60,15 +62,43 @@ class LayerWindows:
         return {"windows": tuple(window if kind == _SLIDING else None for kind in kinds)}
 
     def _slides(self, settings: Settings, layer: int) -> bool:
+        if self.slides is not None:
+            return self.slides(settings, layer)
         if self.every is None:
             return layer >= settings.get("max_window_layers", 28)
-        return (layer + 1) % settings.get("sliding_window_pattern", self.every) != 0
+        every = settings.number("sliding_window_pattern", needed=False) or self.every
+        return (layer + 1) % every != 0
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """layer_types, sliding_window, and the switch."""
         windows = config.windows or (None,) * config.layers
         kinds = [_FULL if window is None else _SLIDING for window in windows]
         return {"layer_types": kinds, **_written(config, self.switch)}
+
+
+@dataclasses.dataclass(frozen=True)
+class RotatedWindows:
+    """`LayerWindows`, where a model with windows rotates the layers that have one and no others."""
+
+    windows: LayerWindows
+    otherwise: bool  # whether a model without windows rotates its layers
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """windows, rotated."""
+        layers = settings.get("num_hidden_layers", 0)
+        fields = self.windows.read(settings)
+        if _window(settings, self.windows.switch) is None:
+            return {**fields, "rotated": None if self.otherwise else (False,) * layers}
+        windows = fields.get("windows") or (None,) * layers
+        rotated = tuple(window is not None for window in windows)
+        return {**fields, "rotated": None if all(rotated) else rotated}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """As `LayerWindows`; a window that no layer has still says that none is rotated."""
+        written = self.windows.write(config)
+        if written["sliding_window"] is None and config.rotated is not None:
+            written["sliding_window"] = config.max_length
+        return written
 
 
 def _window(settings: Settings, switch: str | None) -> int | None:

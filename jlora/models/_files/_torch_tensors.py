@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["linear", "parameter", "conv1d", "experts", "experts_as_ours", "plain"]
-_TRANSPOSED: tuple[Kind, ...] = ("linear", "parameter", "experts")
+Kind = Literal["linear", "router", "conv1d", "experts", "experts_as_ours", "plain"]
+_TRANSPOSED: tuple[Kind, ...] = ("linear", "router", "experts")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """One parameter in transformers.
 
-    ``kind`` is ``"linear"``, held as (out, in); ``"parameter"``, the same in a module that is no
-    Linear of torch; ``"conv1d"``, (in, out) as ours is;
+    ``kind`` is ``"linear"``, held as (out, in); ``"router"``, the same in a module that is no
+    linear layer of torch; ``"conv1d"``, (in, out) as ours is;
     ``"experts"``, (experts, out, in); ``"experts_as_ours"``, (experts, in, out); or ``"plain"``, an
     embedding, norm or bias, as ours is.
 
@@ -35,7 +35,9 @@ class Stored:
     name: str  # as in named_parameters, with {} for the layer
     kind: Kind
     parts: tuple[str, ...] = ()  # of experts: each expert's modules in a file, stacked along out
-    in_file: str | None = None  # the name in a file, where that is another than in memory
+    in_file: str | None = (
+        None  # the name in a file, where that is another than in memory; with parts, that of all experts
+    )
 
     @property
     def written(self) -> str:
@@ -52,10 +54,6 @@ def linear(name: str) -> Stored:
     return Stored(name, "linear")
 
 
-def parameter(name: str) -> Stored:
-    return Stored(name, "parameter")
-
-
 def conv1d(name: str) -> Stored:
     return Stored(name, "conv1d")
 
@@ -64,8 +62,12 @@ def plain(name: str) -> Stored:
     return Stored(name, "plain")
 
 
-def experts(name: str, *parts: str) -> Stored:
-    return Stored(name, "experts", parts)
+def router(name: str, *, in_file: str | None = None) -> Stored:
+    return Stored(name, "router", in_file=in_file)
+
+
+def experts(name: str, *parts: str, in_file: str | None = None) -> Stored:
+    return Stored(name, "experts", parts, in_file)
 
 
 def experts_as_ours(name: str) -> Stored:
@@ -110,7 +112,7 @@ def stored_shapes(
     """The names and shapes of `to_stored`; with ``fused``, of the parameter in memory."""
     nothing = np.broadcast_to(np.int8(0), shape)
     if fused:
-        return {stored.written.format(layer): oriented(stored, nothing).shape}
+        return {stored.name.format(layer): oriented(stored, nothing).shape}
     return {name: part.shape for name, part in to_stored(stored, layer, nothing).items()}
 
 
@@ -119,7 +121,8 @@ def from_stored(
 ) -> Any:
     """One layer of a leaf, of ``shape``, from a file's tensors: the inverse of `to_stored`.
 
-    Experts may also lie in the file as in memory, all in one tensor.
+    Experts may also lie in the file as in memory, all in one tensor; so may any leaf that has
+    another name in a file.
 
     Args:
         stored: the leaf's entry in the family's table (`Model.stored`).
@@ -138,7 +141,7 @@ def from_stored(
         >>> models.from_stored(stored, 3, (7, 5), tensors).shape
         (7, 5)
     """
-    fused = stored.written.format(layer) in tensors
+    fused = stored.name.format(layer) in tensors
     wanted = stored_shapes(stored, layer, shape, fused=fused)
     found = {name: tensors[name] for name in wanted if name in tensors}
     problems = [f"{name} is missing" for name in wanted if name not in found]
@@ -159,5 +162,5 @@ def from_stored(
 
 
 def _of_expert(stored: Stored, layer: int, expert: int, part: str) -> str:
-    module = stored.written.rpartition(".")[0].format(layer)
+    module = (stored.in_file or stored.name.rpartition(".")[0]).format(layer)
     return f"{module}.{expert}.{part}.weight"

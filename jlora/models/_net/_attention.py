@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import flax.linen as nn
@@ -46,9 +47,12 @@ class Attention(nn.Module):
     def __call__(self, x, rotary, mask, cache, slot):
         config = self.config
         query, key, value = self._project(x)
-        if config.qk_norm:
-            query, key = norm(config, "q_norm")(query), norm(config, "k_norm")(key)
-        query, key = rotate(query, rotary), rotate(key, rotary)
+        if config.qk_norm and not config.qk_norm_after:
+            query, key = self._normed("q_norm", query), self._normed("k_norm", key)
+        turn = functools.partial(rotate, rotary=rotary, interleaved=config.interleaved)
+        query, key = turn(query), turn(key)
+        if config.qk_norm and config.qk_norm_after:
+            query, key = self._normed("q_norm", query), self._normed("k_norm", key)
         if cache is not None:
             key = jax.lax.dynamic_update_slice(cache[0], key, (0, slot, 0, 0))
             value = jax.lax.dynamic_update_slice(cache[1], value, (0, slot, 0, 0))
@@ -100,6 +104,12 @@ class Attention(nn.Module):
         weights = weights.astype(query.dtype)
         return jnp.einsum("bkts,bksd->bktd", weights, value).reshape(query.shape)
 
+    def _normed(self, name: str, x: jax.Array) -> jax.Array:
+        """Each head of (batch, length, heads, head_dim) normed, or all of them at once."""
+        if not self.config.qk_norm_joint:
+            return norm(self.config, name)(x)
+        return norm(self.config, name)(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
     def _project(self, x: jax.Array) -> list[jax.Array]:
         """Queries, keys and values, each (batch, length, its heads, head_dim)."""
         config = self.config
@@ -110,7 +120,7 @@ class Attention(nn.Module):
             out = nn.Dense(features, use_bias=config.qkv_bias, name=f"{name}_proj")(x)
             return product(out).reshape(*x.shape[:2], heads, config.head_dim)
 
-        if config.fused:
+        if config.fused_qkv:
             ends = (config.heads, config.heads + config.kv_heads)
             return jnp.split(project("qkv", sum(counts.values())), ends, axis=2)
         return [project(name, heads) for name, heads in counts.items()]

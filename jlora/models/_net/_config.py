@@ -6,8 +6,8 @@ import dataclasses
 
 from jlora.models._net._rope_scalings import LongRopeScaling, Scaling
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
-NORMS = ("rms", "rms_plus_one", "layer")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+NORMS = ("rms", "rms_plus_one", "layer", "layer_plus_one", "layer_no_bias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Experts:
     biases: bool = False  # of the router and of each expert's products
     interleaved: bool = False  # gate and up take turns in the columns of their product
     clamped: ClampedGate | None = None  # in place of act(gate) * up
+    shared_width: int | None = None  # of one more expert, to which all tokens go
+    shared_gated: bool = False  # what that one gives is multiplied by sigmoid(x W)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,29 +80,42 @@ class DecoderConfig:
     activation: str = "silu"  # one of ACTIVATIONS
     gated: bool = True  # the MLP is down(act(gate(x)) * up(x)), else down(act(up(x)))
     experts: Experts | None = None  # in place of the MLP
-    fused: bool = False  # q, k and v are one projection, and so are gate and up
+    fused_qkv: bool = False  # q, k and v are one projection
+    fused_gate_up: bool = False  # so are gate and up
     qkv_bias: bool = False
     o_bias: bool = False
     sinks: bool = False  # each head gives a learned share of its attention to nothing
     mlp_bias: bool = False
 
-    norm: str = "rms"  # one of NORMS; rms_plus_one multiplies by 1 + scale
+    norm: str = "rms"  # one of NORMS; plus_one multiplies by 1 + scale
     qk_norm: bool = False  # each head's query and key are normed before they are rotated
+    qk_norm_joint: bool = False  # over all heads at once
+    qk_norm_after: bool = False  # after they are rotated
+    pre_norms: bool = True  # what attention and MLP get is normed
     post_norms: bool = False  # what attention and MLP give is normed before it is added
+    parallel: bool = False  # attention and MLP both read the layer's input, by one norm
 
     learned_positions: bool = False  # added to the embedding, in place of the rotary ones
     rotary_share: float = 1.0  # of a head's dimensions are rotated, the first ones
+    interleaved: bool = False  # neighbours are rotated together, not the two halves
+    rotated: tuple[bool, ...] | None = None  # by layer, where some are not
     windows: tuple[int | None, ...] | None = None  # by layer: the last tokens that a token sees
     local_rope_theta: float | None = None  # of the layers with a window, where theirs differs
 
     query_scalar: float | None = None  # scores are divided by its root; None: head_dim
+    attention_scale: float | None = None  # scores are multiplied by it instead
     attention_cap: float | None = None  # scores become cap * tanh(scores / cap)
     logit_cap: float | None = None
+    logit_scale: float = 1.0  # logits are multiplied by it, before the cap
     scaled_embedding: bool = False  # the embedding is multiplied by the root of the width
+    embedding_scale: float = 1.0  # the embedding is multiplied by it
+    residual_scale: float = 1.0  # what attention and MLP give is multiplied by it
 
     @property
     def score_scale(self) -> float:
         """What attention's scores are multiplied by."""
+        if self.attention_scale is not None:
+            return self.attention_scale
         return (self.query_scalar or self.head_dim) ** -0.5
 
     @property
@@ -144,6 +159,12 @@ class DecoderConfig:
                 problems.append(f"{len(self.windows)} windows: expected {self.layers}, one a layer")
             if any(window is not None and window < 1 for window in self.windows):
                 problems.append(f"windows are {self.windows}: expected each None or at least 1")
+        if self.rotated is not None and len(self.rotated) != self.layers:
+            problems.append(
+                f"rotated has {len(self.rotated)} entries: expected {self.layers}, one a layer"
+            )
+        if self.parallel and (self.post_norms or not self.pre_norms):
+            problems.append("parallel attention and MLP have one norm, before both")
         if (experts := self.experts) is not None:
             if min(experts.count, experts.width) < 1:
                 problems.append(f"{experts}: expected at least one expert of at least width 1")

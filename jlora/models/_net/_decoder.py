@@ -25,7 +25,10 @@ Cache = tuple[jax.Array, jax.Array]  # keys and values: (layers, batch, slots, k
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, each on its normed input and added to it."""
+    """One layer: attention and MLP, each on its normed input and added to it.
+
+    ``parallel``: both on the same input (Wang and Komatsuzaki 2021).
+    """
 
     config: DecoderConfig
     attention: str = "blocks"
@@ -34,21 +37,24 @@ class Block(nn.Module):
     def __call__(self, x, shared, own, cache, slot):
         config = self.config
         rotary, mask = of_layer(shared, own)
-        normed = norm(config, "attn_norm")(x)
+        normed = norm(config, "attn_norm")(x) if config.pre_norms else x
         mixed, cache = Attention(config, self.attention, name="attn")(
             normed, rotary, mask, cache, slot
         )
-        if config.post_norms:
-            mixed = norm(config, "attn_post_norm")(mixed)
-        x = x + mixed
-        normed = norm(config, "mlp_norm")(x)
+        x = x + self._given("attn_post_norm", mixed)
+        if not config.parallel:
+            normed = norm(config, "mlp_norm")(x) if config.pre_norms else x
         if config.experts is None:
             mixed = MLP(config, name="mlp")(normed)
         else:
             mixed = Mixture(config, config.experts, name="mlp")(normed)
-        if config.post_norms:
-            mixed = norm(config, "mlp_post_norm")(mixed)
-        return x + mixed, cache
+        return x + self._given("mlp_post_norm", mixed), cache
+
+    def _given(self, name: str, mixed: jax.Array) -> jax.Array:
+        """What attention or MLP gives, as it is added."""
+        if self.config.post_norms:
+            mixed = norm(self.config, name)(mixed)
+        return mixed if (scale := self.config.residual_scale) == 1.0 else mixed * scale
 
 
 class Decoder(nn.Module):
@@ -134,13 +140,17 @@ class Decoder(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Scores over the vocabulary, float32."""
         out = self.embed.attend(hidden) if self.config.tied else self.head(hidden)
-        return capped(out.astype(jnp.float32), self.config.logit_cap)
+        out = out.astype(jnp.float32)
+        out = out if (scale := self.config.logit_scale) == 1.0 else out * scale
+        return capped(out, self.config.logit_cap)
 
     def _run(self, tokens, positions, mask, cache, slot) -> tuple[jax.Array, Any]:
         config = self.config
         x = self.embed(tokens)
         if config.scaled_embedding:
             x = x * jnp.asarray(math.sqrt(config.width), x.dtype)
+        if config.embedding_scale != 1.0:
+            x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if config.learned_positions:
             x = x + self.positions(positions)
         shared, own = prepare(config, positions, mask, slot, x.dtype)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.models._net._config import ClampedGate, DecoderConfig, Experts
-from jlora.models._net._mlp import ACTIVATION
+from jlora.models._net._mlp import ACTIVATION, MLP
 from jlora.models._net._saved_for_gradient import product
 
 
@@ -62,7 +62,8 @@ def clamped(gate: jax.Array, up: jax.Array, by: ClampedGate) -> jax.Array:
 class Mixture(nn.Module):
     """The weighted sum of the experts that the router chooses (Shazeer et al. 2017, 1701.06538).
 
-    Each expert computes its own tokens and no others: no token is dropped, none is padded.
+    Each expert computes its own tokens and no others: no token is dropped, none is padded. There
+    may be one more expert, to which all tokens go (Dai et al. 2024, arXiv 2401.06066).
     """
 
     config: DecoderConfig
@@ -83,4 +84,14 @@ class Mixture(nn.Module):
         sorted_rows = tokens[order // experts.chosen]
         out = GatedExperts(self.config, experts, name="experts")(sorted_rows, sizes, whose)
         out = out[jnp.argsort(order)].reshape(*chosen.shape, -1)
-        return jnp.einsum("tk,tkd->td", shares.astype(x.dtype), out).reshape(x.shape)
+        out = jnp.einsum("tk,tkd->td", shares.astype(x.dtype), out)
+        if experts.shared_width is not None:
+            out = out + self._shared(tokens)
+        return out.reshape(x.shape)
+
+    def _shared(self, tokens: jax.Array) -> jax.Array:
+        out = MLP(self.config, self.experts.shared_width, name="shared")(tokens)
+        if not self.experts.shared_gated:
+            return out
+        gate = product(nn.Dense(1, use_bias=False, name="shared_gate")(tokens))
+        return jax.nn.sigmoid(gate) * out

@@ -1,10 +1,11 @@
-"""What differs between the layers of one scan: how far back each sees, which rotary base it has.
+"""What differs between the layers of one scan: how far back each sees, how it is rotated.
 
 A model whose layers are alike gets nothing of this: no mask, no choice, no scanned input.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +14,14 @@ import jax.numpy as jnp
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._rotary import Rotary, rotary
 
+_PLAIN, _LOCAL, _NONE = "plain", "window's", "none"  # ways in which a layer is rotated
+
 
 class Shared(NamedTuple):
     """What all layers read."""
 
     mask: jax.Array  # (batch, length, slots), which slots a token sees
-    rotary: Rotary | None
-    local_rotary: Rotary | None = None  # of layers with a window, where theirs differs
+    rotaries: tuple[Rotary, ...] = ()  # each way in which some layer is rotated
     distance: jax.Array | None = None  # (length, slots), where layers' windows differ
 
 
@@ -27,7 +29,7 @@ class Own(NamedTuple):
     """What one layer reads; a first dimension of layers before the scan."""
 
     window: jax.Array | None = None
-    local: jax.Array | None = None
+    rotated: tuple[jax.Array, ...] = ()  # whether in each of the ways but the first
 
 
 def prepare(
@@ -40,21 +42,41 @@ def prepare(
     """
     length, slots = mask.shape[-2:]
     windows = [slots if window is None else min(window, slots) for window in config.windows or ()]
-    shared = Shared(mask, None), Own()
+    shared = Shared(mask), Own()
     return _with_windows(*_with_rotary(config, positions, dtype, *shared), windows, length, slot)
 
 
 def _with_rotary(config, positions, dtype, shared: Shared, own: Own) -> tuple[Shared, Own]:
-    if config.learned_positions:
+    kinds = _rotations(config)
+    used = sorted(set(kinds))
+    if used in ([], [_NONE]):
         return shared, own
-    kinds = [window is not None for window in config.windows or [None] * config.layers]
-    if config.local_rope_theta is None or not any(kinds):
-        return shared._replace(rotary=rotary(config, positions, dtype, local=False)), own
-    local = rotary(config, positions, dtype, local=True)
-    if all(kinds):
-        return shared._replace(rotary=local), own
-    plain = rotary(config, positions, dtype, local=False)
-    return shared._replace(rotary=plain, local_rotary=local), own._replace(local=jnp.array(kinds))
+    tables = {
+        kind: rotary(config, positions, dtype, local=kind == _LOCAL)
+        for kind in used
+        if kind != _NONE
+    }
+    if _NONE in used:  # a turn by nothing
+        cos, sin = next(iter(tables.values()))
+        tables[_NONE] = jnp.ones_like(cos), jnp.zeros_like(sin)
+    shared = shared._replace(rotaries=tuple(tables[kind] for kind in used))
+    if len(used) == 1:
+        return shared, own
+    each = (jnp.array([kind == way for kind in kinds]) for way in used[1:])
+    return shared, own._replace(rotated=tuple(each))
+
+
+def _rotations(config: DecoderConfig) -> list[str]:
+    """How each layer is rotated."""
+    if config.learned_positions:
+        return []
+    windows = config.windows or (None,) * config.layers
+    rotated = config.rotated or (True,) * config.layers
+    another = config.local_rope_theta is not None
+    return [
+        _NONE if not turns else _LOCAL if another and window is not None else _PLAIN
+        for window, turns in zip(windows, rotated, strict=True)
+    ]
 
 
 def _with_windows(shared: Shared, own: Own, windows, length, slot) -> tuple[Shared, Own]:
@@ -70,11 +92,10 @@ def _with_windows(shared: Shared, own: Own, windows, length, slot) -> tuple[Shar
 
 def of_layer(shared: Shared, own: Own) -> tuple[Rotary | None, jax.Array]:
     """One layer's rotary tables and mask."""
-    tables, mask = shared.rotary, shared.mask
-    local, window, distance = own.local, own.window, shared.distance
-    if local is not None:
-        pick = lambda near, far: jnp.where(local, near, far)  # noqa: E731
-        tables = jax.tree.map(pick, shared.local_rotary, shared.rotary)
+    mask, window, distance = shared.mask, own.window, shared.distance
+    tables, *others = shared.rotaries or (None,)
+    for its, table in zip(own.rotated, others, strict=True):
+        tables = jax.tree.map(functools.partial(jnp.where, its), table, tables)
     if window is not None and distance is not None:
         mask = mask & (distance < window)
     return tables, mask

@@ -17,6 +17,7 @@ ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, arXiv 2109.08668
 }
 
 
@@ -24,21 +25,23 @@ class MLP(nn.Module):
     """down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202), or down(act(up(x)))."""
 
     config: DecoderConfig
+    width: int | None = None  # between the two; None: the family's mlp_width
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config, act = self.config, ACTIVATION[self.config.activation]
+        width = self.width or config.mlp_width
 
         def dense(name: str, features: int) -> nn.Dense:
             return nn.Dense(features, use_bias=config.mlp_bias, name=f"{name}_proj")
 
         if not config.gated:
-            hidden = act(product(dense("up", config.mlp_width)(x)))
-        elif config.fused:
-            both = product(dense("gate_up", 2 * config.mlp_width)(x))
+            hidden = act(product(dense("up", width)(x)))
+        elif config.fused_gate_up:
+            both = product(dense("gate_up", 2 * width)(x))
             gate, up = jnp.split(both, 2, axis=-1)
             hidden = act(gate) * up
         else:
-            gate = product(dense("gate", config.mlp_width)(x))
-            hidden = act(gate) * product(dense("up", config.mlp_width)(x))
+            gate = product(dense("gate", width)(x))
+            hidden = act(gate) * product(dense("up", width)(x))
         return product(dense("down", config.width)(hidden))

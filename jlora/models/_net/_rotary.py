@@ -30,12 +30,20 @@ def rotary(config: DecoderConfig, positions: jax.Array, dtype: Any, *, local: bo
     return cos[:, :, None].astype(dtype), sin[:, :, None].astype(dtype)
 
 
-def rotate(x: jax.Array, rotary: Rotary | None) -> jax.Array:
-    """(batch, length, heads, head_dim) with its first dimensions turned, in two halves."""
+def rotate(x: jax.Array, rotary: Rotary | None, *, interleaved: bool = False) -> jax.Array:
+    """(batch, length, heads, head_dim) with its first dimensions turned.
+
+    A dimension turns with the one half of them further on, or ``interleaved`` with its neighbour.
+    """
     if rotary is None:
         return x
     cos, sin = rotary
     turned = 2 * cos.shape[-1]
     kept = [x[..., turned:]] if turned < x.shape[-1] else []
-    first, second = jnp.split(x[..., :turned] if kept else x, 2, axis=-1)
+    turning = x[..., :turned] if kept else x
+    if interleaved:
+        first, second = turning[..., ::2], turning[..., 1::2]
+        pairs = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        return jnp.concatenate([pairs.reshape(turning.shape), *kept], axis=-1)
+    first, second = jnp.split(turning, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, *kept], axis=-1)

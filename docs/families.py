@@ -1,0 +1,53 @@
+"""Writes the table of model families in `guides/models.md`, out of the registry.
+
+python docs/families.py
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+from jlora.models import _families
+from jlora.models._files import _gguf
+
+PAGE = Path(__file__).parent / "guides" / "models.md"
+BEGIN, END = "<!-- made by docs/families.py -->\n", "<!-- until here -->\n"
+
+
+def table() -> str:
+    """A row for each family: its name in config.json, what it is, whether it loads from GGUF."""
+    about = _about()
+    rows = [
+        f"| `{name}` | {about[id(family)]} | {'yes' if name in _gguf._LEAVES else ''} |\n"
+        for name, family in _families.FAMILIES.items()
+    ]
+    head = "| `model_type` | which models, and what they have | GGUF |\n|---|---|---|\n"
+    return head + "".join(rows)
+
+
+def _about() -> dict[int, str]:
+    """The first line of the file that makes each family."""
+    about = {}
+    for found in pkgutil.iter_modules(_families.__path__):
+        module = importlib.import_module(f"{_families.__name__}.{found.name}")
+        source = inspect.getsource(module)
+        for name, value in vars(module).items():
+            if isinstance(value, _families.Family) and f"\n{name} = Family(" in source:
+                about[id(value)] = (module.__doc__ or "").splitlines()[0].removesuffix(".")
+    return about
+
+
+def written(page: str) -> str:
+    """The page with the table as it should be."""
+    before, _, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{PAGE} lacks {BEGIN!r} or {END!r}")
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,34 @@
+"""Command R (Cohere 2024): attention and MLP side by side, neighbours rotated together."""
+
+from __future__ import annotations
+
+from jlora.models._families._family import Family, sizes
+from jlora.models._families._llama import ATTENTION_BIASES, LEAVES
+from jlora.models._families._rope_settings import Rope
+from jlora.models._families._settings import Activation, Biases, Heads, Same
+
+COHERE_LEAVES = {
+    **{path: leaf for path, leaf in LEAVES.items() if path != "layers/mlp_norm/scale"},
+    **ATTENTION_BIASES,
+}
+COHERE_PARTS = (
+    *(sizes("layer_norm_eps"), Heads(), Activation(), Biases()),
+    Same({"logit_scale": "logit_scale"}),
+)
+COHERE_FEATURES = {"norm": "layer_no_bias", "parallel": True, "interleaved": True}
+COHERE_DEFAULTS = {
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "logit_scale": 0.0625,
+}
+
+COHERE = Family(
+    architecture="CohereForCausalLM",
+    leaves=COHERE_LEAVES,
+    parts=(*COHERE_PARTS, Rope(theta=500_000.0)),
+    features=COHERE_FEATURES,
+    defaults=COHERE_DEFAULTS,
+    only={"use_qk_norm": (False, None)},
+)

@@ -1,0 +1,20 @@
+"""OLMo 3 (Ai2 2025): OLMo 2 with a window in three of four layers."""
+
+from __future__ import annotations
+
+from jlora.models._families._family import SIZES, Family
+from jlora.models._families._olmo2 import OLMO2, OLMO_DEFAULTS
+from jlora.models._families._rope_settings import LocalAndGlobalRope
+from jlora.models._families._settings import Activation, Biases, Heads
+from jlora.models._families._window_settings import LayerWindows
+
+OLMO3 = Family(
+    architecture="Olmo3ForCausalLM",
+    leaves=OLMO2.leaves,
+    parts=(
+        *(SIZES, Heads(), Activation(), Biases(), LayerWindows(every=4)),
+        LocalAndGlobalRope(theta=500_000.0, local_theta=500_000.0),
+    ),
+    features=OLMO2.features,
+    defaults={**OLMO_DEFAULTS, "sliding_window": 4096},
+)
