@@ -30,7 +30,7 @@ from jlora.models._files import _source
 from jlora.models._files._export import export as export
 from jlora.models._files._source import DEFAULT as DEFAULT
 from jlora.models._files._source import located as located
-from jlora.models._files._stacking import assemble, expected_shapes
+from jlora.models._files._stacking import Opened, assemble, expected_shapes
 from jlora.models._files._torch_tensors import Stored as Stored
 from jlora.models._files._torch_tensors import from_stored as from_stored
 from jlora.models._files._torch_tensors import to_stored as to_stored
@@ -137,11 +137,16 @@ def outline(source: str | Path = DEFAULT) -> Model:
         p: jax.ShapeDtypeStruct(s, "float32") for p, s in expected_shapes(opened.config).items()
     }
     params = flax.traverse_util.unflatten_dict(shapes, sep="/")
-    return Model(params, opened.config, opened.tokenizer, str(source))
+    return Model(params, opened.config, _of_model(opened), str(source))
 
 
 def load(
-    source: str | Path = DEFAULT, *, dtype: Any = jnp.float32, attention: str = "blocks"
+    source: str | Path = DEFAULT,
+    *,
+    dtype: Any = jnp.float32,
+    attention: str = "blocks",
+    template: str | None = None,
+    date: str | None = None,
 ) -> Model:
     """The model in a file, a folder, or a repository on the hub.
 
@@ -152,6 +157,8 @@ def load(
         attention: ``"blocks"`` of queries, for every model and device; or what
             `jax.nn.dot_product_attention` has: ``"cudnn"``, the fused kernel of NVIDIA GPUs, or
             ``"xla"``, all scores at once. Answering with a cache always goes by the first.
+        template: a chat template (Jinja) in the place of the model's own.
+        date: what a template takes for today, as 2026-11-27; today's if None.
 
     Raises:
         ValueError: when there is no such model, or it can't be read, or can't have this attention:
@@ -165,4 +172,16 @@ def load(
     opened = _source.opened(_source.located(source))
     _fused_attention.check(attention, opened.config, dtype)
     params = assemble(opened, dtype)
-    return Model(params, opened.config, opened.tokenizer, str(source), attention)
+    tokenizer = _of_model(opened, template, date)
+    return Model(params, opened.config, tokenizer, str(source), attention)
+
+
+def _of_model(opened: Opened, template: str | None = None, date: str | None = None) -> Tokenizer:
+    """The model's tokenizer, which knows how many tokens have an embedding."""
+    tokenizer = opened.tokenizer
+    return dataclasses.replace(
+        tokenizer,
+        rows=opened.config.vocabulary,
+        template=template or tokenizer.template,
+        date=date or tokenizer.date,
+    )

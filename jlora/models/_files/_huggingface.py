@@ -13,7 +13,7 @@ from jlora._safetensors import headers
 from jlora.models import _families
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened
-from jlora.models._text import _tokenizer
+from jlora.models._text import _from_huggingface
 
 # What older files hold beside the parameters: rotary frequencies, causal masks.
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
@@ -45,7 +45,7 @@ def opened(directory: Path) -> Opened:
     where = str(directory)
     settings = read_json_object(directory / "config.json")
     config = _families.from_huggingface(settings, f"{directory / 'config.json'}")
-    tokenizer = _tokenizer.from_huggingface(directory, settings)
+    tokenizer = _from_huggingface.from_huggingface(directory, settings)
     safetensors = requires("safetensors")
     family = _families.family_of(config.family, where)
     tensors = headers(_files(directory))
