@@ -66,7 +66,7 @@ def written(
             continue
         if not any(str(given) in result.text for given in _arguments(attempt)):
             return result
-        first = first or RefusedError("it writes the arguments of tool calls as Python, not as JSON")
+        first = first or RefusedError("it writes tool calls' arguments as Python, not as JSON")
     assert first is not None
     raise first
 

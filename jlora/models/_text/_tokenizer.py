@@ -38,9 +38,14 @@ class Tokenizer:
         """
         return self._encoded(text).ids
 
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Where each token of the text begins and ends in it, in letters."""
-        return self._encoded(text).offsets
+    def pieces(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of the text, and where each begins and ends in it, in letters.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        encoded = self._encoded(text)
+        return encoded.ids, encoded.offsets
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of the tokens, special tokens left out."""
