@@ -101,11 +101,8 @@ def _table(delimiter: str) -> Callable[[str, bytes], Iterator[Record]]:
 
 
 def _parquet(name: str, content: bytes) -> Iterator[Record]:
-    requires("pyarrow", _INSTALL)
-    requires("pyarrow.parquet", _INSTALL)
-    import pyarrow as arrow
-    from pyarrow import parquet
-
+    arrow = requires("pyarrow", _INSTALL)
+    parquet = requires("pyarrow.parquet", _INSTALL)
     try:
         values = parquet.read_table(io.BytesIO(content)).to_pylist()
     except (arrow.ArrowException, OSError, ValueError) as error:
@@ -131,10 +128,17 @@ def _gunzipped(name: str, content: bytes) -> bytes:
 
 def _unzstandard(name: str, content: bytes) -> bytes:
     zstandard = requires("zstandard", _INSTALL)
+    found = b""
     try:
-        return zstandard.ZstdDecompressor().stream_reader(content, read_across_frames=True).read()
+        while content:  # frames, one after the other
+            frame = zstandard.ZstdDecompressor().decompressobj()
+            found += frame.decompress(content)
+            if not frame.eof:
+                raise ValueError(f"{name} is no whole zstd file (its end is missing): get it again")
+            content = frame.unused_data
     except zstandard.ZstdError as error:
         raise ValueError(f"{name} is no whole zstd file ({error}): get it again") from None
+    return found
 
 
 _PACKED = {".gz": _gunzipped, ".zst": _unzstandard}
