@@ -157,8 +157,8 @@ def _after_prompt(
         raise ValueError(
             f"the model's chat template asks for message {len(messages)} with "
             f"{prompt[same:][:60]!r}, but writes {shown[same:][:60]!r} there when it has the "
-            "answer, so its answers can't be told from its prompts. Give another template, or leave "
-            "the reasoning out of the row if it has any"
+            "answer, so its answers can't be told from its prompts. Give another template, or "
+            "leave the reasoning out of the row if it has any"
         )
     rest = shown[same:]
     if _CLOSE not in rest:
