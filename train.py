@@ -496,7 +496,8 @@ def finish(job: Job, lora: Any, before: dict[str, Any]) -> None:
     same = sum(got == after["answers"][at] for at, got in zip(checked, again, strict=True))
 
     print(monitor.compared(job.held_out, scores))
-    print(f"reloaded and merged, it gives the same answer to {same} of {len(checked)} rows")
+    if checked:
+        print(f"reloaded and merged, it gives the same answer to {same} of {len(checked)} rows")
     question = data.text_of(job.held_out[checked[0]][-2]) if checked else "..."
     print(
         f"\nadapter   {out / 'adapter'}\nmetrics   {out / 'metrics.jsonl'}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -85,29 +86,25 @@ def turn_of(
 def _continued(
     before: list[int], prompt: str, written: str, tokenizer: Tokenizer
 ) -> tuple[list[int], list[Span]]:
-    """The tokens of ``written`` after those of the prompt, and where each stands."""
+    """The tokens of ``written`` after those of the prompt, and where each stands.
+
+    Raises:
+        ValueError: when no letter can stand before the answer without becoming a part of it.
+    """
     whole, places = tokenizer.pieces(written)
     if whole[: len(before)] == before:
         return whole[len(before) :], places[len(before) :]
-    # A token spans both: what it has of the answer is read as a text of its own.
+    # A token spans both: the answer is read by itself, as a text that goes on.
     border = len(prompt)
-    first = next((at for at, (start, _) in enumerate(places) if start >= border), len(places))
-    until = places[first][0] if first < len(places) else len(written)
-    split = _in_the_middle(written[border:until], tokenizer) if until > border else []
-    return split + whole[first:], [(border, until)] * len(split) + places[first:]
-
-
-# Letters that may stand before a text, so that it is read as one that goes on
-_ANCHORS = ("\n", ".", "a", "0", "(")
-
-
-def _in_the_middle(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The tokens of a text that others come before: without the mark of a beginning."""
-    for anchor in _ANCHORS:
-        alone, both = tokenizer.encode(anchor), tokenizer.encode(anchor + text)
+    for anchor in string.printable:
+        alone = tokenizer.encode(anchor)
+        both, places = tokenizer.pieces(anchor + written[border:])
         if both[: len(alone)] == alone:
-            return both[len(alone) :]
-    return tokenizer.encode(text)
+            moved = border - len(anchor)
+            return both[len(alone) :], [
+                (start + moved, end + moved) for start, end in places[len(alone) :]
+            ]
+    raise ValueError(f"the tokens of {written[border:][:60]!r} can't be told from those before it")
 
 
 _OPEN, _CLOSE = "<think>", "</think>"

@@ -181,7 +181,7 @@ def test_llama_2s_template_splits_the_token_that_spans_prompt_and_answer():
     tokens = [tokenizer.backend.id_to_token(at) for at in example.tokens]
     # "]▁" is one token to this tokenizer, and the prompt ends with "]"
     assert tokens[-14:] == [
-        "]", "▁", "al", "l", "▁", "i", "s", "▁", "w", "e", "l", "l", "▁", "</s>",
+        "]", "▁a", "l", "l", "▁", "i", "s", "▁", "w", "e", "l", "l", "▁", "</s>",
     ]  # fmt: skip
     assert "]▁" in tokenizer.backend.encode(tokenizer.render(ROWS["one answer"])).tokens
 
