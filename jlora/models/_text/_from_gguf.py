@@ -56,7 +56,15 @@ def from_gguf(fields: Mapping[str, Any], where: str) -> Tokenizer:
     except Exception as error:  # tokenizers raises bare Exceptions
         raise ValueError(f"{where}: the tokenizer in the header: {error}") from None
     backend.add_special_tokens(_of_kind(tokens, kinds, _CONTROL))
-    backend.add_tokens(_of_kind(tokens, kinds, _USER_DEFINED))
+    # found in the text as it is, or where a mark goes before each text, before that goes there
+    as_written = kind == "llama" and fields.get("tokenizer.ggml.add_space_prefix", True)
+    added = requires("tokenizers").AddedToken
+    backend.add_tokens(
+        [
+            added(token, normalized=not as_written)
+            for token in _of_kind(tokens, kinds, _USER_DEFINED)
+        ]
+    )
 
     named = {}
     for name in ("bos", "eos", "eot", "eom", "unknown", "padding"):
