@@ -30,7 +30,7 @@ from jlora.models._files import _source
 from jlora.models._files._export import export as export
 from jlora.models._files._source import DEFAULT as DEFAULT
 from jlora.models._files._source import located as located
-from jlora.models._files._stacking import Opened, assemble, expected_shapes
+from jlora.models._files._stacking import assemble, expected_shapes
 from jlora.models._files._torch_tensors import Stored as Stored
 from jlora.models._files._torch_tensors import from_stored as from_stored
 from jlora.models._files._torch_tensors import to_stored as to_stored
@@ -137,7 +137,7 @@ def outline(source: str | Path = DEFAULT) -> Model:
         p: jax.ShapeDtypeStruct(s, "float32") for p, s in expected_shapes(opened.config).items()
     }
     params = flax.traverse_util.unflatten_dict(shapes, sep="/")
-    return Model(params, opened.config, _of_model(opened), str(source))
+    return Model(params, opened.config, _of_model(opened.tokenizer, opened.config), str(source))
 
 
 def load(
@@ -172,16 +172,20 @@ def load(
     opened = _source.opened(_source.located(source))
     _fused_attention.check(attention, opened.config, dtype)
     params = assemble(opened, dtype)
-    tokenizer = _of_model(opened, template, date)
+    tokenizer = _of_model(opened.tokenizer, opened.config, template, date)
     return Model(params, opened.config, tokenizer, str(source), attention)
 
 
-def _of_model(opened: Opened, template: str | None = None, date: str | None = None) -> Tokenizer:
-    """The model's tokenizer, which knows how many tokens have an embedding."""
-    tokenizer = opened.tokenizer
+def _of_model(
+    tokenizer: Tokenizer,
+    config: DecoderConfig,
+    template: str | None = None,
+    date: str | None = None,
+) -> Tokenizer:
+    """The tokenizer as a model's, which knows how many tokens have an embedding."""
     return dataclasses.replace(
         tokenizer,
-        rows=opened.config.vocabulary,
+        rows=config.vocabulary,
         template=template or tokenizer.template,
         date=date or tokenizer.date,
     )
