@@ -241,6 +241,8 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
     config, frozen, lora = start(settings, config, axes, model.params, loss, batches)
     if not any(path.split("/")[0] in model.head_names for path in lora):
         loss = functools.partial(loss, head_trains=False)
+    if model.tokenizer.template is None:
+        print("template  the model has none: the default one is used (--template gives another)")
     print(f"train     {report}")
     print(f"held out  {len(held_out)} rows" + (f" of {asked}" if len(held_out) < asked else ""))
     print(f"shapes    (length, answers): {', '.join(map(str, batches.shapes))}")
@@ -375,7 +377,10 @@ def evaluate(job: Job, lora: Any) -> dict[str, Any]:
     answers = [""] * len(job.held_out)
     for at, got in zip(asked, answers_to(job, asked, job.frozen, lora), strict=True):
         answers[at] = got
-    right = [answers[at].strip() == data.text_of(job.held_out[at][-1]).strip() for at in asked]
+    wanted = [data.without_reasoning(data.text_of(job.held_out[at][-1])) for at in asked]
+    right = [
+        data.without_reasoning(answers[at]) == want for at, want in zip(asked, wanted, strict=True)
+    ]
     return {
         "loss": total / count,
         "exact_match": sum(right) / len(right) if right else None,

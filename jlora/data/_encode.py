@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from jlora import _words
 from jlora.data._messages import Messages, is_plain_text, text_of
 from jlora.data._turn import Example, Tokenizer, reasoning_of, turn_of
 
@@ -64,7 +65,7 @@ def encode(
         try:
             its = _examples(row, tokenizer, train_reasoning)
         except ValueError as error:
-            raise ValueError(f"row {number}: {error}") from None
+            raise _of_row(number, row, error) from None
         made += len(its)
         reasoning += not train_reasoning and any(map(reasoning_of, row))
         for tokens, answers in its:
@@ -88,7 +89,7 @@ def answerable(
     Raises:
         ValueError: when there is none.
     """
-    lengths = [_prompt_length(row, tokenizer) for row in rows]
+    lengths = [_prompt_length(number, row, tokenizer) for number, row in enumerate(rows, start=1)]
     kept = [row for row, length in zip(rows, lengths, strict=True) if length < max_length]
     if not kept:
         raise ValueError(
@@ -98,10 +99,20 @@ def answerable(
     return kept
 
 
-def _prompt_length(row: Messages, tokenizer: Tokenizer) -> int:
+def _prompt_length(number: int, row: Messages, tokenizer: Tokenizer) -> int:
     if is_plain_text(row):
         return 0
-    return len(tokenizer.encode(tokenizer.render(row[:-1], add_generation_prompt=True)))
+    try:
+        return len(tokenizer.encode(tokenizer.render(row[:-1], add_generation_prompt=True)))
+    except ValueError as error:
+        raise _of_row(number, row, error) from None
+
+
+def _of_row(number: int, row: Messages, error: ValueError) -> ValueError:
+    """The error with its row: by what it says too, since rows that are held out count apart."""
+    return ValueError(
+        f"row {number}: {error} (the row begins: {_words.one_line(text_of(row[0]), 60)})"
+    )
 
 
 def _examples(row: Messages, tokenizer: Tokenizer, train_reasoning: bool) -> list[Example]:

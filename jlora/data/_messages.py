@@ -42,6 +42,11 @@ def text_of(message: Mapping[str, Any]) -> str:
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
+def without_reasoning(text: str) -> str:
+    """An answer without the ``<think>...</think>`` before it, as a person reads it."""
+    return text.rpartition("</think>")[2].strip()
+
+
 def conversation(messages: Any, key: str, notes: Notes) -> Messages:
     """The messages in the form that `Messages` describes; the last is the assistant's.
 

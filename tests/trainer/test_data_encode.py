@@ -3,7 +3,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, pre_tokenizers
 from tokenizers import models as kinds
 
-from jlora.data import encode
+from jlora.data import answerable, encode, without_reasoning
 from jlora.models import Tokenizer
 
 
@@ -244,3 +244,10 @@ def test_a_row_that_the_template_refuses_is_named():
     late = [{"role": "assistant", "content": "s", "weight": 0}, *conversation("q", "a")]
     with pytest.raises(ValueError, match="row 2: the chat template of here: only users"):
         encode([conversation("q", "a"), late], tokenizer(refusing), max_length=99)
+    with pytest.raises(ValueError, match=r"row 1: .*only users \(the row begins: s\)"):
+        answerable([late], tokenizer(refusing), max_length=99)
+
+
+def test_an_answer_is_read_without_its_reasoning():
+    assert without_reasoning("<think>hm</think>\n\n four ") == "four"
+    assert without_reasoning("\n</think>\n\nfour") == without_reasoning(" four") == "four"

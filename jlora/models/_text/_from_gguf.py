@@ -36,7 +36,7 @@ def from_gguf(fields: Mapping[str, Any], where: str) -> Tokenizer:
     Raises:
         ValueError: when it is of a kind that is not read, or an entry is missing or of no use.
     """
-    kind = fields.get("tokenizer.ggml.model")
+    kind = str(fields.get("tokenizer.ggml.model", "missing"))
     if kind not in _KINDS:
         raise ValueError(
             f"{where}: the tokenizer is {_SAID.get(kind, f'of kind {kind!r}')}, but from GGUF "
@@ -45,10 +45,8 @@ def from_gguf(fields: Mapping[str, Any], where: str) -> Tokenizer:
         )
     tokens = _strings(fields, "tokens", where)
     kinds = fields.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
-    if len(kinds) != len(tokens):
-        raise ValueError(
-            f"{where}: the header has {len(tokens)} tokens and {len(kinds)} kinds of them"
-        )
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise ValueError(f"{where}: the header has not one kind for each of {len(tokens)} tokens")
     try:
         backend = _KINDS[kind](fields, tokens, kinds, where)
     except ValueError:
@@ -144,7 +142,7 @@ def _sentencepiece(
 
 
 _KINDS = {"gpt2": _byte_level, "llama": _sentencepiece}
-_SAID = {"bert": "WordPiece ('bert')", "t5": "SentencePiece's Unigram ('t5')", None: "missing"}
+_SAID = {"bert": "WordPiece ('bert')", "t5": "SentencePiece's Unigram ('t5')", "missing": "missing"}
 
 
 def _strings(fields: Mapping[str, Any], name: str, where: str) -> list[str]:

@@ -22,7 +22,9 @@ def from_huggingface(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
     """
     tokenizers = requires("tokenizers")
     path = directory / "tokenizer.json"
-    if path.is_file() and (size := path.stat().st_size) > _LARGEST:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: expected a file, and it is a folder, a pipe or a device")
+    if path.exists() and (size := path.stat().st_size) > _LARGEST:
         raise ValueError(
             f"{path} is of {_words.size(size)}, and no tokenizer has more than "
             f"{_words.size(_LARGEST)}: get the file again"
@@ -47,6 +49,8 @@ def from_huggingface(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
         stops += value if isinstance(value, list) else [value]
     stops.append(backend.token_to_id(special["eos_token"]) if "eos_token" in special else None)
     stop_ids = tuple(dict.fromkeys(at for at in stops if at is not None))
+    if odd := [at for at in stop_ids if type(at) is not int or backend.id_to_token(at) is None]:
+        raise ValueError(f"{directory}: eos_token_id is {odd[0]!r}, which is no token's number")
     if not stop_ids:
         raise ValueError(
             f"{directory}: none of generation_config.json, config.json and tokenizer_config.json "
@@ -60,11 +64,17 @@ def from_huggingface(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
 
 def _template(directory: Path, own: Mapping[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
-    if file.exists():
-        return file.read_text(encoding="utf-8")
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} can't be read: {error}") from None
     template = own.get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if isinstance(template, list):  # several, by name
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = {each.get("name"): each.get("template") for each in entries}.get("default")
+    if not isinstance(template, str | None):
+        raise ValueError(f"{directory / 'tokenizer_config.json'}: the chat_template is no text")
     return template
 
 
