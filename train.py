@@ -10,6 +10,7 @@ Runs on whatever JAX finds: CPU, GPU or TPU.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
@@ -26,7 +27,16 @@ from tqdm import tqdm
 
 import jlora
 from jlora import checkpoint, compiled, data, models, monitor
-from jlora.settings import by_pattern, check, parse, setting, whole_numbers
+from jlora.settings import (
+    by_pattern,
+    check,
+    day,
+    names,
+    parse,
+    setting,
+    text_of_file,
+    whole_numbers,
+)
 
 # ------------------------------------------------------------------------------------------------
 # Settings. Each field is a flag; those in FREE may change when a run is resumed.
@@ -42,8 +52,18 @@ class Settings:
     )
     data: str = setting(
         "home-assistant",
-        "home-assistant, or a JSONL file whose rows hold messages, prompt and completion, "
-        "or instruction, input and output",
+        "home-assistant, or rows of messages, prompt and completion, instruction and output, text: "
+        "a file (JSONL, JSON, CSV, Parquet), a folder, - for standard input, a hub data set",
+    )
+    columns: dict[str, str] | None = setting(
+        None, "other names of the rows' keys, as prompt=question,completion=answer", read=names
+    )
+    template: str = setting(
+        "", "file: a chat template in the place of the model's own", read=text_of_file
+    )
+    train_reasoning: bool = setting(False, "train the reasoning in answers too")
+    date: str = setting(
+        "", "what templates take for today (the day on which the run began)", read=day
     )
     out: str = setting("runs/home-assistant", "folder for everything that the run writes")
     steps: int = setting(480, "updates of the adapter", least=1)
@@ -134,10 +154,10 @@ def settle(given: dict[str, Any], run: checkpoint.Run) -> Settings:
         raise ValueError("--resume and --overwrite exclude each other: choose one")
     if not resume:
         run.claim(overwrite=overwrite)
-        return Settings(**given)
+        return Settings(**{"date": datetime.date.today().isoformat(), **given})
     begun = {**dataclasses.asdict(Settings()), **run.settings["settings"]}
     changed = [
-        f"{name} was {begun[name]!r}, now {value!r}"
+        f"{name} was {_shortened(begun[name])}, now {_shortened(value)}"
         for name, value in given.items()
         if name not in FREE and begun[name] != value
     ]
@@ -149,6 +169,10 @@ def settle(given: dict[str, Any], run: checkpoint.Run) -> Settings:
     return Settings(**{**begun, **given})
 
 
+def _shortened(value: Any) -> str:
+    return repr(value) if len(repr(value)) < 100 else f"{repr(value)[:100]}..."
+
+
 # ------------------------------------------------------------------------------------------------
 # Data
 # ------------------------------------------------------------------------------------------------
@@ -158,7 +182,7 @@ def load_rows(settings: Settings) -> tuple[list[data.Messages], list[data.Messag
     """Conversations (train, held out)."""
     if settings.data == "home-assistant":
         return data.home_assistant(settings.train_rows, settings.eval_rows, seed=settings.seed)
-    rows = data.read_rows(settings.data)
+    rows = data.read_rows(settings.data, columns=settings.columns, say=print)
     # Your own file is measured on at most a tenth of its rows.
     count = max(1, min(settings.eval_rows, len(rows) // 10))
     return data.hold_out(rows, count, seed=settings.seed)
@@ -191,7 +215,13 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
     """Loads and checks everything; nothing is written and nothing trained yet."""
     config, tx = configuration(settings), optimizer(settings)
     rows, held_out = load_rows(settings)
-    model = models.load(settings.model, dtype=settings.dtype, attention=settings.attention)
+    model = models.load(
+        settings.model,
+        dtype=settings.dtype,
+        attention=settings.attention,
+        template=settings.template,
+        date=settings.date,
+    )
     if settings.max_length + settings.max_new_tokens > model.config.max_length:
         raise ValueError(
             f"--max-length {settings.max_length} and --max-new-tokens {settings.max_new_tokens} "
@@ -199,8 +229,9 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
         )
     asked = len(held_out)
     held_out = data.answerable(held_out, model.tokenizer, max_length=settings.max_length)
-    examples, report = data.encode(rows, model.tokenizer, max_length=settings.max_length)
-    measured, _ = data.encode(held_out, model.tokenizer, max_length=settings.max_length)
+    limits = {"max_length": settings.max_length, "train_reasoning": settings.train_reasoning}
+    examples, report = data.encode(rows, model.tokenizer, **limits)
+    measured, _ = data.encode(held_out, model.tokenizer, **limits)
     batches = data.Batches(examples, batch_size=settings.batch_size, seed=settings.seed)
 
     # (params, batch) -> (summed loss of the answers' tokens, how many)
@@ -210,6 +241,8 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
     config, frozen, lora = start(settings, config, axes, model.params, loss, batches)
     if not any(path.split("/")[0] in model.head_names for path in lora):
         loss = functools.partial(loss, head_trains=False)
+    if model.tokenizer.template is None:
+        print("template  the model has none: the default one is used (--template gives another)")
     print(f"train     {report}")
     print(f"held out  {len(held_out)} rows" + (f" of {asked}" if len(held_out) < asked else ""))
     print(f"shapes    (length, answers): {', '.join(map(str, batches.shapes))}")
@@ -321,15 +354,14 @@ def update_step(job: Job) -> Callable[..., Any]:
 RESULTS = "results"  # the scores, where a person and a resumed run find them
 
 
-def answers_to(job: Job, rows: Sequence[data.Messages], *weights: Any) -> list[str]:
-    """The model's greedy answers to the conversations without their own."""
-    questions = [row[:-1] for row in rows]
+def answers_to(job: Job, held_out: Sequence[int], *weights: Any) -> list[str]:
+    """The model's greedy answers to these of the held-out rows, without their own."""
     return models.answer(
         job.model,
-        questions,
+        [job.held_out[at][:-1] for at in held_out],
         *weights,
         max_new_tokens=job.settings.max_new_tokens,
-        batch_size=min(64, len(rows)),
+        batch_size=max(1, min(64, len(held_out))),
     )
 
 
@@ -341,14 +373,24 @@ def evaluate(job: Job, lora: Any) -> dict[str, Any]:
         for step in range(job.held_out_batches.per_epoch)
     ]
     total, count = (float(sum(part)) for part in zip(*sums, strict=True))
-    answers = answers_to(job, job.held_out, job.frozen, lora)
-    wanted = [row[-1]["content"].strip() for row in job.held_out]
-    right = [got.strip() == want for got, want in zip(answers, wanted, strict=True)]
+    asked = [at for at, row in enumerate(job.held_out) if asks(row)]
+    answers = [""] * len(job.held_out)
+    for at, got in zip(asked, answers_to(job, asked, job.frozen, lora), strict=True):
+        answers[at] = got
+    wanted = [data.without_reasoning(data.text_of(job.held_out[at][-1])) for at in asked]
+    right = [
+        data.without_reasoning(answers[at]) == want for at, want in zip(asked, wanted, strict=True)
+    ]
     return {
         "loss": total / count,
-        "exact_match": sum(right) / len(right),
+        "exact_match": sum(right) / len(right) if right else None,
         "answers": answers,
     }
+
+
+def asks(row: data.Messages) -> bool:
+    """Whether the row has a question: one of plain text has none."""
+    return len(row) > 1
 
 
 def measured_before(job: Job) -> dict[str, Any]:
@@ -454,16 +496,18 @@ def finish(job: Job, lora: Any, before: dict[str, Any]) -> None:
     )
     restored, _ = checkpoint.restore(out / "adapter", base=base)
     merged = jlora.merge(base, restored)
-    rows = job.held_out[:CHECKED]
-    same = sum(map(str.__eq__, answers_to(job, rows, merged), after["answers"]))
+    checked = [at for at, row in enumerate(job.held_out) if asks(row)][:CHECKED]
+    again = answers_to(job, checked, merged)
+    same = sum(got == after["answers"][at] for at, got in zip(checked, again, strict=True))
 
     print(monitor.compared(job.held_out, scores))
-    print(f"reloaded and merged, it gives the same answer to {same} of {len(rows)} rows")
+    if checked:
+        print(f"reloaded and merged, it gives the same answer to {same} of {len(checked)} rows")
+    question = data.text_of(job.held_out[checked[0]][-2]) if checked else "..."
     print(
         f"\nadapter   {out / 'adapter'}\nmetrics   {out / 'metrics.jsonl'}\n"
         f"figure    {out / 'training.png'}\n\n"
-        f"python -m jlora generate --adapter {out / 'adapter'} "
-        f"--prompt {json.dumps(job.held_out[0][-2]['content'])}"
+        f"python -m jlora generate --adapter {out / 'adapter'} --prompt {json.dumps(question)}"
     )
 
 
@@ -478,7 +522,7 @@ def check_identity(run: checkpoint.Run, identity: dict[str, Any]) -> None:
 
 def system_of(job: Job) -> str | None:
     """The system message, if all rows have the same one: answers need it again."""
-    first = {row[0]["content"] if row[0]["role"] == "system" else None for row in job.held_out}
+    first = {data.text_of(row[0]) if row[0]["role"] == "system" else None for row in job.held_out}
     return first.pop() if len(first) == 1 else None
 
 

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 
-def requires(package: str) -> Any:
+def requires(package: str, install: str = '"jlora[train]"') -> Any:
     """The imported package.
 
     Raises:
@@ -16,5 +16,5 @@ def requires(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise ValueError(
-            f'the package {package} is needed for this: pip install "jlora[train]" ({error})'
+            f"the package {package} is needed for this: pip install {install} ({error})"
         ) from None

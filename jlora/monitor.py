@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from jlora.data import text_of
+
 
 class Metrics:
     """A JSON line for each step, on disk as soon as it is written.
@@ -93,7 +95,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def draw(
-    path: str | Path, metrics: list[dict[str, Any]], scores: Mapping[str, Mapping[str, float]]
+    path: str | Path, metrics: list[dict[str, Any]], scores: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Writes a PNG: the loss of each step, and the exact match before and after.
 
@@ -115,9 +117,13 @@ def draw(
         left.plot(step, score["loss"], "o", color="tab:red", label=label)
     left.set(xlabel="step", ylabel="loss per answer token", ylim=(0, None))
     left.legend(frameon=False)
-    bars = right.bar(list(scores), [100 * score["exact_match"] for score in scores.values()])
-    right.bar_label(bars, fmt="%.0f %%")
-    right.set(ylabel="exact match, %", ylim=(0, 110))
+    matches = [score["exact_match"] for score in scores.values()]
+    if None in matches:  # rows of plain text ask for no answer
+        right.set_axis_off()
+    else:
+        bars = right.bar(list(scores), [100 * match for match in matches])
+        right.bar_label(bars, fmt="%.0f %%")
+        right.set(ylabel="exact match, %", ylim=(0, 110))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -139,22 +145,27 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def compared(
-    rows: Sequence[Sequence[Mapping[str, str]]], scores: Mapping[str, Any], *, shown: int = 5
+    rows: Sequence[Sequence[Mapping[str, Any]]], scores: Mapping[str, Any], *, shown: int = 5
 ) -> str:
     """Some answers and all scores, before and after, to be read.
 
     Args:
         rows: the conversations that were measured, each with the wanted answer last.
-        scores: by name (``before``, ``after``): ``loss``, ``exact_match`` and ``answers``.
+        scores: by name (``before``, ``after``): ``loss``, ``exact_match`` (None where no row asks
+            for an answer) and ``answers``.
         shown: how many answers.
     """
     lines = []
-    for at, row in enumerate(rows[:shown]):
-        lines += ["", f"  {row[-2]['content']}", f"    wanted  {row[-1]['content']}"]
+    asking = [at for at, row in enumerate(rows) if len(row) > 1]
+    for at in asking[:shown]:
+        asked, wanted = (text_of(message) for message in rows[at][-2:])
+        lines += ["", f"  {asked}", f"    wanted  {wanted}"]
         lines += [f"    {name:<6}  {_short(its['answers'][at])}" for name, its in scores.items()]
     lines += ["", f"{len(rows)} held-out rows    loss per token    exact match"]
     for name, its in scores.items():
-        lines.append(f"  {name:<16}  {its['loss']:14.3f}  {100 * its['exact_match']:11.1f} %")
+        match = its["exact_match"]
+        shown_match = f"{'-':>13}" if match is None else f"{100 * match:11.1f} %"
+        lines.append(f"  {name:<16}  {its['loss']:14.3f}  {shown_match}")
     return "\n".join(lines)
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -90,6 +92,30 @@ def by_pattern(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f'{text!r}: expected a JSON object such as {{"q_proj": 4}}')
     return value
+
+
+def names(text: str) -> dict[str, str]:
+    """``prompt=question,completion=answer`` as a dict, for `setting`."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and value.strip() for name, _, value in pairs):
+        raise ValueError(f"{text!r}: expected names such as prompt=question,completion=answer")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def text_of_file(path: str) -> str:
+    """What is written in the file, for `setting`: the setting is the text, wherever it was."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from None
+
+
+def day(text: str) -> str:
+    """A date such as 2026-11-27, for `setting`."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"{text!r}: expected a date such as 2026-11-27") from None
 
 
 def _argument(read: Callable[[str], Any]) -> Callable[[str], Any]:

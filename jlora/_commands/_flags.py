@@ -122,7 +122,13 @@ def load_model(args: argparse.Namespace) -> Adapted:
     from jlora import compiled, models
 
     compiled.keep()
-    model = models.load(source, dtype=args.dtype or known.get("dtype", "float32"))
+    trained = known.get("settings", {})  # with this template and on this day
+    model = models.load(
+        source,
+        dtype=args.dtype or known.get("dtype", "float32"),
+        template=trained.get("template"),
+        date=trained.get("date"),
+    )
     params = model.params
     if directory:
         params = jlora.merge(params, _adapter(directory, model))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jlora.data._encode import Example
+from jlora.data._turn import Example
 
 # tokens (batch, length) int32; positions (batch, answers) int32, whose next token is an answer;
 # labels (batch, answers) int32, those next tokens; weights (batch, answers) float32, 0 for padding.

@@ -4,45 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
 
-from jlora.data._rows import Messages
-
-
-class Tokenizer(Protocol):
-    """What `encode` asks of a tokenizer."""
-
-    @property
-    def stop_ids(self) -> Sequence[int]:
-        """The tokens that end a turn."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """The tokens of the text."""
-        ...
-
-    def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-        """The text of the conversation in the model's chat template."""
-        ...
-
-
-class Example(NamedTuple):
-    """One conversation as the model reads it.
-
-    Example:
-        >>> from jlora.data import Example
-        >>> example = Example(tokens=[5, 3, 7, 1], answers=[1, 2])
-        >>> [example.tokens[position + 1] for position in example.answers]  # what is to be said
-        [7, 1]
-    """
-
-    tokens: list[int]
-    answers: list[int]  # positions whose next token belongs to an answer
+from jlora import _words
+from jlora.data._messages import Messages, is_plain_text, text_of
+from jlora.data._turn import Example, Tokenizer, reasoning_of, turn_of
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodeReport:
-    """What the length limit did to the rows.
+    """What became of the rows.
 
     Example:
         >>> from jlora.data import EncodeReport
@@ -54,57 +24,81 @@ class EncodeReport:
     cut: int  # longer than the limit, and trained on without their end
     dropped: int  # no token of their answers was within the limit
     max_length: int
+    examples: int | None = None  # made of the rows, where a row became several
+    reasoning: int = 0  # rows whose reasoning is read and not trained on
 
     def __str__(self) -> str:
+        several = self.examples is not None and self.examples != self.rows
+        rows = f"{self.rows} rows as {self.examples} examples" if several else f"{self.rows} rows"
+        thought = f"; the reasoning of {self.reasoning} is not trained on" if self.reasoning else ""
         if not (self.cut or self.dropped):
-            return f"{self.rows} rows, none longer than {self.max_length} tokens"
+            return f"{rows}, none longer than {self.max_length} tokens{thought}"
         return (
-            f"{self.rows} rows, {self.cut + self.dropped} longer than {self.max_length} tokens: "
+            f"{rows}, {self.cut + self.dropped} longer than {self.max_length} tokens: "
             f"{self.cut} cut, {self.dropped} dropped because nothing of the answer was left"
+            f"{thought}"
         )
 
 
 def encode(
-    rows: Sequence[Messages], tokenizer: Tokenizer, *, max_length: int
+    rows: Sequence[Messages],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    train_reasoning: bool = False,
 ) -> tuple[list[Example], EncodeReport]:
     """The examples of at most ``max_length`` tokens, and a report of what was cut.
 
-    Each turn of the assistant is an answer, from its first token to the one that ends the turn.
-    Prompts are tokenized apart from answers, as they are when the model generates.
+    Each turn of the assistant is an answer, from its first token to the one that ends the turn; or
+    what the template's ``{% generation %}`` encloses. What stands before an answer is, token for
+    token, what the model reads when it generates one: a token that would span both is split there.
+    Where a template writes a turn in another way once others follow, or where such a split would
+    fall into an earlier turn, each turn becomes an example of its own.
 
     Args:
-        rows: conversations.
-        tokenizer: the model's, `jlora.models.Model.tokenizer`.
-        max_length: tokens of a prompt and its answers together.
+        rows: from `read_rows`.
+        tokenizer: a model's.
+        max_length: of an example, in tokens.
+        train_reasoning: the reasoning in an answer is trained too, not only read.
 
     Raises:
-        ValueError: when a chat template rewrites earlier turns, so that no prefix of the text is
-            the prompt; or when the limit leaves no answer at all.
+        ValueError: naming the row that the model's chat template does not take, or leaves a part
+            of out; or when the limit leaves no answer at all.
 
     Example:
         >>> import jlora
         >>> class Bytes:  # stands for `jlora.models.Tokenizer`
-        ...     stop_ids = (10,)  # a turn ends with its line
+        ...     stop_ids, begin = (10,), ""  # a turn ends with its line
+        ...     def pieces(self, text):
+        ...         return list(text.encode()), [(at, at + 1) for at in range(len(text))]
         ...     def encode(self, text):
-        ...         return list(text.encode())
+        ...         return self.pieces(text)[0]
         ...     def render(self, messages, *, add_generation_prompt=False):
         ...         return "".join(message["content"] + "\\n" for message in messages)
+        ...     def rendered(self, messages, **options):
+        ...         return self.render(messages, **options), None
         >>> row = [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]
         >>> [example], report = jlora.data.encode([row], Bytes(), max_length=256)
         >>> bytes(example.tokens), example.answers
         (b'2+2\\n4\\n', [3, 4])
     """
     examples: list[Example] = []
-    cut = dropped = 0
-    for index, row in enumerate(rows):
-        tokens, answers = _encode(row, tokenizer, index)
-        if len(tokens) > max_length:
-            tokens = tokens[:max_length]
-            answers = [position for position in answers if position + 1 < max_length]
-            cut, dropped = (cut + 1, dropped) if answers else (cut, dropped + 1)
-        if answers:
-            examples.append(Example(tokens, answers))
-    report = EncodeReport(len(rows), cut, dropped, max_length)
+    cut = dropped = made = reasoning = 0
+    for number, row in enumerate(rows, start=1):
+        try:
+            its = _examples(row, tokenizer, train_reasoning)
+        except ValueError as error:
+            raise _of_row(number, row, error) from None
+        made += len(its)
+        reasoning += not train_reasoning and any(map(reasoning_of, row))
+        for tokens, answers in its:
+            if len(tokens) > max_length:
+                tokens = tokens[:max_length]
+                answers = [position for position in answers if position + 1 < max_length]
+                cut, dropped = (cut + 1, dropped) if answers else (cut, dropped + 1)
+            if answers:
+                examples.append(Example(tokens, answers))
+    report = EncodeReport(len(rows), cut, dropped, max_length, made, reasoning)
     if not examples:
         raise ValueError(f"no row has an answer within the length limit: {report}")
     return examples, report
@@ -126,18 +120,21 @@ def answerable(
     Example:
         >>> import jlora
         >>> class Bytes:  # stands for `jlora.models.Tokenizer`
-        ...     stop_ids = (10,)  # a turn ends with its line
+        ...     stop_ids, begin = (10,), ""  # a turn ends with its line
+        ...     def pieces(self, text):
+        ...         return list(text.encode()), [(at, at + 1) for at in range(len(text))]
         ...     def encode(self, text):
-        ...         return list(text.encode())
+        ...         return self.pieces(text)[0]
         ...     def render(self, messages, *, add_generation_prompt=False):
         ...         return "".join(message["content"] + "\\n" for message in messages)
+        ...     def rendered(self, messages, **options):
+        ...         return self.render(messages, **options), None
         >>> row = [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]
         >>> long = [{"role": "user", "content": "two and two"}, row[-1]]
         >>> jlora.data.answerable([row, long], Bytes(), max_length=8) == [row]
         True
     """
-    prompts = (tokenizer.render(row[:-1], add_generation_prompt=True) for row in rows)
-    lengths = [len(tokenizer.encode(prompt)) for prompt in prompts]
+    lengths = [_prompt_length(number, row, tokenizer) for number, row in enumerate(rows, start=1)]
     kept = [row for row, length in zip(rows, lengths, strict=True) if length < max_length]
     if not kept:
         raise ValueError(
@@ -147,28 +144,51 @@ def answerable(
     return kept
 
 
-def _encode(row: Messages, tokenizer: Tokenizer, index: int) -> tuple[list[int], list[int]]:
-    tokens: list[int] = []
-    answers: list[int] = []
-    done = ""
-    for turn, message in enumerate(row):
-        if message["role"] != "assistant":
+def _prompt_length(number: int, row: Messages, tokenizer: Tokenizer) -> int:
+    if is_plain_text(row):
+        return 0
+    try:
+        return len(tokenizer.encode(tokenizer.render(row[:-1], add_generation_prompt=True)))
+    except ValueError as error:
+        raise _of_row(number, row, error) from None
+
+
+def _of_row(number: int, row: Messages, error: ValueError) -> ValueError:
+    """The error with its row: by what it says too, since rows that are held out count apart."""
+    return ValueError(
+        f"row {number}: {error} (the row begins: {_words.one_line(text_of(row[0]), 60)})"
+    )
+
+
+def _examples(row: Messages, tokenizer: Tokenizer, train_reasoning: bool) -> list[Example]:
+    """The row's turns, as many in one example as the template lets stand together."""
+    if is_plain_text(row):
+        return [_of_text(text_of(row[0]), tokenizer)]
+    trained = [
+        turn
+        for turn, message in enumerate(row)
+        if message["role"] == "assistant" and message.get("weight") != 0
+    ]
+    examples: list[Example] = []
+    for turn in reversed(trained):
+        messages = row[: turn + 1]
+        tokens, answers = turn_of(messages, tokenizer, train_reasoning, last=turn == trained[-1])
+        whole = examples[-1] if examples else None
+        if not answers:
             continue
-        prompt = tokenizer.render(row[:turn], add_generation_prompt=True)
-        answered = tokenizer.render(row[: turn + 1])
-        if not (prompt.startswith(done) and answered.startswith(prompt)):
-            raise ValueError(
-                f"row {index + 1}: the model's chat template rewrites earlier turns when turn "
-                f"{turn + 1} is added, so its answers can't be told from its prompts. "
-                "Give conversations of one question and one answer"
-            )
-        tokens += tokenizer.encode(prompt[len(done) :])
-        turn_tokens = tokenizer.encode(answered[len(prompt) :])
-        ends = [i for i, token in enumerate(turn_tokens) if token in tokenizer.stop_ids]
-        if not ends:  # a template without an end of turn: the model must still learn to stop
-            turn_tokens.append(tokenizer.stop_ids[0])
-        length = ends[0] + 1 if ends else len(turn_tokens)
-        answers += range(len(tokens) - 1, len(tokens) - 1 + length)
-        tokens += turn_tokens
-        done = answered
-    return tokens[: answers[-1] + 2], answers  # what follows the last answer teaches nothing
+        if whole is not None and whole.tokens[: len(tokens)] == tokens:
+            examples[-1] = Example(whole.tokens, [*answers, *whole.answers])
+        else:
+            examples.append(Example(tokens, answers))
+    if not examples:
+        raise ValueError("the {% generation %} of the model's chat template encloses no answer")
+    return examples[::-1]
+
+
+def _of_text(text: str, tokenizer: Tokenizer) -> Example:
+    """All of a text, between the tokens that the model knows as beginning and end."""
+    begins = tokenizer.begin and not text.startswith(tokenizer.begin)
+    tokens = tokenizer.encode(tokenizer.begin + text if begins else text)
+    if tokens[-1] not in tokenizer.stop_ids:
+        tokens = [*tokens, tokenizer.stop_ids[0]]
+    return Example(tokens, list(range(len(tokens) - 1)))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jlora.data import _household
-from jlora.data._rows import Messages
+from jlora.data._messages import Messages
 
 SYSTEM = "Reply with a JSON call."
 HELD_OUT = 0.1  # share of the templates that only the test split uses

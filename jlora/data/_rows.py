@@ -1,39 +1,47 @@
-"""A person's rows: JSON lines into conversations, or one error that names every bad line."""
+"""A person's rows as conversations, or one error that names every row that can't be used."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jlora import _words
+from jlora.data._messages import Messages, Notes, is_plain_text
+from jlora.data._shapes import KEYS, conversation_of
+from jlora.data._sources import sources
 
-# A conversation: {"role": "system" | "user" | "assistant", "content": text}, the assistant last.
-Messages = list[dict[str, str]]
-
-_ROLES = ("system", "user", "assistant")
 _EXPECTED = (
     "Expected one JSON object a line, UTF-8: "
     '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, '
-    '{"prompt": ..., "completion": ...} or {"instruction": ..., "input": ..., "output": ...}'
+    '{"prompt": ..., "completion": ...} or {"instruction": ..., "input": ..., "output": ...}; or '
+    "what the guide on data names. Other names of keys go by columns: prompt=question"
 )
-_SHOWN = 5  # bad lines that an error spells out
+_SHOWN = 5  # bad rows that an error spells out
 
 
-def read_rows(path: str | Path) -> list[Messages]:
-    """The conversations of a JSONL file, one a line.
+def read_rows(
+    source: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    say: Callable[[str], object] = warnings.warn,
+) -> list[Messages]:
+    """The conversations of a file, a folder of files, standard input (``-``) or a hub data set.
 
-    A row holds ``messages``, or ``prompt`` and ``completion``, or ``instruction``, ``output`` and
-    perhaps ``input``. Other keys are ignored.
+    A row holds ``messages``, ``conversations``, ``prompt`` and ``completion``, ``instruction`` and
+    ``output``, ``chosen`` and ``rejected``, or ``text``.
 
     Args:
-        path: of the file, UTF-8.
+        source: JSON lines, a JSON array, CSV or Parquet, perhaps compressed.
+        columns: names of keys, ours to the rows' own: ``{"prompt": "question"}``.
+        say: called with a line about what was left aside.
 
     Raises:
-        ValueError: when the file is missing, empty or no text, or when lines can't be used: every
-            one is counted, the first few are named.
+        ValueError: when there is no such source, or nothing in it; or when rows can't be used:
+            every one is counted, the first few are named.
 
     Example:
         >>> import pathlib
@@ -45,32 +53,46 @@ def read_rows(path: str | Path) -> list[Messages]:
         ...     jlora.data.read_rows(path)
         [[{'role': 'user', 'content': '2 + 2'}, {'role': 'assistant', 'content': '4'}]]
     """
-    path = Path(path)
+    columns = dict(columns or {})
+    if unknown := sorted(columns.keys() - set(KEYS)):
+        raise ValueError(f"columns: {unknown[0]!r} is none of {', '.join(KEYS)}")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text (byte {error.start}). {_EXPECTED}") from None
-    except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror}. {_EXPECTED}") from None
-    if "\0" in text:
-        raise ValueError(f"{path} is no text: it holds zero bytes. {_EXPECTED}")
-    if not text.strip():
-        raise ValueError(f"{path} is empty. {_EXPECTED}")
-    lines = text.split("\n")
-    while not lines[-1].strip():
-        lines.pop()
+        found = sources(source)
+        rows = [row for its in found for row in _rows(its.name, its.records, columns, say)]
+    except ValueError as error:
+        told = str(error)
+        raise ValueError(told if _EXPECTED in told else f"{told}. {_EXPECTED}") from None
+    if not rows:
+        raise ValueError(f"{source} is empty. {_EXPECTED}")
+    if len(found) > 1:
+        say(f"{len(rows)} rows from {len(found)} files: {_words.named(s.name for s in found)}")
+    return rows
+
+
+def _rows(
+    name: str, records: Any, columns: Mapping[str, str], say: Callable[[str], object]
+) -> list[Messages]:
     rows: list[Messages] = []
     problems: list[str] = []
-    for number, line in enumerate(lines, start=1):
+    notes = Notes()
+    unit = "row"
+    for place, value in records:
+        unit = place.split()[0]
         try:
-            rows.append(_row(line))
+            if isinstance(value, ValueError):
+                raise value
+            rows.append(conversation_of(value, columns, notes))
         except ValueError as error:
-            problems.append(f"line {number}: {error}")
+            problems.append(f"{place}: {_words.one_line(str(error), 300)}")
     if problems:
+        units = {"entry": "entries"}.get(unit, f"{unit}s")
         raise ValueError(
-            f"{path}: {len(problems)} of {len(lines)} lines can't be used:"
+            f"{name}: {len(problems)} of {len(rows) + len(problems)} {units} can't be used:"
             f"{_words.first_few(problems, _SHOWN)}\n{_EXPECTED}"
         )
+    if notes:
+        aside = _words.named((f"{what} ({count} times)" for what, count in notes.items()), 8)
+        say(f"{name}: left aside: {aside}")
     return rows
 
 
@@ -101,70 +123,14 @@ def hold_out(
     asked = {_key(row) for row in held_out}
     train = [row for row in rows if _key(row) not in asked]
     if not train:
+        fewer = "" if count == 1 else ", or hold out fewer"
         raise ValueError(
             f"{len(rows)} rows, {count} of them held out for evaluation, leave none to train on: "
-            "give more distinct rows, or hold out fewer"
+            f"give more distinct rows{fewer}"
         )
     return train, held_out
 
 
 def _key(row: Messages) -> str:
-    return json.dumps(row[:-1])
-
-
-def _row(line: str) -> Messages:
-    if not line.strip():
-        raise ValueError("empty")
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"a JSON {_kind(row)} where an object was expected")
-    if "messages" in row:
-        return _conversation(row["messages"])
-    if "prompt" in row or "completion" in row:
-        return _pair(_text(row, "prompt"), _text(row, "completion"))
-    if "instruction" in row or "output" in row:
-        instruction, output = _text(row, "instruction"), _text(row, "output")
-        context = _text(row, "input", empty=True) if row.get("input") is not None else ""
-        return _pair(f"{instruction}\n\n{context}" if context.strip() else instruction, output)
-    raise ValueError(f"no known keys, only {sorted(row)}" if row else "an object without keys")
-
-
-def _pair(question: str, answer: str) -> Messages:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def _conversation(messages: Any) -> Messages:
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("'messages' is no list of messages, or an empty one")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise ValueError(f"message {index + 1} is a {_kind(message)}, not an object")
-        role = message.get("role")
-        if role not in _ROLES:
-            raise ValueError(f"message {index + 1} has the role {role!r}, not one of {_ROLES}")
-        try:
-            _text(message, "content")
-        except ValueError as error:
-            raise ValueError(f"message {index + 1}: {error}") from None
-    if messages[-1]["role"] != "assistant":
-        raise ValueError(f"the last message is the {messages[-1]['role']}'s, not the assistant's")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
-
-
-def _text(row: dict[str, Any], key: str, *, empty: bool = False) -> str:
-    if key not in row:
-        raise ValueError(f"{key!r} is missing (found {sorted(row)})")
-    value = row[key]
-    if not isinstance(value, str):
-        raise ValueError(f"{key!r} is a {_kind(value)}, not text")
-    if not empty and not value.strip():
-        raise ValueError(f"{key!r} is empty")
-    return value
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
+    """What two rows share that ask for the same."""
+    return json.dumps(row if is_plain_text(row) else row[:-1])

@@ -183,11 +183,16 @@ def outline(source: str | Path = DEFAULT) -> Model:
         p: jax.ShapeDtypeStruct(s, "float32") for p, s in expected_shapes(opened.config).items()
     }
     params = flax.traverse_util.unflatten_dict(shapes, sep="/")
-    return Model(params, opened.config, opened.tokenizer, str(source))
+    return Model(params, opened.config, _of_model(opened.tokenizer, opened.config), str(source))
 
 
 def load(
-    source: str | Path = DEFAULT, *, dtype: Any = jnp.float32, attention: str = "blocks"
+    source: str | Path = DEFAULT,
+    *,
+    dtype: Any = jnp.float32,
+    attention: str = "blocks",
+    template: str | None = None,
+    date: str | None = None,
 ) -> Model:
     """The model in a file, a folder, or a repository on the hub.
 
@@ -199,6 +204,8 @@ def load(
             `jax.nn.dot_product_attention` has: ``"cudnn"``, the fused kernel of NVIDIA GPUs, or
             ``"xla"``, all scores at once. Answering with a cache always goes by the first. (The
             fused kernel: "FlashAttention", Dao et al. 2022, arXiv 2205.14135.)
+        template: a chat template (Jinja) in the place of the model's own.
+        date: what a template takes for today, as 2026-11-27; today's if None.
 
     Returns:
         the model, its parameters on the default device.
@@ -248,4 +255,20 @@ def load(
             stacklevel=2,
         )
     params = assemble(opened, dtype)
-    return Model(params, opened.config, opened.tokenizer, str(source), attention)
+    tokenizer = _of_model(opened.tokenizer, opened.config, template, date)
+    return Model(params, opened.config, tokenizer, str(source), attention)
+
+
+def _of_model(
+    tokenizer: Tokenizer,
+    config: DecoderConfig,
+    template: str | None = None,
+    date: str | None = None,
+) -> Tokenizer:
+    """The tokenizer as a model's, which knows how many tokens have an embedding."""
+    return dataclasses.replace(
+        tokenizer,
+        rows=config.vocabulary,
+        template=template or tokenizer.template,
+        date=date or tokenizer.date,
+    )

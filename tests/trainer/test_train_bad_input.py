@@ -60,10 +60,10 @@ def test_a_pattern_that_matches_nothing_shows_the_nearest_weights(good, capsys):
 
 def test_malformed_rows_are_named_by_their_lines(good, tmp_path, capsys):
     path = tmp_path / "bad.jsonl"
-    path.write_text('{"prompt": "a", "completion": "b"}\n\n{"prompt": 1}\n')
+    path.write_text('{"prompt": "a", "completion": "b"}\nno JSON\n{"prompt": 1}\n')
     told = refused([*good, f"--data={path}"], capsys)
     assert f"{path}: 2 of 3 lines can't be used" in told
-    assert "line 2: empty" in told
+    assert "line 2: not JSON: Expecting value at column 1" in told
     assert "line 3: 'prompt' is a number, not text" in told
 
 
@@ -139,6 +139,9 @@ def test_resuming_on_rows_that_changed_is_refused(finished, rows, tmp_path, caps
     ("arguments", "message"),
     [
         (["--layers=first"], "'first': expected whole numbers such as 0-2,5"),
+        (["--columns=prompt"], "'prompt': expected names such as prompt=question,completion="),
+        (["--template=/nowhere/chat.jinja"], "/nowhere/chat.jinja can't be read: "),
+        (["--date=today"], "'today': expected a date such as 2026-11-27"),
         (["--rank-pattern=q_proj"], """'q_proj': expected a JSON object such as {"q_proj": 4}"""),
     ],
 )

@@ -13,7 +13,7 @@ from jlora.models._families import FAMILIES
 from jlora.models._files._stacking import Opened
 from jlora.models._files._torch_tensors import Stored, linear, plain
 from jlora.models._net._config import DecoderConfig
-from jlora.models._text import _tokenizer
+from jlora.models._text import _from_gguf
 
 _LLAMA = {
     "embed/embedding": plain("token_embd.weight"),
@@ -62,7 +62,7 @@ def opened(path: Path) -> Opened:
     head = "output.weight"
     config = _header(fields, tied=head not in tensors, where=where)
     leaves = _LEAVES[config.family]
-    tokenizer = _tokenizer.from_gguf(fields, where)
+    tokenizer = _from_gguf.from_gguf(fields, where)
 
     interleaved = {
         leaves[path].name.format(layer)

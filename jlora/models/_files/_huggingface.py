@@ -16,7 +16,7 @@ from jlora.models._families import Family
 from jlora.models._files import _quantised_tensors
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened
-from jlora.models._text import _tokenizer
+from jlora.models._text import _from_huggingface
 
 # What older files hold beside the parameters: rotary frequencies, causal masks.
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
@@ -49,7 +49,7 @@ def opened(directory: Path) -> Opened:
     settings = read_json_object(directory / "config.json")
     config = _families.from_huggingface(settings, f"{directory / 'config.json'}")
     family = _families.family_of(config.family, where)
-    tokenizer = _tokenizer.from_huggingface(directory, family.flat(settings))
+    tokenizer = _from_huggingface.from_huggingface(directory, family.flat(settings))
     safetensors = requires("safetensors")
     tensors = headers(_files(directory))
     held = _by_written_name(tensors, family)

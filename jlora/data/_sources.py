@@ -1,0 +1,99 @@
+"""What a person means by rows: a file, a folder, standard input, a data set on the hub."""
+
+from __future__ import annotations
+
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from jlora import _words
+from jlora._requires import requires
+from jlora.data._formats import ENDINGS, Record, records, without_nulls
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+)?")
+STANDARD_INPUT = "-"
+
+
+class Source(NamedTuple):
+    """One place that rows come from."""
+
+    name: str
+    records: Iterator[Record]
+
+
+def sources(source: str | Path) -> list[Source]:
+    """The files, or the one other place, that rows are read from.
+
+    Raises:
+        ValueError: when there is nothing to read.
+    """
+    if str(source) == STANDARD_INPUT:
+        return [Source("standard input", records("standard input", _standard_input(), ()))]
+    path = Path(source).expanduser()
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if not _has_known_ending(path) and _HUB_ID.fullmatch(str(source)):
+            return [Source(str(source), _on_the_hub(str(source)))]
+        raise ValueError(f"{path} can't be read: No such file or directory") from None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
+        return [Source(str(file), _file(file)) for file in _files(path)]
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is no file but a pipe or a device: rows from a pipe go by -")
+    return [Source(str(path), _file(path))]
+
+
+def _file(path: Path) -> Iterator[Record]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    yield from records(str(path), content, tuple(path.suffixes))
+
+
+def _files(directory: Path) -> list[Path]:
+    """The files of rows in a folder and those below it, in the order of their names."""
+    found = [
+        path
+        for path in sorted(directory.rglob("*"))
+        if _has_known_ending(path) and path.is_file()
+        if not any(part.startswith(".") for part in path.relative_to(directory).parts)
+    ]
+    if not found:
+        raise ValueError(f"{directory} holds no file of rows ({_words.named(ENDINGS, 99)})")
+    return found
+
+
+def _has_known_ending(path: Path) -> bool:
+    return path.name.endswith(ENDINGS)
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ValueError("standard input is a terminal: give the rows as in train.py < rows.jsonl")
+    return sys.stdin.buffer.read()
+
+
+def _on_the_hub(source: str) -> Iterator[Record]:
+    """The rows of ``owner/name``, ``owner/name@revision`` or ``owner/name:split``."""
+    here = f"{source!r} is no file or folder here, and as a data set on the Hugging Face hub"
+    try:
+        datasets = requires("datasets", '"jlora[data]"')
+    except ValueError as error:
+        raise ValueError(f"{here} it can't be fetched: {error}") from None
+    name, _, split = source.partition(":")
+    name, _, revision = name.partition("@")
+    try:
+        rows = datasets.load_dataset(name, split=split or "train", revision=revision or None)
+    except Exception as error:  # a dozen types, of several libraries
+        raise ValueError(
+            f"{here} it could not be fetched: {type(error).__name__}: "
+            f"{_words.one_line(str(error), 300)}"
+        ) from None
+    for number, row in enumerate(rows, start=1):
+        yield f"row {number}", without_nulls(row)
