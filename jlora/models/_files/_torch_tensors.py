@@ -35,9 +35,7 @@ class Stored:
     name: str  # as in named_parameters, with {} for the layer
     kind: Kind
     parts: tuple[str, ...] = ()  # of experts: each expert's modules in a file, stacked along out
-    in_file: str | None = (
-        None  # the name in a file, where that is another than in memory; with parts, that of all experts
-    )
+    in_file: str | None = None  # where a file has another name; with parts, that of all experts
 
     @property
     def written(self) -> str:
