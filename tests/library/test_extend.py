@@ -195,6 +195,31 @@ def test_starts_from_data_say_that_they_are_for_loras_factors(start, name):
 
 
 @pytest.mark.parametrize("name", FOREIGN)
+def test_rebase_leaves_what_took_no_weight_as_it_is(name, tmp_path):
+    method, more = FOREIGN[name]
+    config = jlora.LoraConfig(targets=".", method=method, rank=3, rank_pattern={"up": 2}, **more)
+    axes = jlora.trace_axes(model, PARAMS, TOKENS)
+    frozen, start = jlora.split(PARAMS, config, KEY, axes=axes)
+    lora = trained(start)
+    plain, same = jlora.rebase(lora, start, config)
+    assert (plain, same) == (lora, config)
+    jlora.checkpoint.save(tmp_path / "a", plain, same, base=frozen)  # it fits its configuration
+
+
+def test_rebase_refuses_ranks_that_no_configuration_says():
+    @extend.register("half")
+    @dataclasses.dataclass(frozen=True)
+    class Half(jlora.LoraWeight):
+        def since(self, start):
+            return super().since(start) if self.shape == (7, 5) else self
+
+    config = jlora.LoraConfig(targets=".", method=Half, rank=2)
+    _, lora = jlora.split({"one": normal(7, 5), "two": normal(5, 7)}, config, KEY)
+    with pytest.raises(ValueError, match=r"one from 2 to 4, two from 2 to 2. Expected Node.since"):
+        jlora.rebase(lora, lora, config)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
 def test_a_method_of_others_is_data(name):
     frozen, one = foreign(name)
     other = jax.tree.map(lambda leaf: 0.5 * leaf, one)
