@@ -18,8 +18,7 @@ from jlora._lowrank import Axes, wide
 class Leaf:
     """A leaf that a method shall adapt, as `split` knows it."""
 
-    path: str
-    key: jax.Array  # of this leaf alone
+    key: jax.Array  # of this leaf alone, from its path
     shape: tuple[int, ...]
     axes: Axes
     rank: int  # the highest, where layers of its stack differ
@@ -30,6 +29,9 @@ class Leaf:
     dtype: str  # of A and B
     options: Mapping[str, Any]
     weight: Any = None  # the array; None unless the method reads it
+    # None in `Method.start`, which is compiled once for all leaves that are alike: what depends on
+    # the path depends on the key
+    path: str | None = None
 
     @property
     def stack(self) -> tuple[int, ...]:

@@ -307,11 +307,39 @@ def test_a_class_of_lora_is_what_split_makes(method):
         assert_close(got, x @ (frozen["w"] + 2 * lora["w"].delta()))
 
 
+def test_a_method_is_told_the_leafs_key_and_not_its_path():
+    """Leaves that are alike share one compiled start, which a path would tell apart."""
+    told = []
+
+    @extend.register("listening")
+    @dataclasses.dataclass(frozen=True)
+    class Listening(jlora.LoraWeight):
+        options: ClassVar = {"each": ()}
+
+        @classmethod
+        def start(cls, leaf):
+            told.append((leaf.path, leaf.shape, leaf.options["each"]))
+            return super().start(leaf)
+
+        @classmethod
+        def shared(cls, leaves, key):
+            told.extend(leaf.path for leaf in leaves)
+            return {}
+
+    config = jlora.LoraConfig(
+        targets=".", method=Listening, rank=2, options={"each": [[1, 2], [3, None]]}
+    )
+    _, lora = jlora.split({"one": normal(7, 5), "two": normal(7, 5)}, config, KEY)
+    assert told == [(None, (7, 5), ((1, 2), (3, None))), "one", "two"]
+    assert np.abs(lora["one"].a - lora["two"].a).max() > 0.1
+    assert hash(config) == hash(dataclasses.replace(config))
+
+
 def test_options_belong_to_the_method():
     for options, said in (
         ({"d_initial": -1}, "d_initial is -1: expected a number above 0"),
         ({"depth": 3}, "options of 'vera' has depth: it has the options d_initial"),
-        ({"d_initial": jnp.ones(2)}, "expected what JSON can hold"),
+        ({"d_initial": jnp.ones(2)}, "expected numbers, texts, None, or tuples of these"),
     ):
         with pytest.raises(ValueError, match=said):
             jlora.LoraConfig(targets="w", method=vera.VeraWeight, options=options)
