@@ -124,6 +124,9 @@ SWITCHES = {
     "resume": "go on with the run in --out, with the settings that it was begun with",
     "overwrite": "replace the run in --out",
 }
+FOLDER_FLAGS = (
+    "--out chooses another folder, --overwrite replaces what is there, --resume goes on with a run"
+)
 
 
 def settle(given: dict[str, Any], run: checkpoint.Run) -> Settings:
@@ -132,10 +135,13 @@ def settle(given: dict[str, Any], run: checkpoint.Run) -> Settings:
     check(Settings, given)
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: choose one")
-    if not resume:
-        run.claim(overwrite=overwrite)
-        return Settings(**given)
-    begun = {**dataclasses.asdict(Settings()), **run.settings["settings"]}
+    try:
+        if not resume:
+            run.claim(overwrite=overwrite)
+            return Settings(**given)
+        begun = {**dataclasses.asdict(Settings()), **run.settings["settings"]}
+    except ValueError as error:
+        raise ValueError(f"{error}. {FOLDER_FLAGS}") from None
     changed = [
         f"{name} was {begun[name]!r}, now {value!r}"
         for name, value in given.items()
