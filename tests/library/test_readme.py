@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import jlora
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = sorted((ROOT / "docs/guides").glob("*.md"))
@@ -77,7 +79,16 @@ def test_links_go_somewhere(page):
         assert (page.parent / link).exists(), link
 
 
-ROOMS = ("jlora", "jlora.extend", "jlora.checkpoint", "jlora.peft", "jlora.models", "jlora.data")
+ROOMS = ("jlora", *(f"jlora.{room}" for room in jlora._MODULES))
+
+
+def test_every_public_module_is_found_by_its_name():
+    """Without an import of its own, which another test of this process may have made."""
+    files = [path for path in (ROOT / "jlora").iterdir() if path.suffix in ("", ".py")]
+    there = {path.stem for path in files if not path.name.startswith("_")}
+    assert set(jlora._MODULES) == there <= set(dir(jlora))
+    for name in there:
+        assert jlora.__getattr__(name) is importlib.import_module(f"jlora.{name}")
 
 
 @pytest.mark.parametrize("room", ROOMS)
