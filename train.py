@@ -144,6 +144,9 @@ SWITCHES = {
     "resume": "go on with the run in --out, with the settings that it was begun with",
     "overwrite": "replace the run in --out",
 }
+FOLDER_FLAGS = (
+    "--out chooses another folder, --overwrite replaces what is there, --resume goes on with a run"
+)
 
 
 def settle(given: dict[str, Any], run: checkpoint.Run) -> Settings:
@@ -152,10 +155,13 @@ def settle(given: dict[str, Any], run: checkpoint.Run) -> Settings:
     check(Settings, given)
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: choose one")
-    if not resume:
-        run.claim(overwrite=overwrite)
-        return Settings(**{"date": datetime.date.today().isoformat(), **given})
-    begun = {**dataclasses.asdict(Settings()), **run.settings["settings"]}
+    try:
+        if not resume:
+            run.claim(overwrite=overwrite)
+            return Settings(**{"date": datetime.date.today().isoformat(), **given})
+        begun = {**dataclasses.asdict(Settings()), **run.settings["settings"]}
+    except ValueError as error:
+        raise ValueError(f"{error}. {FOLDER_FLAGS}") from None
     changed = [
         f"{name} was {_shortened(begun[name])}, now {_shortened(value)}"
         for name, value in given.items()

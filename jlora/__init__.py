@@ -45,11 +45,22 @@ if TYPE_CHECKING:
     from jlora import data as data
     from jlora import extend as extend
     from jlora import models as models
+    from jlora import monitor as monitor
     from jlora import peft as peft
+    from jlora import settings as settings
 
     __version__: str
 
-_MODULES = ("checkpoint", "compiled", "data", "extend", "models", "peft")  # loaded on first use
+_MODULES = (  # loaded on first use
+    "checkpoint",
+    "compiled",
+    "data",
+    "extend",
+    "models",
+    "monitor",
+    "peft",
+    "settings",
+)
 
 
 def __getattr__(name: str):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import math
+import operator
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from jlora import _methods as _methods  # they register themselves
 from jlora import _registry
@@ -41,7 +43,7 @@ class LoraConfig:
         alpha_pattern: other alphas, in the same form. The first pattern found in a path holds.
         method: ``"lora"``, ``"dora"`` (Liu et al. 2024, arXiv 2402.09353), or a registered class of
             your own, or its name (`jlora.extend.Method`). The name is what is kept.
-        options: the method's own settings, by name.
+        options: the method's own settings, by name: numbers, texts, None, or tuples of these.
         init: how A and B start: ``"kaiming"``, ``"gaussian"``, ``"orthogonal"``, ``"pissa"``,
             ``"pissa_niter_N"`` (Meng et al. 2024, arXiv 2404.02948) or ``"olora"`` (Büyükakyüz
             2024, arXiv 2406.01775); the last three move weight into the adapter.
@@ -87,8 +89,8 @@ class LoraConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):  # lists, as JSON gives them back
-            object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         problems: list[str] = []
         try:
             object.__setattr__(self, "method", _registry.kind_of(self.method))
@@ -149,11 +151,19 @@ def _first(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
     return next((value for p, value in patterns.items() if re.search(p, path)), default)
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return tuple(value)
+def _plain(value: Any) -> Any:
+    """The value with numbers of Python's own, and with tuples for lists, as JSON gives them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple, range)):
+        return tuple(map(_plain, value))
     if isinstance(value, Mapping):
-        return {key: _tuples(each) for key, each in value.items()}
+        return {key: _plain(each) for key, each in value.items()}
+    if hasattr(type(value), "__index__") and not isinstance(value, bool):
+        with contextlib.suppress(TypeError):  # as an array has it that holds no whole number
+            return operator.index(value)
     return value
 
 
@@ -209,10 +219,15 @@ def _problems(config: LoraConfig):
 
 
 def _problems_of_options(options: Mapping[str, Any]):
-    try:
-        json.dumps(options)
-    except (TypeError, ValueError):
-        yield f"options are {options!r}: expected what JSON can hold"
+    if not all(map(_is_static, options.values())):
+        yield f"options are {options!r}: expected numbers, texts, None, or tuples of these"
+
+
+def _is_static(value: Any) -> bool:
+    """Whether JSON holds it and it is hashable: files keep it, and compiled starts know it by."""
+    if isinstance(value, tuple):
+        return all(map(_is_static, value))
+    return value is None or isinstance(value, (int, float, str))
 
 
 def _problems_of_method(config: LoraConfig):

@@ -31,8 +31,7 @@ class Leaf:
         ((3,), (7,), (5,))
     """
 
-    path: str
-    key: jax.Array  # of this leaf alone
+    key: jax.Array  # of this leaf alone, from its path
     shape: tuple[int, ...]
     axes: Axes
     rank: int  # the highest, where layers of its stack differ
@@ -43,6 +42,9 @@ class Leaf:
     dtype: str  # of A and B
     options: Mapping[str, Any]
     weight: Any = None  # the array; None unless the method reads it
+    # None in `Method.start`, which is compiled once for all leaves that are alike: what depends on
+    # the path depends on the key
+    path: str | None = None
 
     @property
     def stack(self) -> tuple[int, ...]:

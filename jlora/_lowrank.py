@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -36,6 +37,8 @@ class Axes:
     stack: tuple[int, ...] = ()  # one matrix each: layers of a scan, experts
 
     def __post_init__(self):
+        for name in ("inputs", "outputs", "stack"):  # of lists and NumPy's numbers too
+            object.__setattr__(self, name, tuple(map(operator.index, getattr(self, name))))
         dims = (*self.stack, *self.inputs, *self.outputs)
         if sorted(dims) != list(range(len(dims))):
             raise ValueError(

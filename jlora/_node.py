@@ -111,7 +111,8 @@ class Node(abc.ABC):
         """What was learned since ``start``, this node at its start, as a delta of its own.
 
         For starts that took weight out of the frozen tree. Unless the class says otherwise, the
-        node itself: its start took none.
+        node itself: its start took none. The rank becomes a whole number of times as large, the
+        same for all nodes of a method; the scaling stays.
         """
         return self
 

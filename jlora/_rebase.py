@@ -9,6 +9,7 @@ from typing import Any
 from jlora._config import LoraConfig
 from jlora._lora_dict import Lora
 from jlora._node import Node
+from jlora._registry import method_class
 
 
 def rebase(
@@ -27,10 +28,12 @@ def rebase(
 
     Returns:
         lora: for the parameters that were split; nodes without A and B are as they were.
-        config: with the ranks doubled, the scaling kept, and a start that moves no weight.
+        config: with the ranks doubled, the scaling kept, and a start that moves no weight; as it
+            was for a method whose nodes stay as wide (`jlora.extend.Node.since`).
 
     Raises:
-        ValueError: when the two adapters are not of the same leaves and ranks.
+        ValueError: when the two adapters are not of the same leaves and ranks, or some nodes became
+            wider and some did not.
 
     Example:
         >>> import dataclasses
@@ -53,15 +56,40 @@ def rebase(
             f"lora and start are not one adapter, later and at its start: {', '.join(problems)}"
         )
     wider = {path: node.since(start[path]) for path, node in lora.items()}
-    growth = 2**0.5 if config.rslora else 2.0
+    growth = _growth(start, wider)
+    if growth == 1:  # nothing was in the weight, so nothing had to be told apart
+        return wider, config
+    of_alpha = growth**0.5 if config.rslora else growth
+    moved = method_class(str(config.method)).moves_weight(config.init)
     return wider, dataclasses.replace(
         config,
-        init="kaiming",  # nothing is taken out of the weight any more
-        rank=2 * config.rank,
-        alpha=growth * config.alpha,
-        rank_pattern=_times(2, config.rank_pattern),
-        alpha_pattern=_times(growth, config.alpha_pattern),
+        init=LoraConfig.init if moved else config.init,  # nothing is taken out any more
+        rank=growth * config.rank,
+        alpha=of_alpha * config.alpha,
+        rank_pattern=_times(growth, config.rank_pattern),
+        alpha_pattern=_times(of_alpha, config.alpha_pattern),
     )
+
+
+def _growth(start: Mapping[str, Node], wider: Mapping[str, Node]) -> int:
+    """How many times as wide the targeted nodes became.
+
+    Raises:
+        ValueError: when they differ in it: no configuration says that.
+    """
+    widths = {
+        path: (start[path].rank, node.rank)
+        for path, node in wider.items()
+        if node.targeted and node.rank
+    }
+    times = {after / before for before, after in widths.values()} or {1.0}
+    if len(times) > 1 or not min(times).is_integer():
+        each = ", ".join(f"{path} from {a} to {b}" for path, (a, b) in widths.items())
+        raise ValueError(
+            "rebase: what was learned since the start has other ranks, not as many times as large "
+            f"for each leaf: {each}. Expected Node.since to treat all leaves of a method alike"
+        )
+    return int(min(times))
 
 
 def _times(factor: Any, patterns: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _compiled(
     options: Any, **fixed: Any,
 ) -> tuple[Node, Any]:  # fmt: skip
     leaf = Leaf(
-        path="", key=key, scaling=scaling, dropout=dropout, weight=plain(weight),
+        key=key, scaling=scaling, dropout=dropout, weight=plain(weight),
         options=dict(options),
         **fixed,
     )  # fmt: skip

@@ -67,13 +67,13 @@ class Run:
             return
         if self.begun:
             raise ValueError(
-                f"{where} holds another run: --resume goes on with it, --overwrite replaces it, "
-                "--out chooses another folder"
+                f"{where} holds another run: expected another folder, or overwrite=True to "
+                "replace it"
             )
         if any(where.iterdir()):
             raise ValueError(
-                f"{where} is not empty and holds no run: choose another --out, or --overwrite to "
-                "write beside what is there"
+                f"{where} is not empty and holds no run: expected another folder, or "
+                "overwrite=True to write beside what is there"
             )
 
     @property
@@ -85,8 +85,8 @@ class Run:
         """
         if not self.begun:
             raise ValueError(
-                f"{self.directory} holds no run to go on with: {_FILE} is missing. "
-                "Start one without --resume"
+                f"{self.directory} holds no run to go on with: {_FILE} is missing. Expected the "
+                "folder of a run that was begun"
             )
         return _files.read_json(self.directory / _FILE)
 

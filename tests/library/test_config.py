@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jlora
@@ -35,6 +37,16 @@ import jlora
         ({"dropout": -0.1}, "dropout is -0.1: expected a number from 0 to below 1"),
         ({"tokens": {"embed": (3, 3)}}, "tokens of 'embed' are (3, 3): expected different"),
         ({"train": 3}, "train is 3: expected a pattern or several, as text"),
+        (
+            {"options": {"d": {"k": 3}}},
+            "options are {'d': {'k': 3}}: expected numbers, texts, None",
+        ),
+        (
+            {"options": {"d": (1, {2})}},
+            "options are {'d': (1, {2})}: expected numbers, texts, None",
+        ),
+        ({"rank": np.float64(2)}, "rank is 2.0: expected a whole number of at least 1"),
+        ({"rank": np.array([8])}, "rank is (8,): expected a whole number of at least 1"),
         ({"dtype": "int32"}, "dtype is 'int32': expected a float type"),
         ({"dtype": "float31"}, "dtype is 'float31': expected a float type"),
     ],
@@ -64,6 +76,22 @@ def test_a_configuration_survives_json():
 def test_a_configuration_is_hashable_so_that_jit_may_hold_it():
     one = jlora.LoraConfig(targets=["q", "v"], rank=3)
     assert hash(one) == hash(jlora.LoraConfig(targets=("q", "v"), rank=3))
+
+
+def test_numbers_of_numpy_and_jax_are_numbers():
+    config = jlora.LoraConfig(
+        targets="q", rank=np.int64(8), alpha=np.float32(16), dropout=np.float64(0.5),
+        rank_pattern={"q": [np.int32(1), jnp.int32(2)]}, layers=np.arange(2),
+        tokens={"e": range(3)},
+    )  # fmt: skip
+    assert config == jlora.LoraConfig(
+        targets="q", rank=8, alpha=16.0, dropout=0.5, rank_pattern={"q": (1, 2)}, layers=(0, 1),
+        tokens={"e": (0, 1, 2)},
+    )  # fmt: skip
+    assert {type(each) for each in (config.rank, *config.layers, *config.rank_pattern["q"])} == {
+        int
+    }
+    assert jlora.LoraConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_scaling_is_alpha_over_rank_or_over_its_root():

@@ -195,6 +195,31 @@ def test_starts_from_data_say_that_they_are_for_loras_factors(start, name):
 
 
 @pytest.mark.parametrize("name", FOREIGN)
+def test_rebase_leaves_what_took_no_weight_as_it_is(name, tmp_path):
+    method, more = FOREIGN[name]
+    config = jlora.LoraConfig(targets=".", method=method, rank=3, rank_pattern={"up": 2}, **more)
+    axes = jlora.trace_axes(model, PARAMS, TOKENS)
+    frozen, start = jlora.split(PARAMS, config, KEY, axes=axes)
+    lora = trained(start)
+    plain, same = jlora.rebase(lora, start, config)
+    assert (plain, same) == (lora, config)
+    jlora.checkpoint.save(tmp_path / "a", plain, same, base=frozen)  # it fits its configuration
+
+
+def test_rebase_refuses_ranks_that_no_configuration_says():
+    @extend.register("half")
+    @dataclasses.dataclass(frozen=True)
+    class Half(jlora.LoraWeight):
+        def since(self, start):
+            return super().since(start) if self.shape == (7, 5) else self
+
+    config = jlora.LoraConfig(targets=".", method=Half, rank=2)
+    _, lora = jlora.split({"one": normal(7, 5), "two": normal(5, 7)}, config, KEY)
+    with pytest.raises(ValueError, match=r"one from 2 to 4, two from 2 to 2. Expected Node.since"):
+        jlora.rebase(lora, lora, config)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
 def test_a_method_of_others_is_data(name):
     frozen, one = foreign(name)
     other = jax.tree.map(lambda leaf: 0.5 * leaf, one)
@@ -282,11 +307,39 @@ def test_a_class_of_lora_is_what_split_makes(method):
         assert_close(got, x @ (frozen["w"] + 2 * lora["w"].delta()))
 
 
+def test_a_method_is_told_the_leafs_key_and_not_its_path():
+    """Leaves that are alike share one compiled start, which a path would tell apart."""
+    told = []
+
+    @extend.register("listening")
+    @dataclasses.dataclass(frozen=True)
+    class Listening(jlora.LoraWeight):
+        options: ClassVar = {"each": ()}
+
+        @classmethod
+        def start(cls, leaf):
+            told.append((leaf.path, leaf.shape, leaf.options["each"]))
+            return super().start(leaf)
+
+        @classmethod
+        def shared(cls, leaves, key):
+            told.extend(leaf.path for leaf in leaves)
+            return {}
+
+    config = jlora.LoraConfig(
+        targets=".", method=Listening, rank=2, options={"each": [[1, 2], [3, None]]}
+    )
+    _, lora = jlora.split({"one": normal(7, 5), "two": normal(7, 5)}, config, KEY)
+    assert told == [(None, (7, 5), ((1, 2), (3, None))), "one", "two"]
+    assert np.abs(lora["one"].a - lora["two"].a).max() > 0.1
+    assert hash(config) == hash(dataclasses.replace(config))
+
+
 def test_options_belong_to_the_method():
     for options, said in (
         ({"d_initial": -1}, "d_initial is -1: expected a number above 0"),
         ({"depth": 3}, "options of 'vera' has depth: it has the options d_initial"),
-        ({"d_initial": jnp.ones(2)}, "expected what JSON can hold"),
+        ({"d_initial": jnp.ones(2)}, "expected numbers, texts, None, or tuples of these"),
     ):
         with pytest.raises(ValueError, match=said):
             jlora.LoraConfig(targets="w", method=vera.VeraWeight, options=options)

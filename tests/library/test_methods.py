@@ -392,6 +392,7 @@ def test_rebase_makes_a_plain_adapter_of_the_original_weights(check_law_1):
         lora = trained(start)
         plain, wider = jlora.rebase(lora, start, config)
         assert plain["up/kernel"].rank == wider.rank == 2 * config.rank
+        assert wider.init == ("orthogonal" if config.init == "orthogonal" else "kaiming")
         node = plain["up/kernel"]
         assert float(node.scaling) == pytest.approx(wider.scaling_for("up/kernel", wider.rank))
         assert_close(jlora.merge(tree(), plain), jlora.merge(frozen, lora), 1e-5)

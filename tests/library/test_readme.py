@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from public_names import ROOMS, is_function_or_class, public_names
+from public_names import is_function_or_class, public_names
+
+import jlora
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,7 +79,19 @@ def test_links_go_somewhere(page):
         assert (page.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("room", ROOMS)
+MODULES = ("jlora", *(f"jlora.{room}" for room in jlora._MODULES))
+
+
+def test_every_public_module_is_found_by_its_name():
+    """Without an import of its own, which another test of this process may have made."""
+    files = [path for path in (ROOT / "jlora").iterdir() if path.suffix in ("", ".py")]
+    there = {path.stem for path in files if not path.name.startswith("_")}
+    assert set(jlora._MODULES) == there <= set(dir(jlora))
+    for name in there:
+        assert jlora.__getattr__(name) is importlib.import_module(f"jlora.{name}")
+
+
+@pytest.mark.parametrize("room", MODULES)
 def test_every_public_name_is_in_the_reference_with_a_docstring(room):
     text = "\n".join(page.read_text() for page in (ROOT / "docs/reference").glob("*.md"))
     names = public_names(room)

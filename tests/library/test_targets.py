@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jlora
@@ -172,6 +173,15 @@ def test_axes_of_another_number_of_dimensions_are_told():
 def test_axes_that_cannot_be_are_refused(dims, said):
     with pytest.raises(ValueError, match=said):
         jlora.Axes(**dims)
+
+
+def test_axes_may_be_given_as_lists():
+    axes = jlora.Axes([np.int64(1)], [2], stack=[0])
+    assert axes == jlora.Axes((1,), (2,), (0,))
+    assert hash(axes) == hash(jlora.Axes((1,), (2,), (0,)))
+    config = jlora.LoraConfig(targets="w", rank=2)
+    lora = jlora.split({"w": jnp.ones((3, 7, 5))}, config, KEY, axes={"w": axes})[1]
+    assert lora["w"].a.shape == (3, 7, 2)
 
 
 def test_targets_may_be_a_function_of_path_and_leaf():

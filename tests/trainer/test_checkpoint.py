@@ -278,6 +278,21 @@ def test_a_run_goes_on_from_its_last_state(tmp_path):
     assert again.latest_step is None
 
 
+def test_a_folder_that_is_taken_is_told_in_the_librarys_own_words(tmp_path):
+    run = checkpoint.Run(tmp_path / "run")
+    with pytest.raises(ValueError, match="holds no run to go on with") as none:
+        _ = run.settings
+    run.claim()
+    run.begin({"rank": 3})
+    with pytest.raises(ValueError, match=r"another folder, or overwrite=True to replace it") as one:
+        run.claim()
+    run.claim(overwrite=True)
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match=r"not empty and holds no run: .* overwrite=True") as other:
+        checkpoint.Run(tmp_path).claim()
+    assert not any("--" in str(each.value) for each in (none, one, other))
+
+
 def test_a_state_of_another_adapter_is_refused(tmp_path):
     run = checkpoint.Run(tmp_path)
     with pytest.raises(ValueError, match="holds no checkpoint to go on from"):

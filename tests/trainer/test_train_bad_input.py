@@ -44,6 +44,7 @@ def refused(arguments, capsys):
         (["--tokens", '{"embed": [999]}'], "tokens names row 999"),
         (["--attention=cudnn"], "it computes in bfloat16 or float16, not in float32"),
         (["--resume"], "holds no run to go on with: run.json is missing"),
+        (["--resume"], "--out chooses another folder"),
         (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
     ],
 )
@@ -79,7 +80,10 @@ def test_rows_beyond_the_limit_are_counted_in_one_line(tiny, rows, tmp_path, cap
 def test_a_folder_that_holds_another_run_is_left_alone(good, tmp_path, capsys):
     run = checkpoint.Run(tmp_path / "run")
     run.begin({"settings": {}})
-    assert "holds another run: --resume goes on with it, --overwrite" in refused(good, capsys)
+    told = refused(good, capsys)
+    assert "holds another run: expected another folder, or overwrite=True to replace it" in told
+    assert "--out chooses another folder, --overwrite replaces" in told
+    assert "--resume goes on with a run" in told
     assert run.settings == {"settings": {}}
 
 

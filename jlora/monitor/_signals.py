@@ -1,0 +1,44 @@
+"""How a person stops a run: signals that the loop asks for, so that it can save first."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+
+class Stop:
+    """Whether someone asked the run to stop, and by which signal."""
+
+    signal: signal.Signals | None = None
+
+    @property
+    def requested(self) -> bool:
+        """True once a signal has come."""
+        return self.signal is not None
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """A `Stop` that Ctrl-C and SIGTERM set, so that the loop can save before it leaves.
+
+    A second signal acts as it would have without.
+    """
+    stop = Stop()
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _: FrameType | None) -> None:
+        stop.signal = signal.Signals(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+    for number in former:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        restore()
