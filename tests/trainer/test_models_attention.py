@@ -127,6 +127,7 @@ def test_the_fused_kernel_is_as_near_as_xla_or_refused_where_there_is_none(tiny)
         ("flash", {}, "bfloat16", ["attention is 'flash': expected one of blocks, xla, cudnn"]),
         ("xla", {"attention_cap": 50.0}, "float32", ["caps its scores at 50: use"]),
         ("xla", {"windows": (9, None, 9)}, "float32", ["see differently far back"]),
+        ("xla", {"sinks": True}, "float32", ["its heads have sinks: use attention='blocks'"]),
         (
             "cudnn",
             {"attention_cap": 50.0, "head_dim": 20},

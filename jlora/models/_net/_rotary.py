@@ -15,15 +15,13 @@ Rotary = tuple[jax.Array, jax.Array]  # cosines and sines: (batch, length, 1, tu
 
 def rotary(config: DecoderConfig, positions: jax.Array, dtype: Any, *, local: bool) -> Rotary:
     """Cosines and sines at the positions, (batch, length); ``local``: of layers with a window."""
-    turned = int(config.head_dim * config.rotary_share)
-    scaling = config.rope_scaling
+    theta, scaling = config.rope_theta, config.rope_scaling
     if local and config.local_rope_theta is not None:
-        scaling, frequencies = None, plain(config.local_rope_theta, turned)
-    elif scaling is None:
-        frequencies = plain(config.rope_theta, turned)
-    else:
-        frequencies = scaling.frequencies(config.rope_theta, turned, positions)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
+        theta, scaling = config.local_rope_theta, None
+    turned = int(config.head_dim * config.rotary_share)
+    angles = positions[..., None].astype(jnp.float32) * (
+        plain(theta, turned) if scaling is None else scaling.frequencies(theta, turned, positions)
+    )
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     if scaling is not None and scaling.attention_factor != 1.0:
         cos, sin = cos * scaling.attention_factor, sin * scaling.attention_factor
