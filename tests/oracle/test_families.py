@@ -608,6 +608,11 @@ OLDER = {
         "num_hidden_layers": 7,
         "rope_theta": 90.0,
         "sliding_window_pattern": 3,
+        "layer_switch": 4,
+        "order_of_interleaved_layers": "local_attn_first",
+        "position_embedding_type": "rope_gptj",
+        "rotary_pct": 1.0,
+        "use_parallel_block": True,
     },
     "exaone4": {
         **SMALL,
@@ -706,11 +711,19 @@ def test_a_gguf_file_is_read_as_transformers_reads_it(family, tmp_path):
     np.testing.assert_allclose(logits_of(theirs), logits_of(oracle), atol=1e-5)
 
 
+def test_a_gguf_file_of_olmo2_has_the_logits(tmp_path):
+    settings = {**SMALL, "rms_norm_eps": 1e-6}
+    oracle = randomised(transformers.AutoConfig.for_model("olmo2", **settings))
+    write_gguf(tmp_path / "model.gguf", "olmo2", settings, oracle)
+    model = models.load(tmp_path / "model.gguf")
+    assert model.config.family == "olmo2"
+    assert_near(jax.jit(model.apply)(model.params, TOKENS), logits_of(oracle), 1e-4)
+
+
 def write_gguf(path, family, settings, oracle):
     """The model as llama.cpp's converter names its tensors."""
-    names = gguf.get_tensor_name_map(
-        {"qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}[family], 3
-    )
+    architectures = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(architectures[family], 3)
     writer = gguf.GGUFWriter(path, family)
     writer.add_context_length(settings["max_position_embeddings"])
     writer.add_embedding_length(settings["hidden_size"])

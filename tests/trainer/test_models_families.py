@@ -474,7 +474,13 @@ def test_settings_come_back_from_the_configuration(family):
             ["no_rope_layers has 2 entries, expected at least 3", "hidden_act is 'mish'"],
         ),
         ("granite", {"logits_scaling": 0}, ["logits_scaling is 0, by which nothing can be"]),
-        ("cohere", {"use_qk_norm": True}, ["use_qk_norm is True, but only False is supported"]),
+        ("cohere", {"use_qk_norm": True}, ["use_qk_norm is True"]),
+        (
+            "cohere2",
+            {"layer_switch": 2, "use_parallel_block": False},
+            ["layer_switch is 2, but only 4", "use_parallel_block is False, but only True"],
+        ),
+        ("hunyuan_v1_dense", {"use_cla": True}, ["use_cla is True, but only False is supported"]),
         (
             "exaone4",
             {"sliding_window_pattern": "LLG"},

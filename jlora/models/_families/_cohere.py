@@ -24,11 +24,22 @@ COHERE_DEFAULTS = {
     "logit_scale": 0.0625,
 }
 
+# What its files say beside that, of which transformers knows one value.
+COHERE_LIMITS = {
+    "use_parallel_block": (True, None),
+    "use_gated_activation": (True, None),
+    "use_embedding_sharing": (True, None),
+    "use_parallel_embedding": (True, None),
+    "position_embedding_type": ("rope_gptj", None),
+    "rotary_pct": (1.0, None),
+    "use_qk_norm": (False, None),
+}
+
 COHERE = Family(
     architecture="CohereForCausalLM",
     leaves=COHERE_LEAVES,
     parts=(*COHERE_PARTS, Rope(theta=500_000.0)),
     features=COHERE_FEATURES,
     defaults=COHERE_DEFAULTS,
-    only={"use_qk_norm": (False, None)},
+    only=COHERE_LIMITS,
 )

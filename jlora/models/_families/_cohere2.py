@@ -6,6 +6,7 @@ from jlora.models._families._cohere import (
     COHERE_DEFAULTS,
     COHERE_FEATURES,
     COHERE_LEAVES,
+    COHERE_LIMITS,
     COHERE_PARTS,
 )
 from jlora.models._families._family import Family
@@ -18,4 +19,9 @@ COHERE2 = Family(
     parts=(*COHERE_PARTS, Rope(), RotatedWindows(LayerWindows(every=4), otherwise=False)),
     features=COHERE_FEATURES,
     defaults={**COHERE_DEFAULTS, "sliding_window": 4096},
+    only={
+        **COHERE_LIMITS,
+        "layer_switch": (4, None),
+        "order_of_interleaved_layers": ("local_attn_first", None),
+    },
 )

@@ -21,5 +21,8 @@ GEMMA = Family(
         "head_dim": 256,
         "attention_bias": False,
     },
-    only={"use_bidirectional_attention": (False, None)},
+    only={
+        "use_bidirectional_attention": (False, None),
+        "hidden_activation": ("gelu_pytorch_tanh", None),
+    },
 )

@@ -43,4 +43,12 @@ HUNYUAN_V1_DENSE = Family(
     parts=(SIZES, Heads(), Activation(), Biases(), _StretchedRope()),
     features={"qk_norm": True, "qk_norm_after": True},
     defaults={**DEFAULTS, "rms_norm_eps": 1e-5, "attention_bias": False},
+    only={
+        "mlp_bias": (False, None),
+        "norm_type": ("rms", None),
+        "use_cla": (False, None),
+        "use_qk_norm": (True, None),
+        "use_rotary_pos_emb": (True, None),
+        "position_embedding_xdrope": (False, None),
+    },
 )

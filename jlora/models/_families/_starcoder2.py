@@ -35,4 +35,5 @@ STARCODER2 = Family(
         "use_bias": True,
         "sliding_window": None,
     },
+    only={"norm_type": ("layer_norm", None), "mlp_type": ("default", None)},
 )

@@ -40,6 +40,12 @@ _LEAVES: dict[str, dict[str, Stored]] = {
     "llama": _LLAMA,
     "qwen2": {**_LLAMA, **_QKV_BIASES},
     "qwen3": {**_LLAMA, **_HEAD_NORMS},
+    "olmo2": {
+        **{path: leaf for path, leaf in _LLAMA.items() if not path.endswith("_norm/scale")},
+        **_HEAD_NORMS,
+        "layers/attn_post_norm/scale": plain("blk.{}.post_attention_norm.weight"),
+        "layers/mlp_post_norm/scale": plain("blk.{}.post_ffw_norm.weight"),
+    },
 }
 # Where q and k lie in the file with the two halves of each head interleaved
 _INTERLEAVED = {"llama": ("layers/attn/q_proj/kernel", "layers/attn/k_proj/kernel")}
