@@ -1,5 +1,6 @@
 """The code in README and in the guides runs as it stands there, and says what they say it says."""
 
+import importlib
 import inspect
 import re
 from pathlib import Path
