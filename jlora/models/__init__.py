@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -164,5 +165,7 @@ def load(
     _fused_attention.known(attention)
     opened = _source.opened(_source.located(source))
     _fused_attention.check(attention, opened.config, dtype)
+    for line in opened.told:
+        warnings.warn(line, stacklevel=2)
     params = assemble(opened, dtype)
     return Model(params, opened.config, opened.tokenizer, str(source), attention)

@@ -36,6 +36,10 @@ class Family:
     defaults: Mapping[str, Any]
     # Settings of which the decoder has some values only.
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    # Settings that say nothing of the decoder, beside those that no family's do.
+    settings_aside: frozenset[str] = frozenset()
+    # Beginnings of the names of tensors that are no part of the decoder: a vision tower.
+    tensors_aside: tuple[str, ...] = ()
 
     @property
     def limits(self) -> Mapping[str, tuple[Any, ...]]:

@@ -27,4 +27,6 @@ GEMMA3_TEXT = Family(
     defaults={**GEMMA_DEFAULTS, "final_logit_softcapping": None},
     # transformers reads no cap on attention in this family, though its settings name one
     only={"use_bidirectional_attention": (False, None), "attn_logit_softcapping": (None,)},
+    # layer_types and hidden_activation are read in their place
+    settings_aside=frozenset({"sliding_window_pattern", "_sliding_window_pattern", "hidden_act"}),
 )

@@ -24,4 +24,5 @@ PHI3 = Family(
     ),
     features={"fused": True},
     defaults={**DEFAULTS, "rms_norm_eps": 1e-5, "sliding_window": None},
+    settings_aside=frozenset({"original_max_position_embeddings"}),  # of longrope
 )

@@ -64,6 +64,7 @@ def export(
     out = _complete_folder.claim(Path(out), overwrite=overwrite, sources=(where, *keep))
     opened = _source.opened(where)
     opened.check()
+    opened.check_head()
     shapes = {
         path: jax.ShapeDtypeStruct(shape, jnp.float32)
         for path, shape in expected_shapes(opened.config).items()

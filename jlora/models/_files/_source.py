@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from jlora import _hub
 from jlora.models._files import _gguf, _huggingface
 from jlora.models._files._stacking import Opened
 
@@ -24,13 +25,17 @@ def located(source: str | Path) -> Path:
     if path.suffix == ".gguf":
         raise ValueError(f"{path}: no such file")
     if path.exists():
-        raise ValueError(f"{path}: expected a .gguf file or a Hugging Face folder")
-    if len(path.parts) == 2 and not path.is_absolute() and not path.parts[0].startswith("."):
+        raise ValueError(f"{path}: expected a .gguf file or a Hugging Face folder{_hint(path)}")
+    if _hub.is_id(str(source)):
         return _huggingface.download(str(source))
     raise ValueError(
         f"model {str(source)!r}: no such file or folder. Expected {DEFAULT!r}, a .gguf file, a "
         "Hugging Face folder, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
     )
+
+
+def _hint(path: Path) -> str:
+    return f", so {path.parent}" if (path.parent / "config.json").exists() else ""
 
 
 def opened(path: Path) -> Opened:
