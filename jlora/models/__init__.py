@@ -39,6 +39,7 @@ from jlora.models._net import _fused_attention
 from jlora.models._net._config import DecoderConfig as DecoderConfig
 from jlora.models._net._config import Experts as Experts
 from jlora.models._net._config import LinearRopeScaling as LinearRopeScaling
+from jlora.models._net._config import RopeFactors as RopeFactors
 from jlora.models._net._config import RopeScaling as RopeScaling
 from jlora.models._net._decoder import Decoder as Decoder
 from jlora.models._net._loss import answer_loss as answer_loss

@@ -113,11 +113,11 @@ def _scaling(
     return RopeScaling(*values) if kind == "llama3" else LinearRopeScaling(*values)
 
 
-def _record(theta: float, scaling: RopeScaling | LinearRopeScaling | None) -> dict[str, Any]:
+def _record(theta: float, scaling: Any) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     if isinstance(scaling, LinearRopeScaling):
         rope |= {"rope_type": "linear", "factor": scaling.factor}
-    elif scaling is not None:
+    elif isinstance(scaling, RopeScaling):
         rope |= {
             "rope_type": "llama3",
             "factor": scaling.factor,

@@ -26,6 +26,13 @@ class LinearRopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeFactors:
+    """Each rotary frequency divided by a number of its own, as GGUF files hold them."""
+
+    divisors: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Experts:
     """A mixture of gated MLPs in each layer, of which a router chooses a few for each token."""
 
@@ -49,7 +56,7 @@ class DecoderConfig:
     max_length: int  # positions that the model was trained on
     norm_epsilon: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | LinearRopeScaling | None = None
+    rope_scaling: RopeScaling | LinearRopeScaling | RopeFactors | None = None
     tied: bool = False  # the embedding is also the output head
     family: str = "llama"
 

@@ -8,7 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora.models._net._config import DecoderConfig, LinearRopeScaling, RopeScaling
+from jlora.models._net._config import (
+    DecoderConfig,
+    LinearRopeScaling,
+    RopeFactors,
+    RopeScaling,
+)
 
 Rotary = tuple[jax.Array, jax.Array]  # cosines and sines: (batch, length, 1, turned / 2)
 
@@ -29,6 +34,8 @@ def frequencies(config: DecoderConfig, *, local: bool = False) -> jax.Array:
     plain = config.rope_theta**-exponents
     if isinstance(config.rope_scaling, LinearRopeScaling):
         return plain / config.rope_scaling.factor
+    if isinstance(config.rope_scaling, RopeFactors):
+        return plain / jnp.array(config.rope_scaling.divisors, jnp.float32)
     return plain if config.rope_scaling is None else _stretched(plain, config.rope_scaling)
 
 
