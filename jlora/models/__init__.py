@@ -29,6 +29,7 @@ from jlora.models._families import from_huggingface as from_huggingface
 from jlora.models._families import to_huggingface as to_huggingface
 from jlora.models._files import _source
 from jlora.models._files._export import export as export
+from jlora.models._files._own_tokenizer import with_tokenizer as with_tokenizer
 from jlora.models._files._source import DEFAULT as DEFAULT
 from jlora.models._files._source import located as located
 from jlora.models._files._stacking import assemble, expected_shapes
@@ -44,6 +45,8 @@ from jlora.models._net._config import RopeScaling as RopeScaling
 from jlora.models._net._decoder import Decoder as Decoder
 from jlora.models._net._loss import answer_loss as answer_loss
 from jlora.models._text._tokenizer import Tokenizer as Tokenizer
+from jlora.models._vocabulary import Vocabulary as Vocabulary
+from jlora.models._vocabulary import with_vocabulary as with_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)

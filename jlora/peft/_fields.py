@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jlora import _files
+from jlora._words import first_few
 
 FILE = "adapter_config.json"
 VERSION = "0.21.2"  # of the PEFT whose fields these are
@@ -38,6 +39,7 @@ HONOURED: dict[str, Any] = {
     "ensure_weight_tying": False,
     "init_lora_weights": True,
     "base_model_name_or_path": None,
+    "revision": None,  # of the base
 }
 
 # What changes nothing in the adapted function.
@@ -47,7 +49,6 @@ HARMLESS: dict[str, Any] = {
     "megatron_core": "megatron.core",  # read with a megatron_config alone
     "peft_version": VERSION,
     "qalora_group_size": 16,  # read with use_qalora alone
-    "revision": None,
     "task_type": None,
     "eva_config": None,  # how A was drawn
 }
@@ -126,7 +127,7 @@ def read(directory: Path) -> dict[str, Any]:
     }
     problems += _wrong(settings)
     if problems:
-        raise ValueError(f"{path} can't be honoured:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{path} can't be honoured:{first_few(problems, 12)}")
     return settings
 
 

@@ -13,6 +13,7 @@ from jlora import _hub, _words
 from jlora._files import read_json_object, require_regular
 from jlora._requires import requires
 from jlora._safetensors import Header
+from jlora._wrapped_names import bare
 from jlora.models import _families
 from jlora.models._files import _tensor_names, _weight_files
 from jlora.models._files._shards import DTYPES
@@ -58,7 +59,7 @@ def opened(directory: Path) -> Opened:
     family = _families.family_of(config.family, where)
     tensors = _by_family(_weight_files.tensors_of(directory), family, where)
     shapes = {name: tensor.shape for name, (_, tensor) in tensors.items()}
-    aside = [name for name in shapes if _tensor_names.bare(name).startswith(family.tensors_aside)]
+    aside = [name for name in shapes if bare(name).startswith(family.tensors_aside)]
     ignored = {*aside, *(name for name in shapes if _BUFFERS.search(name))}
     head = family.leaves["head/kernel"].name if config.tied else None
 
@@ -120,7 +121,7 @@ def _dtype(name: str, tensor: Header) -> np.dtype:
 
 def _told(where: str, aside: Iterable[str]) -> tuple[str, ...]:
     """One line on what is left aside."""
-    parts = Counter(_tensor_names.bare(name).partition(".")[0] for name in aside)
+    parts = Counter(bare(name).partition(".")[0] for name in aside)
     listed = ", ".join(f"{part} ({count} tensors)" for part, count in parts.items())
     return (f"{where}: left aside, because only text is read: {listed}",) if parts else ()
 
