@@ -33,6 +33,7 @@ def add_model(
     adapter_required: bool = False,
     dtypes: Sequence[str] = ("float32", "bfloat16"),
     dtype_of: str = "the adapter's own",
+    with_dtype: bool = True,
 ) -> None:
     """--model, --adapter and --dtype."""
     command.add_argument(
@@ -46,7 +47,8 @@ def add_model(
         required=adapter_required,
         help="folder that jlora.checkpoint.save, PEFT or mlx-lm wrote, or a hub id",
     )
-    command.add_argument("--dtype", choices=dtypes, help=f"of the weights ({dtype_of})")
+    if with_dtype:
+        command.add_argument("--dtype", choices=dtypes, help=f"of the weights ({dtype_of})")
 
 
 def add_answer(command: argparse.ArgumentParser) -> None:
@@ -170,6 +172,19 @@ def load_adapter(directory: Path, source: str) -> Adapter:
     vocabulary = peft.vocabulary(directory, model)
     lora, config = peft.load(directory, models.with_vocabulary(model, vocabulary))
     return Adapter(lora, config, None, described(directory), vocabulary)
+
+
+def model_for(adapter: Adapter, source: str) -> Any:
+    """The model as the adapter's own: its shapes alone, where no weight has to be written.
+
+    Raises:
+        ValueError: when there is no such model.
+    """
+    from jlora import models
+
+    of_shapes = all(node.kind in ("lora", "dora") for node in adapter.lora.values())
+    model = (models.outline if of_shapes else models.load)(source)
+    return models.with_vocabulary(model, adapter.vocabulary)
 
 
 def described(directory: Path) -> dict[str, Any]:

@@ -59,6 +59,23 @@ def save(
     Example:
         >>> jlora.peft.save("adapter", lora, config, model)
     """
+    tensors, settings = contents(lora, config, model, names, axes, base_model)
+    _tensors.write(Path(directory), tensors, settings, overwrite=overwrite)
+
+
+def contents(
+    lora: Mapping[str, Node],
+    config: LoraConfig,
+    model: Any,
+    names: _names.Names | None,
+    axes: Mapping[str, Axes] | None,
+    base_model: str | None,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors and the settings that `save` writes.
+
+    Raises:
+        ValueError: as `save`.
+    """
     known = _names.layout(model, names, axes)
     check(model.params if known.is_language_model else model, lora)
     tensors, settings, problems = (
@@ -75,7 +92,7 @@ def save(
     settings["base_model_name_or_path"] = base or None
     settings["revision"] = revision or None
     settings["task_type"] = "CAUSAL_LM" if known.is_language_model else None
-    _tensors.write(Path(directory), tensors, settings, overwrite=overwrite)
+    return tensors, settings
 
 
 class _Adapter:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +21,16 @@ from jlora.peft._naming import PREFIX, as_peft
 FILE = "adapter_model.safetensors"
 BESIDE = "base_model."
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
+
+
+class Where(NamedTuple):
+    """The file of the tensors, and what their names begin with in it."""
+
+    file: str
+    prefix: str
+
+
+IN_PEFT = Where(FILE, PREFIX)
 
 
 def read(directory: Path, *, name: str = FILE, shared: bool = False) -> dict[str, np.ndarray]:
@@ -72,6 +82,7 @@ def write(
     settings: Mapping[str, Any],
     *,
     overwrite: bool,
+    where: Where = IN_PEFT,
 ) -> None:
     """Writes both files; neither takes its place before both are complete.
 
@@ -85,7 +96,7 @@ def write(
         raise ValueError(f"{directory} is a file: expected a folder to save the adapter in")
     names = [entry.name for entry in directory.iterdir()] if directory.exists() else []
     # What a save that broke off leaves behind is nobody's work.
-    names = [n for n in names if not re.fullmatch(rf"\.({FILE}|{_fields.FILE})\.\d+", n)]
+    names = [n for n in names if not re.fullmatch(rf"\.({where.file}|{_fields.FILE})\.\d+", n)]
     if names and not overwrite:
         raise ValueError(
             f"{directory} is not empty ({', '.join(sorted(names)[:5])}): choose a new folder, or "
@@ -96,7 +107,7 @@ def write(
 
     content = save(
         {
-            name if name.startswith(BESIDE) else f"{PREFIX}{name}": np.ascontiguousarray(tensor)
+            f"{'' if name.startswith(BESIDE) else where.prefix}{name}": np.ascontiguousarray(tensor)
             for name, tensor in tensors.items()
         },
         metadata={"format": "pt"},
@@ -107,4 +118,6 @@ def write(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{directory} could not be made: {error.strerror}") from error
-    _files.write_together({directory / FILE: content, directory / _fields.FILE: text.encode()})
+    _files.write_together(
+        {directory / where.file: content, directory / _fields.FILE: text.encode()}
+    )

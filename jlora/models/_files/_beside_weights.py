@@ -50,7 +50,7 @@ def read(
         settings["tie_word_embeddings"] = False
     copied = _copied(where, _COPIED)
     if tokenizer_of is not None:
-        copied |= _copied(tokenizer_of, _own_tokenizer.FILES)
+        copied |= _own_tokenizer.tokenizer_files(tokenizer_of)
     return {"config.json": _json(settings), **copied}
 
 

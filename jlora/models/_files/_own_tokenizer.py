@@ -58,6 +58,20 @@ def beside(directory: Path, base: Tokenizer, vocabulary: int) -> Tokenizer | Non
     return None if template is None else dataclasses.replace(base, template=template)
 
 
+def tokenizer_files(directory: str | Path) -> dict[str, bytes]:
+    """The files of a tokenizer and its templates in a folder, by name.
+
+    Raises:
+        ValueError: when one can't be read.
+    """
+    directory = Path(directory)
+    files = sorted({path for pattern in FILES for path in directory.glob(pattern)})
+    try:
+        return {path.name: path.read_bytes() for path in files if path.is_file()}
+    except OSError as error:
+        raise ValueError(f"{directory} can't be read: {error}") from None
+
+
 def _check_without(directory: Path, base: Tokenizer) -> None:
     """Raises a ValueError where a folder has another tokenizer, but no tokenizer.json."""
     path = directory / "added_tokens.json"
