@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jlora._requires import requires
+from jlora._safetensors import Header
 from jlora._words import one_line
 
 _ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -44,3 +45,23 @@ def snapshot(hub_id: str, patterns: Sequence[str]) -> Path:
     except Exception as error:  # a dozen types, of several libraries
         lines = str(error).splitlines() or [""]
         raise UnreachableError(one_line(f"{type(error).__name__}: {lines[0]}", 300)) from None
+
+
+def headers(hub_id: str) -> dict[str, Header]:
+    """Every tensor of the repository's weights and what its file says of it; none is fetched.
+
+    Raises:
+        UnreachableError: when they can't be had, with the reason in one line.
+    """
+    found = _ID.fullmatch(hub_id)
+    assert found is not None
+    hub = requires("huggingface_hub")
+    try:
+        said = hub.get_safetensors_metadata(found["name"], revision=found["revision"])
+    except Exception as error:  # a dozen types, of several libraries
+        raise UnreachableError(one_line(f"{type(error).__name__}: {error}", 300)) from None
+    return {
+        name: Header(tuple(tensor.shape), tensor.dtype, Path(file))
+        for file, content in said.files_metadata.items()
+        for name, tensor in content.tensors.items()
+    }

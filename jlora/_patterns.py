@@ -35,6 +35,15 @@ def start(pattern: str, text: str, within: str = "{}") -> Any:
     return _match(pattern, text, "match", within)
 
 
+def search(pattern: str, text: str) -> Any:
+    """The first match in the text, or None.
+
+    Raises:
+        ValueError: as `full`.
+    """
+    return _match(pattern, text, "search", "{}")
+
+
 def _match(pattern: str, text: str, how: str, within: str) -> Any:
     simple = _SIMPLE.fullmatch(pattern) is not None
     module: Any = re if simple else requires("regex")

@@ -33,7 +33,8 @@ from jlora.models._files._own_tokenizer import tokenizer_files as tokenizer_file
 from jlora.models._files._own_tokenizer import with_tokenizer as with_tokenizer
 from jlora.models._files._source import DEFAULT as DEFAULT
 from jlora.models._files._source import located as located
-from jlora.models._files._stacking import assemble, expected_shapes
+from jlora.models._files._stacking import assemble as assemble
+from jlora.models._files._stacking import expected_shapes as expected_shapes
 from jlora.models._files._torch_tensors import Stored as Stored
 from jlora.models._files._torch_tensors import from_stored as from_stored
 from jlora.models._files._torch_tensors import to_stored as to_stored
@@ -139,11 +140,7 @@ def outline(source: str | Path = DEFAULT) -> Model:
         ValueError: as `load`.
     """
     opened = _source.opened(_source.located(source))
-    shapes = {
-        p: jax.ShapeDtypeStruct(s, "float32") for p, s in expected_shapes(opened.config).items()
-    }
-    params = flax.traverse_util.unflatten_dict(shapes, sep="/")
-    return Model(params, opened.config, opened.tokenizer, str(source))
+    return dataclasses.replace(_source.outlined(opened), name=str(source))
 
 
 def load(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from jlora.models._text import _tokenizer
 
 # What older files hold beside the parameters: rotary frequencies, causal masks.
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
-_DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+_DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")
+_DOWNLOADED = (*_DESCRIPTION, "*.safetensors")
 _TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -32,17 +33,39 @@ def download(hub_id: str) -> Path:
     Raises:
         ValueError: when the hub can't be reached or has no such model.
     """
+    return _fetched(hub_id, _DOWNLOADED)
+
+
+def described(hub_id: str) -> Path:
+    """The local folder of a model on the hub without its weights.
+
+    Raises:
+        ValueError: as `download`.
+    """
+    return _fetched(hub_id, _DESCRIPTION)
+
+
+def opened_remotely(hub_id: str) -> Opened:
+    """A model on the hub whose weights are not fetched: their headers alone are read there.
+
+    Where the hub can't be asked, the headers are those of files that were fetched before.
+
+    Raises:
+        ValueError: as `opened`.
+    """
+    directory = described(hub_id)
     try:
-        return _hub.snapshot(hub_id, _DOWNLOADED)
-    except _hub.UnreachableError as error:
-        raise ValueError(
-            f"{hub_id!r} is no file or folder here, and as a model on the Hugging Face hub it "
-            f"could not be fetched: {error}"
-        ) from None
+        return opened(directory, tensors=_hub.headers(hub_id))
+    except _hub.UnreachableError:
+        return opened(directory)
 
 
-def opened(directory: Path) -> Opened:
+def opened(directory: Path, *, tensors: Mapping[str, Header] | None = None) -> Opened:
     """A folder with config.json, a tokenizer and safetensors.
+
+    Args:
+        directory: the folder.
+        tensors: the headers of the weights, where they are not in it.
 
     Raises:
         ValueError: when a file is missing, broken, or of a model that jlora does not know.
@@ -57,17 +80,18 @@ def opened(directory: Path) -> Opened:
     config = _families.from_huggingface(settings, f"{directory / 'config.json'}")
     tokenizer = _tokenizer.from_huggingface(directory, settings)
     family = _families.family_of(config.family, where)
-    tensors = _by_family(_weight_files.tensors_of(directory), family, where)
-    shapes = {name: tensor.shape for name, (_, tensor) in tensors.items()}
+    found = _weight_files.tensors_of(directory) if tensors is None else tensors
+    named = _by_family(found, family, where)
+    shapes = {name: tensor.shape for name, (_, tensor) in named.items()}
     aside = [name for name in shapes if bare(name).startswith(family.tensors_aside)]
     ignored = {*aside, *(name for name in shapes if _BUFFERS.search(name))}
     head = family.leaves["head/kernel"].name if config.tied else None
 
     def read(name: str) -> np.ndarray:
-        return _read(*tensors[name])
+        return _read(*named[name])
 
     def dtype(name: str) -> np.dtype:
-        return _dtype(*tensors[name])
+        return _dtype(*named[name])
 
     return Opened(
         config=config,
@@ -83,8 +107,18 @@ def opened(directory: Path) -> Opened:
     )
 
 
+def _fetched(hub_id: str, patterns: Sequence[str]) -> Path:
+    try:
+        return _hub.snapshot(hub_id, patterns)
+    except _hub.UnreachableError as error:
+        raise ValueError(
+            f"{hub_id!r} is no file or folder here, and as a model on the Hugging Face hub it "
+            f"could not be fetched: {error}"
+        ) from None
+
+
 def _by_family(
-    tensors: dict[str, Header], family: _families.Family, where: str
+    tensors: Mapping[str, Header], family: _families.Family, where: str
 ) -> dict[str, tuple[str, Header]]:
     """The tensors by the family's names for them: each with its own name."""
     names = _tensor_names.of_family(tensors, family.leaves)
