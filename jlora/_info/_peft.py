@@ -28,12 +28,16 @@ def facts(directory: Path) -> dict[str, Any]:
     """
     file = directory / (_MLX if (directory / _MLX).exists() else _TENSORS)
     tensors = headers([file]) if file.exists() else {}
+    config = read_json_object(directory / "adapter_config.json")
+    for name in ("target_modules", "lora_parameters"):
+        if isinstance(config.get(name), int | float):
+            raise ValueError(f"{directory}: {name} is {config[name]!r} in adapter_config.json")
     return {
         "kind": KIND,
         "path": str(directory),
         "bytes": sum(each.stat().st_size for each in directory.rglob("*") if each.is_file()),
         "parameters": sum(math.prod(header.shape) for header in tensors.values()),
-        "config": read_json_object(directory / "adapter_config.json"),
+        "config": config,
         "modules": _modules(tensors),
     }
 
@@ -53,7 +57,9 @@ def lines(known: Mapping[str, Any]) -> list[str]:
             if modules
             else f"{_words.size(known['bytes'])} on disk; {_TENSORS} is missing",
             "method": str(config.get("peft_type", config.get("fine_tune_type"))).lower(),
-            "targets": targets if isinstance(targets, str) else ", ".join(sorted(targets)),
+            "targets": targets
+            if isinstance(targets, str)
+            else ", ".join(sorted(map(str, targets))),
             "rank": config.get("r", mlx.get("rank")),
             "alpha": config.get("lora_alpha"),
             "scale": mlx.get("scale"),

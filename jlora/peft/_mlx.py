@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jlora._words import first_few
 from jlora.peft import _fields
 
 FILE = "adapters.safetensors"
@@ -53,7 +54,7 @@ def settings(directory: Path) -> dict[str, Any]:
             f"{path}: lora_parameters has alpha {alpha!r} beside scale, which mlx-lm reads no "
             "more: remove it, where scale alone is meant"
         )
-    return {
+    said = {
         **_fields.HONOURED,
         "r": rank,
         "lora_alpha": scale * rank,
@@ -63,6 +64,9 @@ def settings(directory: Path) -> dict[str, Any]:
         "ensure_weight_tying": True,
         "base_model_name_or_path": found.get("model"),
     }
+    if problems := list(_fields.wrong(said)):
+        raise ValueError(f"{path} can't be honoured:{first_few(problems, 12)}")
+    return said
 
 
 def as_peft(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -58,7 +58,7 @@ def method_in(directory: Path) -> type[Method] | None:
         for cls in NODES.values()
         if issubclass(cls, Method) and cls.peft is not None
     }
-    if kind in formats:
+    if isinstance(kind, str) and kind in formats:
         return formats[kind]
     raise ValueError(
         f"{directory / _fields.FILE}: peft_type is {kind!r}, and no registered method has that "

@@ -191,6 +191,10 @@ REFUSED = {
         "takes more than 1 second",
     ),
     "no pattern": (configured(target_modules="(q_proj"), "is no regular expression"),
+    "a flag as a text": (configured(use_rslora="false"), "use_rslora is 'false': expected true"),
+    "layers of no kind": (configured(layers_to_transform=2.5), "layers_to_transform is 2.5"),
+    "tokens of no kind": (configured(trainable_token_indices=-1), "trainable_token_indices is -1"),
+    "a kind of no kind": (configured(peft_type=[]), "peft_type is []"),
     "a FIFO": (
         folders.together(
             lambda folder: (folder / TENSORS).unlink(),

@@ -1,5 +1,6 @@
 """Folders of models as people have them load to the same values, or say in a few lines why not."""
 
+import dataclasses
 import re
 import shutil
 import time
@@ -175,6 +176,19 @@ REFUSED = {
         folders.configured(rope_scaling={"type": "linear", "factor": "8"}),
         "rope_scaling.factor is '8': expected a number",
     ),
+    "a rope with a key of no kind": (
+        folders.configured(rope_scaling={"type": "linear", "factor": 2.0, "mrope_section": [1, 2]}),
+        "rope_scaling has mrope_section [1, 2]: jlora.models does not know it",
+    ),
+    "an end token of no kind": (
+        folders.configured(eos_token_id="<end>"),
+        "eos_token_id is '<end>': expected a token's number",
+    ),
+    "a template of no kind": (
+        lambda folder: folders.edit(folder / "tokenizer_config.json", chat_template=[1]),
+        "the tokenizer's files in",
+    ),
+    "a negative base": (folders.configured(rope_theta=-1), "rope_theta is -1: expected a number"),
     "a name of no kind": (
         folders.configured(model_type=["x"]),
         "the architecture is ['x']",
@@ -211,3 +225,42 @@ def test_everything_that_is_wrong_with_a_configuration_is_said_together(tiny, tm
     for told in ("differ in factor: 8.0 and 2.0", "hidden_act is 'mish'", "logits_scaling is 2.0",
                  "num_key_value_heads is '1'"):  # fmt: skip
         assert told in str(caught.value)
+
+
+def test_a_hub_id_takes_a_revision_and_offline_holds(tiny, want, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def reachable(hub_id, *, revision, **_):
+        asked.append((hub_id, revision))
+        return str(tiny)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "snapshot_download", reachable)
+        jax.tree.map(
+            np.testing.assert_array_equal, models.load("owner/name@v1.0").params, want.params
+        )
+    assert asked == [("owner/name", "v1.0")]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="could not be fetched: LocalEntryNotFoundError"):
+        models.load("owner/no-such-model-anywhere")
+
+
+def test_what_a_family_leaves_aside_is_told_in_one_line(tiny, tmp_path, monkeypatch):
+    from jlora.models import _families
+
+    llama = dataclasses.replace(
+        _families.FAMILIES["llama"],
+        tensors_aside=("vision_tower.",),
+        settings_aside=frozenset({"vision_config"}),
+    )
+    monkeypatch.setitem(_families.FAMILIES, "llama", llama)
+    change = folders.together(
+        folders.configured(vision_config={"hidden_size": 3}),
+        folders.with_tensors(
+            lambda _: {f"model.vision_tower.{n}.weight": np.ones(3, np.float32) for n in range(4)}
+        ),
+    )
+    with pytest.warns(UserWarning, match=r"left aside, .*: vision_tower \(4 tensors\)"):
+        models.load(made(change, tiny, tmp_path))

@@ -8,7 +8,7 @@ from typing import Any
 
 from jlora import _words
 from jlora.models._families._bookkeeping import BOOKKEEPING
-from jlora.models._families._checks import mistyped, two_ropes
+from jlora.models._families._checks import mistyped, two_ropes, unknown_in_ropes
 from jlora.models._families._family import Family as Family
 from jlora.models._families._gemma2 import GEMMA2
 from jlora.models._families._gemma3 import GEMMA3_TEXT
@@ -70,6 +70,7 @@ def from_huggingface(settings: Mapping[str, Any], where: str) -> DecoderConfig:
         raise ValueError(f"{where}: {too_many[0]}")
     given.problems += _read_parts(family, given, fields)
     given.problems += two_ropes(settings)
+    given.problems += unknown_in_ropes(settings)
     given.problems += [
         f"{name} is {_short(value)}: jlora.models does not know this setting of a "
         f"{settings['model_type']} model. Where it changes nothing, remove it"
@@ -81,10 +82,19 @@ def from_huggingface(settings: Mapping[str, Any], where: str) -> DecoderConfig:
         problems = list(dict.fromkeys(given.problems))
         listed = problems[0] if len(problems) == 1 else _words.first_few(problems, 12)
         raise ValueError(f"{where}: {listed}")
+    fields = {name: _as_float(name, value) for name, value in fields.items()}
     try:
         return DecoderConfig(**fields, family=settings["model_type"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+_FLOATS = {f.name for f in dataclasses.fields(DecoderConfig) if str(f.type).startswith("float")}
+
+
+def _as_float(name: str, value: Any) -> Any:
+    """A whole number in the place of another, which JAX may find too large for an integer."""
+    return float(value) if name in _FLOATS and value is not None else value
 
 
 def _read_parts(family: Family, given: Settings, fields: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from jlora._words import one_line
 from jlora.models._net._config import DecoderConfig
@@ -42,6 +42,36 @@ def two_ropes(settings: Mapping[str, Any]) -> list[str]:
     ]
 
 
+# What the records of all kinds of RoPE hold; a kind's own part says which of them it reads.
+_IN_A_ROPE = frozenset(
+    {
+        *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "finetuned"),
+        *("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+        *("short_factor", "long_factor", "short_mscale", "long_mscale"),
+        *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+        *(_FULL, _LOCAL),
+    }
+)
+
+
+def unknown_in_ropes(settings: Mapping[str, Any]) -> list[str]:
+    """Keys in the records of RoPE that no kind of it has."""
+    named = {name: settings.get(name) for name in ("rope_scaling", "rope_parameters")}
+    records = [
+        (name, each)
+        for name, record in named.items()
+        if isinstance(record, Mapping)
+        for each in (record, record.get(_FULL), record.get(_LOCAL))
+        if isinstance(each, Mapping)
+    ]
+    return [
+        f"{name} has {key} {_short(value)}: jlora.models does not know it"
+        for name, record in records
+        for key, value in record.items()
+        if key not in _IN_A_ROPE and value is not None
+    ]
+
+
 def _kind(record: Any) -> Any:
     return record.get("rope_type", record.get("type")) if isinstance(record, Mapping) else None
 
@@ -70,11 +100,16 @@ def _wrong(name: str, value: Any, kind: str) -> Iterator[tuple[str, Any, str]]:
         yield name, value, "true or false"
     elif value is None and kind == "float | None":
         return
-    elif kind.startswith("float") and not _is_number(value):
-        yield name, value, "a number"
+    elif kind.startswith("float"):
+        least = _LEAST.get(name, 0.0)
+        if not _is_number(value) or value < least:
+            yield name, value, f"a number from {least:g} on"
 
 
-def _is_number(value: Any) -> bool:
+_LEAST = {"rope_theta": 1.0, "local_rope_theta": 1.0}
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 

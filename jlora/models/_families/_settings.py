@@ -130,7 +130,11 @@ class Heads:
         width = settings.whole("hidden_size", needed=False)
         if head_dim is None and width and heads:
             head_dim = width // heads
-        return {"heads": heads, "kv_heads": kv_heads or heads, "head_dim": head_dim}
+        return {
+            "heads": heads,
+            "kv_heads": heads if kv_heads is None else kv_heads,
+            "head_dim": head_dim,
+        }
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """All three, whatever follows from what."""

@@ -15,10 +15,9 @@ from jlora._requires import requires
 from jlora._safetensors import Header
 from jlora._wrapped_names import bare
 from jlora.models import _families
-from jlora.models._files import _tensor_names, _weight_files
+from jlora.models._files import _own_tokenizer, _tensor_names, _weight_files
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened
-from jlora.models._text import _tokenizer
 
 # What older files hold beside the parameters: rotary frequencies, causal masks.
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
@@ -78,7 +77,7 @@ def opened(directory: Path, *, tensors: Mapping[str, Header] | None = None) -> O
         raise ValueError(_no_model(directory))
     settings = read_json_object(directory / "config.json")
     config = _families.from_huggingface(settings, f"{directory / 'config.json'}")
-    tokenizer = _tokenizer.from_huggingface(directory, settings)
+    tokenizer = _own_tokenizer.of_folder(directory, settings)
     family = _families.family_of(config.family, where)
     found = _weight_files.tensors_of(directory) if tensors is None else tensors
     named = _by_family(found, family, where)

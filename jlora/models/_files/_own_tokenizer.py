@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jlora._files import read_json_object, require_regular
+from jlora._words import one_line
 from jlora.models._text import _tokenizer
 from jlora.models._text._tokenizer import Tokenizer
 
@@ -39,13 +41,30 @@ def with_tokenizer(model: Any, directory: str | Path) -> Any:
     return model if tokenizer is None else dataclasses.replace(model, tokenizer=tokenizer)
 
 
+def of_folder(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder; ``settings`` is its config.json.
+
+    Raises:
+        ValueError: when a file is missing, damaged or of another kind.
+    """
+    try:
+        tokenizer = _tokenizer.from_huggingface(directory, settings)
+    except (TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError) as error:
+        raise ValueError(
+            f"the tokenizer's files in {directory} can't be used: {one_line(repr(error))}"
+        ) from None
+    if wrong := [at for at in tokenizer.stop_ids if type(at) is not int or at < 0]:
+        raise ValueError(f"{directory}: eos_token_id is {wrong[0]!r}: expected a token's number")
+    return tokenizer
+
+
 def beside(directory: Path, base: Tokenizer, vocabulary: int) -> Tokenizer | None:
     """The folder's own tokenizer, or the base's with the folder's template; None without either."""
     for path in directory.glob("*"):
         if path.suffix in (".json", ".jinja"):
             require_regular(path)
     if (directory / "tokenizer.json").exists():
-        own = _tokenizer.from_huggingface(directory, {"eos_token_id": list(base.stop_ids)})
+        own = of_folder(directory, {"eos_token_id": list(base.stop_ids)})
         highest = max(own.backend.get_vocab(with_added_tokens=True).values(), default=0)
         if highest >= vocabulary:
             raise ValueError(
