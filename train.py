@@ -26,7 +26,7 @@ import optax
 from tqdm import tqdm
 
 import jlora
-from jlora import checkpoint, compiled, data, models, monitor
+from jlora import checkpoint, compiled, data, models, monitor, peft
 from jlora.settings import (
     by_pattern,
     check,
@@ -129,10 +129,15 @@ class Settings:
         "blocks; on NVIDIA GPUs with --dtype bfloat16 also cudnn: its fused kernel",
         choices=("blocks", "cudnn"),
     )
+    save_as: str = setting(
+        "jlora",
+        "jlora; or peft or mlx: the adapter in that format as well, in a folder of this name",
+        choices=("jlora", "peft", "mlx"),
+    )
     remat: bool = setting(False, "recompute layers whole in the backward pass: less memory, slower")
 
 
-FREE = {"out", "checkpoint_every", "attention"}
+FREE = {"out", "checkpoint_every", "attention", "save_as"}
 OF_THE_ADAPTER = {field.name for field in dataclasses.fields(jlora.LoraConfig)} & {
     field.name for field in dataclasses.fields(Settings)
 } - {"dtype"}
@@ -487,19 +492,24 @@ def finish(job: Job, lora: Any, before: dict[str, Any]) -> None:
     scores = {"before": before, "after": after}
     job.run.record(RESULTS, scores)
     monitor.draw(out / "training.png", monitor.read_metrics(out / "metrics.jsonl"), scores)
-    checkpoint.save(
-        out / "adapter",
-        lora,
-        config,
-        base=base,
-        metadata={
-            "model": settings.model,
-            "dtype": settings.dtype,
-            "system": system_of(job),
-            "settings": dataclasses.asdict(settings),
-        },
-        overwrite=True,
-    )
+    about = {
+        "model": settings.model,
+        "dtype": settings.dtype,
+        "system": system_of(job),
+        "settings": dataclasses.asdict(settings),
+    }
+    checkpoint.save(out / "adapter", lora, config, base=base, metadata=about, overwrite=True)
+    if settings.save_as != "jlora":
+        peft.publish(
+            out / settings.save_as,
+            lora,
+            config,
+            job.model,
+            format=settings.save_as,
+            about=about,
+            scores=scores,
+            overwrite=True,
+        )
     restored, _ = checkpoint.restore(out / "adapter", base=base)
     merged = jlora.merge(base, restored)
     checked = [at for at, row in enumerate(job.held_out) if asks(row)][:CHECKED]

@@ -47,12 +47,31 @@ def write_json(path: Path, content: Any) -> None:
     write_together({path: text.encode()})
 
 
+LARGEST_TEXT = 200 * 10**6  # bytes; the largest tokenizers have some 35 MB
+
+
+def require_regular(path: Path) -> None:
+    """Raises a ValueError where a file would never end, or is no file: a FIFO, a device, a folder.
+
+    What is not there is none of this function's business.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file: expected one that ends")
+    text = path.suffix in (".json", ".jinja") and path.exists()
+    if text and (size := path.stat().st_size) > LARGEST_TEXT:
+        raise ValueError(
+            f"{path} has {_words.size(size)}: expected at most {_words.size(LARGEST_TEXT)} of a "
+            "file of its kind"
+        )
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
         ValueError: when it can't be read or is no JSON.
     """
+    require_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -61,6 +80,8 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged, no JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is damaged, no JSON: it is nested too deeply") from None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from jlora._commands import _chat, _generate, _info, _merge
+from jlora._commands import _chat, _export, _generate, _info, _merge
 
 COMMANDS: dict[str, ModuleType] = {
     "generate": _generate,
     "chat": _chat,
     "merge": _merge,
+    "export": _export,
     "info": _info,
 }

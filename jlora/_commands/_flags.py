@@ -21,8 +21,10 @@ class Adapter(NamedTuple):
     """A saved adapter, and what was saved beside it."""
 
     lora: Any
+    config: Any  # jlora.LoraConfig
     base: Any  # the fingerprint of the base, if it was saved
     metadata: dict[str, Any]
+    vocabulary: Any  # jlora.models.Vocabulary: what the adapter asks of the base's
 
 
 def add_model(
@@ -31,6 +33,7 @@ def add_model(
     adapter_required: bool = False,
     dtypes: Sequence[str] = ("float32", "bfloat16"),
     dtype_of: str = "the adapter's own",
+    with_dtype: bool = True,
 ) -> None:
     """--model, --adapter and --dtype."""
     command.add_argument(
@@ -42,9 +45,10 @@ def add_model(
         "--adapter",
         metavar="",
         required=adapter_required,
-        help="folder that jlora.checkpoint.save or PEFT wrote",
+        help="folder that jlora.checkpoint.save, PEFT or mlx-lm wrote, or a hub id",
     )
-    command.add_argument("--dtype", choices=dtypes, help=f"of the weights ({dtype_of})")
+    if with_dtype:
+        command.add_argument("--dtype", choices=dtypes, help=f"of the weights ({dtype_of})")
 
 
 def add_answer(command: argparse.ArgumentParser) -> None:
@@ -115,11 +119,11 @@ def load_model(args: argparse.Namespace) -> Adapted:
     Raises:
         ValueError: when model or adapter are missing or do not fit each other.
     """
-    directory = Path(args.adapter) if args.adapter else None
+    directory = folder_of(args.adapter) if args.adapter else None
     known = described(directory) if directory else {}
     source = source_of(args, known)
     import jlora
-    from jlora import compiled, models
+    from jlora import compiled, models, peft
 
     compiled.keep()
     trained = known.get("settings", {})  # with this template and on this day
@@ -129,11 +133,25 @@ def load_model(args: argparse.Namespace) -> Adapted:
         template=trained.get("template"),
         date=trained.get("date"),
     )
+    if directory and _is_peft(directory):
+        model = models.with_vocabulary(model, peft.vocabulary(directory, model))
     params = model.params
     if directory:
+        model = models.with_tokenizer(model, directory)
         params = jlora.merge(params, _adapter(directory, model))
     system = args.system if args.system is not None else known.get("system")
     return Adapted(model, params, [{"role": "system", "content": system}] if system else [])
+
+
+def folder_of(adapter: str) -> Path:
+    """The adapter's folder; what is on the hub is fetched.
+
+    Raises:
+        ValueError: when it is neither a folder nor on the hub.
+    """
+    from jlora import peft
+
+    return peft.located(adapter)
 
 
 def load_adapter(directory: Path, source: str) -> Adapter:
@@ -142,13 +160,37 @@ def load_adapter(directory: Path, source: str) -> Adapter:
     Raises:
         ValueError: when there is none, it is damaged, or it does not fit the model.
     """
-    from jlora import checkpoint
+    from jlora import checkpoint, models, peft
+    from jlora._safetensors import headers
 
-    if _is_peft(directory):
-        return Adapter(_from_peft(directory, source), None, described(directory))
-    description = checkpoint.describe(directory)
-    lora, _ = checkpoint.restore(directory)
-    return Adapter(lora, description["base"], description["metadata"])
+    if not _is_peft(directory):
+        description = checkpoint.describe(directory)
+        lora, config = checkpoint.restore(directory)
+        return Adapter(
+            lora, config, description["base"], description["metadata"], models.Vocabulary()
+        )
+    settings = peft.describe(directory)
+    # the weights are read only where the adapter is made of them
+    of_weights = settings["init_lora_weights"] in ("pissa", "olora")
+    of_weights |= bool(settings["trainable_token_indices"])
+    of_weights |= any(".lora_" not in name for name in headers(directory.glob("*.safetensors")))
+    model = (models.load if of_weights else models.outline)(source)
+    vocabulary = peft.vocabulary(directory, model)
+    lora, config = peft.load(directory, models.with_vocabulary(model, vocabulary))
+    return Adapter(lora, config, None, described(directory), vocabulary)
+
+
+def model_for(adapter: Adapter, source: str) -> Any:
+    """The model as the adapter's own: its shapes alone, where no weight has to be written.
+
+    Raises:
+        ValueError: when there is no such model.
+    """
+    from jlora import models
+
+    of_shapes = all(node.kind in ("lora", "dora") for node in adapter.lora.values())
+    model = (models.outline if of_shapes else models.load)(source)
+    return models.with_vocabulary(model, adapter.vocabulary)
 
 
 def described(directory: Path) -> dict[str, Any]:
@@ -160,7 +202,9 @@ def described(directory: Path) -> dict[str, Any]:
     if _is_peft(directory):
         from jlora import peft
 
-        return {"model": peft.describe(directory)["base_model_name_or_path"]}
+        settings = peft.describe(directory)
+        base, revision = settings["base_model_name_or_path"], settings["revision"]
+        return {"model": f"{base}@{revision}" if base and revision else base}
     from jlora import checkpoint
 
     return checkpoint.describe(directory)["metadata"]
@@ -170,22 +214,20 @@ def source_of(args: argparse.Namespace, known: Mapping[str, Any]) -> str:
     """--model, or the one that the adapter's metadata names.
 
     Raises:
-        ValueError: when neither says.
+        ValueError: when neither says, or the one that was named is no longer there.
     """
+    from jlora import _hub, models
+
     source = args.model or known.get("model")
     if source is None:
         raise ValueError("--model is missing, and no adapter says which it was trained on")
+    there = source == models.DEFAULT or _hub.is_id(source) or Path(source).expanduser().exists()
+    if not args.model and not there:
+        raise ValueError(
+            f"the adapter was trained on {source!r}, which is not here: name the model's place "
+            "with --model"
+        )
     return source
-
-
-def _from_peft(directory: Path, source: str) -> Any:
-    """The adapter in PEFT's format; the weights are read only where it is made of them."""
-    from jlora import models, peft
-
-    settings = peft.describe(directory)
-    of_weights = settings["init_lora_weights"] in ("pissa", "olora")
-    of_weights |= bool(settings["trainable_token_indices"])
-    return peft.load(directory, (models.load if of_weights else models.outline)(source))[0]
 
 
 def _adapter(directory: Path, model: Any) -> Any:

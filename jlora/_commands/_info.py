@@ -1,4 +1,4 @@
-"""Say what a folder holds: an adapter, a run, a merged model; no weight is read."""
+"""Say what a folder, a file or a hub id holds: an adapter, a run, a model, and if it loads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import json
 
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The folder, and the flags of ``info``."""
-    command.usage = "%(prog)s DIR [--json]"
+    command.usage = "%(prog)s WHAT [--json]"
     command.add_argument(
         "directory",
-        metavar="DIR",
-        help="an adapter of jlora or of PEFT, a run of train.py, or a model that merge wrote",
+        metavar="WHAT",
+        help="an adapter of jlora, PEFT or mlx-lm, a run of train.py, or a model: a folder, a "
+        ".gguf file or a hub id",
     )
     command.add_argument("--json", action="store_true", help="the same as JSON")
 

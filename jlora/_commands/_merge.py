@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 
 from jlora._commands import _flags
 
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from jlora import _info, models
 
-    directory = Path(args.adapter)
+    directory = _flags.folder_of(args.adapter)
     source = _flags.source_of(args, _flags.described(directory))
     adapter = _flags.load_adapter(directory, source)
     out = models.export(
@@ -56,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         metadata={"adapter": str(args.adapter)},
         keep=(directory,),
+        vocabulary=adapter.vocabulary,
+        tokenizer_of=directory,
     )
     print(_info.text(_info.facts(out)))
 

@@ -1,4 +1,4 @@
-"""What a folder is: an adapter, a run, a merged model; read from its descriptions alone.
+"""What a folder or a file is: an adapter, a run, a model; read from its descriptions alone.
 
 One file for each kind, with ``facts(directory)``, which JSON can hold, and ``lines(facts)``, which
 a person reads.
@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jlora._info import _adapter, _merged, _peft, _run
+from jlora import _hub
+from jlora._info import _adapter, _merged, _model, _peft, _run
 
 # By the file that each kind of folder has.
 KINDS: dict[str, ModuleType] = {
@@ -18,19 +19,26 @@ KINDS: dict[str, ModuleType] = {
     "run.json": _run,
     "adapter_config.json": _peft,
     "jlora.json": _merged,
+    "config.json": _model,
 }
 
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")  # a model's, with nothing beside
 
-def facts(directory: str | Path) -> dict[str, Any]:
-    """What the folder holds, as JSON can hold it; no weight is read.
+
+def facts(source: str | Path) -> dict[str, Any]:
+    """What the folder, the file or the repository on the hub holds, as JSON can hold it.
+
+    No weight is read.
 
     Raises:
         ValueError: when it is nothing that jlora knows, or damaged.
     """
-    directory = Path(directory).expanduser()
+    directory = Path(source).expanduser()
     if not directory.is_dir():
-        raise ValueError(f"{directory} is no folder: expected an adapter's, a run's or a model's")
+        return _elsewhere(str(source))
     found = [name for name in KINDS if (directory / name).exists()]
+    if not found and any(file.suffix in _WEIGHTS for file in directory.iterdir()):
+        return _model.facts(directory)
     if not found:
         names = sorted(entry.name for entry in directory.iterdir())
         raise ValueError(
@@ -41,6 +49,27 @@ def facts(directory: str | Path) -> dict[str, Any]:
         return KINDS[found[0]].facts(directory)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{directory / found[0]} is damaged: {error!r}") from None
+
+
+def _elsewhere(source: str) -> dict[str, Any]:
+    """Of a file, of the default model, or of what is on the hub."""
+    path = Path(source).expanduser()
+    if path.exists() and path.suffix != ".gguf":
+        raise ValueError(
+            f"{path} is no folder: expected an adapter's, a run's or a model's, or a .gguf file"
+        )
+    if not path.exists() and _hub.is_id(source) and _is_adapter(source):
+        from jlora import peft
+
+        return _peft.facts(peft.located(source))
+    return _model.facts(source)
+
+
+def _is_adapter(hub_id: str) -> bool:
+    from jlora.models._files import _huggingface
+
+    where = _huggingface.described(hub_id)
+    return (where / "adapter_config.json").exists() and not (where / "config.json").exists()
 
 
 def text(known: dict[str, Any]) -> str:

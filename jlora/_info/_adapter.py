@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jlora import _words, checkpoint
+from jlora import _patterns, _words, checkpoint
 from jlora._config import LoraConfig
 from jlora._info import _text
 from jlora._node import Node
@@ -29,6 +29,9 @@ def facts(directory: Path) -> dict[str, Any]:
     """
     description = checkpoint.describe(directory)
     lora, config = checkpoint.outline(directory)
+    for pattern in (*config.rank_pattern, *config.alpha_pattern):
+        for path in lora:
+            _patterns.search(pattern, path)  # one that never ends is an error here
     leaves = [_leaf(path, node, config) for path, node in lora.items()]
     metadata = dict(description["metadata"])
     base = description["base"]

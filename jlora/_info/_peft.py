@@ -15,7 +15,7 @@ from jlora._safetensors import Header, headers
 
 KIND = "peft adapter"
 
-_TENSORS = "adapter_model.safetensors"
+_TENSORS, _MLX = "adapter_model.safetensors", "adapters.safetensors"
 _SHOWN = ("use_rslora", "use_dora", "init_lora_weights", "lora_dropout", "bias", "rank_pattern")
 _SHOWN = (*_SHOWN, "alpha_pattern", "modules_to_save", "layers_to_transform", "task_type")
 
@@ -26,14 +26,18 @@ def facts(directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: when one is damaged.
     """
-    file = directory / _TENSORS
+    file = directory / (_MLX if (directory / _MLX).exists() else _TENSORS)
     tensors = headers([file]) if file.exists() else {}
+    config = read_json_object(directory / "adapter_config.json")
+    for name in ("target_modules", "lora_parameters"):
+        if isinstance(config.get(name), int | float):
+            raise ValueError(f"{directory}: {name} is {config[name]!r} in adapter_config.json")
     return {
         "kind": KIND,
         "path": str(directory),
         "bytes": sum(each.stat().st_size for each in directory.rglob("*") if each.is_file()),
         "parameters": sum(math.prod(header.shape) for header in tensors.values()),
-        "config": read_json_object(directory / "adapter_config.json"),
+        "config": config,
         "modules": _modules(tensors),
     }
 
@@ -41,22 +45,26 @@ def facts(directory: Path) -> dict[str, Any]:
 def lines(known: Mapping[str, Any]) -> list[str]:
     """The facts to be read."""
     config, modules = known["config"], known["modules"]
-    targets = config.get("target_modules") or ""
+    mlx = config.get("lora_parameters") or {}
+    targets = config.get("target_modules", mlx.get("keys")) or ""
     further = {name: config[name] for name in _SHOWN if config.get(name)}
     dtypes = sorted({dtype for module in modules for dtype in module["dtypes"]})
     about = _text.pairs(
         {
-            "adapter": f"{known['path']} (PEFT)",
+            "adapter": f"{known['path']} ({'mlx-lm' if mlx else 'PEFT'})",
             "size": f"{_words.size(known['bytes'])} on disk, {known['parameters']:,} parameters, "
             + ", ".join(dtypes)
             if modules
             else f"{_words.size(known['bytes'])} on disk; {_TENSORS} is missing",
-            "method": str(config.get("peft_type", "unknown")).lower(),
-            "targets": targets if isinstance(targets, str) else ", ".join(sorted(targets)),
-            "rank": config.get("r"),
+            "method": str(config.get("peft_type", config.get("fine_tune_type"))).lower(),
+            "targets": targets
+            if isinstance(targets, str)
+            else ", ".join(sorted(map(str, targets))),
+            "rank": config.get("r", mlx.get("rank")),
             "alpha": config.get("lora_alpha"),
+            "scale": mlx.get("scale"),
             "also": _text.listed(further),
-            "base": config.get("base_model_name_or_path"),
+            "base": config.get("base_model_name_or_path", config.get("model")),
         }
     )
     rows = [

@@ -29,9 +29,12 @@ from jlora.models._families import from_huggingface as from_huggingface
 from jlora.models._families import to_huggingface as to_huggingface
 from jlora.models._files import _source
 from jlora.models._files._export import export as export
+from jlora.models._files._own_tokenizer import tokenizer_files as tokenizer_files
+from jlora.models._files._own_tokenizer import with_tokenizer as with_tokenizer
 from jlora.models._files._source import DEFAULT as DEFAULT
 from jlora.models._files._source import located as located
-from jlora.models._files._stacking import assemble, expected_shapes
+from jlora.models._files._stacking import assemble as assemble
+from jlora.models._files._stacking import expected_shapes as expected_shapes
 from jlora.models._files._torch_tensors import Stored as Stored
 from jlora.models._files._torch_tensors import from_stored as from_stored
 from jlora.models._files._torch_tensors import to_stored as to_stored
@@ -44,9 +47,12 @@ from jlora.models._net._loss import answer_loss as answer_loss
 from jlora.models._net._rope_scalings import DynamicRopeScaling as DynamicRopeScaling
 from jlora.models._net._rope_scalings import LinearRopeScaling as LinearRopeScaling
 from jlora.models._net._rope_scalings import LongRopeScaling as LongRopeScaling
+from jlora.models._net._rope_scalings import RopeFactors as RopeFactors
 from jlora.models._net._rope_scalings import RopeScaling as RopeScaling
 from jlora.models._net._rope_scalings import YarnRopeScaling as YarnRopeScaling
 from jlora.models._text._tokenizer import Tokenizer as Tokenizer
+from jlora.models._vocabulary import Vocabulary as Vocabulary
+from jlora.models._vocabulary import with_vocabulary as with_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +185,9 @@ def outline(source: str | Path = DEFAULT) -> Model:
         (3, 8)
     """
     opened = _source.opened(_source.located(source))
-    shapes = {
-        p: jax.ShapeDtypeStruct(s, "float32") for p, s in expected_shapes(opened.config).items()
-    }
-    params = flax.traverse_util.unflatten_dict(shapes, sep="/")
-    return Model(params, opened.config, _of_model(opened.tokenizer, opened.config), str(source))
+    model = _source.outlined(opened)
+    tokenizer = _of_model(model.tokenizer, model.config)
+    return dataclasses.replace(model, tokenizer=tokenizer, name=str(source))
 
 
 def load(
@@ -247,13 +251,8 @@ def load(
     _fused_attention.known(attention)
     opened = _source.opened(_source.located(source))
     _fused_attention.check(attention, opened.config, dtype)
-    if opened.aside:
-        parts = sorted({name.split(".")[0] for name in opened.aside})
-        warnings.warn(
-            f"{opened.where}: the decoder alone is read; {' and '.join(parts)} "
-            f"({len(opened.aside)} tensors) are left aside",
-            stacklevel=2,
-        )
+    for line in opened.told:
+        warnings.warn(line, stacklevel=2)
     params = assemble(opened, dtype)
     tokenizer = _of_model(opened.tokenizer, opened.config, template, date)
     return Model(params, opened.config, tokenizer, str(source), attention)

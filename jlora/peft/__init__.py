@@ -6,4 +6,7 @@ one's own needs ``names``: ``{"layers/q/kernel": "model.layers.{}.self_attn.q_pr
 
 from jlora.peft._load import describe as describe
 from jlora.peft._load import load as load
+from jlora.peft._load import located as located
+from jlora.peft._publish import publish as publish
 from jlora.peft._save import save as save
+from jlora.peft._vocabulary import vocabulary as vocabulary

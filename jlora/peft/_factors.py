@@ -40,11 +40,11 @@ def read(file: AdapterFile) -> Lora:
 
 def _targets(file: AdapterFile) -> list[Parameter]:
     """The parameters that the file adapts, which must be those that the configuration means."""
-    settings, found = file.settings, []
+    settings, theirs, found = file.settings, file.naming.theirs, []
     parameters = [p for p in file.layout.parameters.values() if p.is_matrix]
     for parameter in parameters:
         if parameter.bare or _is_wrapped(file, parameter):
-            if _matching.is_target_parameter(settings, parameter.full_name):
+            if _matching.is_target_parameter(settings, theirs(parameter.full_name)):
                 found.append(parameter)
             continue
         has = any(n in file.tensors for n in _pairs.tensor_names(parameter, parameter.module))
@@ -52,14 +52,14 @@ def _targets(file: AdapterFile) -> list[Parameter]:
         by_file = isinstance(targets, str) and targets.lower() == _matching.ALL_LINEAR
         # without any list the file itself says it, as for "all-linear"
         by_file = by_file or (targets is None and settings["target_parameters"] is None)
-        if has if by_file else _matching.is_target(settings, parameter.module):
+        if has if by_file else _matching.is_target(settings, theirs(parameter.module)):
             found.append(parameter)
     return found
 
 
 def _is_wrapped(file: AdapterFile, parameter: Parameter) -> bool:
     """Whether ``target_parameters`` means a module's own weight."""
-    return _matching.is_target_parameter(file.settings, parameter.full_name)
+    return _matching.is_target_parameter(file.settings, file.naming.theirs(parameter.full_name))
 
 
 def _pair(file: AdapterFile, parameter: Parameter, prefix: str) -> Pair | None:
@@ -72,7 +72,7 @@ def _pair(file: AdapterFile, parameter: Parameter, prefix: str) -> Pair | None:
         file.problems.append(f"{', '.join(missing)}: missing")
         return None
     target = parameter.full_name if _is_wrapped(file, parameter) else parameter.target
-    rank, scaling = _matching.rank_and_scaling(file.settings, target)
+    rank, scaling = _matching.rank_and_scaling(file.settings, file.naming.theirs(target))
     pair = _pairs.read(parameter, prefix, file.tensors, rank, scaling)
     if isinstance(pair, str):
         file.problems.append(pair)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jlora import _files
+from jlora._words import first_few
 
 FILE = "adapter_config.json"
 VERSION = "0.21.2"  # of the PEFT whose fields these are
@@ -38,6 +39,7 @@ HONOURED: dict[str, Any] = {
     "ensure_weight_tying": False,
     "init_lora_weights": True,
     "base_model_name_or_path": None,
+    "revision": None,  # of the base
 }
 
 # What changes nothing in the adapted function.
@@ -47,7 +49,6 @@ HARMLESS: dict[str, Any] = {
     "megatron_core": "megatron.core",  # read with a megatron_config alone
     "peft_version": VERSION,
     "qalora_group_size": 16,  # read with use_qalora alone
-    "revision": None,
     "task_type": None,
     "eva_config": None,  # how A was drawn
 }
@@ -124,9 +125,9 @@ def read(directory: Path) -> dict[str, Any]:
         name: default if found.get(name) is None else found[name]
         for name, default in HONOURED.items()
     }
-    problems += _wrong(settings)
+    problems += wrong(settings)
     if problems:
-        raise ValueError(f"{path} can't be honoured:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{path} can't be honoured:{first_few(problems, 12)}")
     return settings
 
 
@@ -143,8 +144,21 @@ def _same(value: Any, only: Any) -> bool:
     return value == only or not (says_something(value) or says_something(only))
 
 
-def _wrong(settings: Mapping[str, Any]):
+def wrong(settings: Mapping[str, Any]):
     """What is wrong with the honoured fields' own values, one sentence each."""
+    for name in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "ensure_weight_tying"):
+        if not isinstance(settings[name], bool):
+            yield f"{name} is {settings[name]!r}: expected true or false"
+    for name in ("base_model_name_or_path", "revision"):
+        if not isinstance(settings[name], str | None):
+            yield f"{name} is {settings[name]!r}: expected a name"
+    layers = settings["layers_to_transform"]
+    if layers is not None and not _are_whole(layers if isinstance(layers, list) else [layers]):
+        yield f"layers_to_transform is {layers!r}: expected numbers of layers"
+    rows = settings["trainable_token_indices"]
+    tables = list(rows.values()) if isinstance(rows, dict) else [[] if rows is None else rows]
+    if not all(isinstance(tokens, list) and _are_whole(tokens) for tokens in tables):
+        yield f"trainable_token_indices is {rows!r}: expected numbers of tokens"
     ranks = {"r": settings["r"]}
     alphas = {"lora_alpha": settings["lora_alpha"]}
     for name, each in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
@@ -163,7 +177,10 @@ def _wrong(settings: Mapping[str, Any]):
         yield f"lora_dropout is {dropout!r}: expected a number from 0 to below 1"
     if settings["bias"] not in ("none", "all", "lora_only"):
         yield f"bias is {settings['bias']!r}: expected none, all or lora_only"
-    for name in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):
+    for name in (
+        *("target_modules", "exclude_modules", "modules_to_save", "target_parameters"),
+        "layers_pattern",
+    ):
         value = settings[name]
         texts = [value] if isinstance(value, str) else value
         if texts is not None and not (
@@ -179,3 +196,7 @@ def _wrong(settings: Mapping[str, Any]):
         yield "init_lora_weights is 'loftq': it belongs to a base that was quantised in PEFT"
     elif not isinstance(start, (bool, str)) or start not in STARTS:
         yield f"init_lora_weights is {start!r}: this jlora does not know the start"
+
+
+def _are_whole(numbers: Any) -> bool:
+    return all(type(number) is int and number >= 0 for number in numbers)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jlora.peft._names import Layout
+from jlora.peft._naming import Naming
 
 _REPEATED_BIAS = re.compile(r"\.(modules_to_save|original_module)\.bias$")
 
@@ -24,14 +25,13 @@ class AdapterFile:
         dtype: Any,
     ):
         self.settings, self.layout, self.dtype = settings, layout, dtype
-        # DoRA's vector had this longer name once
-        self.tensors = {
-            name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): tensor
-            for name, tensor in tensors.items()
-        }
+        self.naming = Naming(tensors, layout)
+        self.tensors = {self.naming.ours(name): tensor for name, tensor in tensors.items()}
         # with bias="all" PEFT writes the biases of modules_to_save three times
         self.left = {name: None for name in self.tensors if not _REPEATED_BIAS.search(name)}
         self.problems: list[str] = []
+        if len(self.tensors) < len(tensors):
+            self.problems.append("the file has the same tensor under two names")
 
     def take(self, name: str) -> np.ndarray | None:
         """The tensor of this name, which was expected; None where there is none."""

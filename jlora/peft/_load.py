@@ -9,23 +9,26 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jlora import _hub
 from jlora._config import LoraConfig
 from jlora._lora_dict import Lora
 from jlora._lowrank import Axes
+from jlora._words import first_few
 from jlora.peft import (
     _factors,
     _fields,
     _names,
     _own_format,
+    _read,
     _repeated_starts,
     _rows,
-    _tensors,
     _tied,
     _whole_leaves,
 )
 from jlora.peft._configuration import configuration
 from jlora.peft._file import AdapterFile
 
+_DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 _OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
@@ -44,7 +47,8 @@ def load(
     weights, as PEFT repeats its start on them: its rank is twice as large (`jlora.rebase`).
 
     Args:
-        directory: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        directory: a folder with ``adapter_config.json`` and ``adapter_model.safetensors`` (or
+            mlx-lm's ``adapters.safetensors``), or a hub id.
         model: a `jlora.models.Model`; or a tree of parameters, and ``names``.
         names: the torch module of each leaf, by its path: ``{"layers/q/kernel":
             "model.layers.{}.self_attn.q_proj"}``, or a function from the path to it (None: the
@@ -78,13 +82,10 @@ def load(
         >>> lora["kernel"].a.shape, config.rank
         ((7, 2), 2)
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise ValueError(f"{directory} is no folder: expected one with {_fields.FILE}")
+    directory = located(directory)
     if (method := _own_format.method_in(directory)) is not None:
         return _own_format.load(directory, method, model, names, axes)
-    settings = _fields.read(directory)
-    tensors = _tensors.read(directory)
+    settings, tensors = _read.contents(directory)
     apart = any(_OF_ONE_EXPERT.search(name) for name in tensors)
     known = _names.layout(model, names, axes, apart=apart)
     file = AdapterFile(settings, tensors, known, None if dtype is None else jnp.dtype(dtype))
@@ -93,11 +94,31 @@ def load(
         file.problems.append("no leaf is adapted: expected at least one lora_A and lora_B")
     if file.problems:
         raise ValueError(
-            f"the adapter in {directory} does not fit the model:\n  " + "\n  ".join(file.problems)
+            f"the adapter in {directory} does not fit the model:" + first_few(file.problems, 12)
         )
     if _repeated_starts.is_repeated(settings):
         lora, settings = _repeated_starts.of_original(settings, lora, known)
     return lora, configuration(settings, lora)
+
+
+def located(source: str | Path) -> Path:
+    """The adapter's folder; what is on the hub (``owner/name@revision``) is fetched.
+
+    Raises:
+        ValueError: when there is no such folder, or it can't be fetched.
+    """
+    directory = Path(source).expanduser()
+    if directory.is_dir():
+        return directory
+    if directory.exists() or not _hub.is_id(str(source)):
+        raise ValueError(f"{directory} is no folder: expected one with {_fields.FILE}, or a hub id")
+    try:
+        return _hub.snapshot(str(source), _DOWNLOADED)
+    except _hub.UnreachableError as error:
+        raise ValueError(
+            f"{str(source)!r} is no folder: expected one with {_fields.FILE}. As an adapter on the "
+            f"Hugging Face hub it could not be fetched: {error}"
+        ) from None
 
 
 def describe(directory: str | Path) -> dict[str, Any]:
@@ -122,7 +143,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
         >>> told["r"], told["lora_alpha"]
         (2, 16)
     """
-    return _fields.read(Path(directory))
+    return _read.settings(located(directory))
 
 
 def _nodes(file: AdapterFile) -> Lora:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jlora import _patterns
 from jlora._config import LoraConfig
 
 ALL_LINEAR = "all-linear"
@@ -20,10 +21,11 @@ def is_target(settings: Mapping[str, Any], module: str) -> bool:
     excluded = settings["exclude_modules"] or ()
     if targets is None or _named(excluded, module):
         return False
-    if any(re.match(rf"(^|.*\.){m}($|\..*)", module) for m in settings["modules_to_save"] or ()):
+    saved = settings["modules_to_save"] or ()
+    if any(_patterns.start(each, module, r"(^|.*\.){}($|\..*)") for each in saved):
         return False
     if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
+        return _patterns.full(targets, module) is not None
     return _named(targets, module) and _in_layers(settings, module)
 
 
@@ -40,7 +42,7 @@ def is_saved(settings: Mapping[str, Any], module: str) -> bool:
 def value_for(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     """The value of ``rank_pattern`` or ``alpha_pattern`` for a module's or parameter's name."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
+        if _patterns.start(pattern, name, r"(.*\.)?({})$"):
             return value
     return default
 
@@ -62,7 +64,7 @@ def alpha_of(scaling: float, rank: int, config: LoraConfig) -> float:
 
 def _named(names: Any, module: str) -> bool:
     if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
+        return _patterns.full(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
@@ -74,7 +76,9 @@ def _in_layers(settings: Mapping[str, Any], module: str) -> bool:
         found = re.match(r".*?\.[^.]*\.(?P<layer>\d+)\.", module)
     else:
         patterns = [patterns] if isinstance(patterns, str) else patterns
-        each = (re.match(rf"(?:^|.*?\.){p}\.(?P<layer>\d+)\.", module) for p in patterns)
+        each = (
+            _patterns.start(each, module, r"(?:^|.*?\.){}\.(?P<layer>\d+)\.") for each in patterns
+        )
         found = next((match for match in each if match), None)
     if found is None:
         return False

@@ -18,6 +18,7 @@ import numpy as np
 
 from jlora import _paths
 from jlora._lowrank import Axes
+from jlora._words import first_few
 
 # A torch name, or several with their outputs where one leaf holds them side by side.
 Name = str | Mapping[str, int]
@@ -278,7 +279,7 @@ def layout(
             paths = ", ".join(part.leaf.path for part in parameter.parts)
             problems.append(f"{paths}: all are {name}, but they differ in their inputs")
     if problems:
-        raise ValueError("the names do not fit the parameters:\n  " + "\n  ".join(problems))
+        raise ValueError("the names do not fit the parameters:" + first_few(problems, 12))
     tied = None
     if known and model.config.tied:
         tied = next(iter(parameters.values())).module

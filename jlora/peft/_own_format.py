@@ -19,6 +19,7 @@ from jlora._peft_form import Own
 from jlora._peft_format import PeftFormat
 from jlora._registry import NODES, node_class
 from jlora._split import leaf_of
+from jlora._words import first_few
 from jlora.peft import _fields, _matching, _names, _tensors
 from jlora.peft._names import Layout, Parameter
 from jlora.peft._short_names import short
@@ -57,7 +58,7 @@ def method_in(directory: Path) -> type[Method] | None:
         for cls in NODES.values()
         if issubclass(cls, Method) and cls.peft is not None
     }
-    if kind in formats:
+    if isinstance(kind, str) and kind in formats:
         return formats[kind]
     raise ValueError(
         f"{directory / _fields.FILE}: peft_type is {kind!r}, and no registered method has that "
@@ -188,7 +189,7 @@ def _settings(directory: Path, form: PeftFormat) -> tuple[dict[str, Any], dict[s
         problems.append(str(error))
     if problems:
         where = directory / _fields.FILE
-        raise ValueError(f"{where} can't be honoured:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{where} can't be honoured:{first_few(problems, 12)}")
     return settings, fields
 
 
@@ -216,5 +217,5 @@ def _modules_of(path: str, layout: Layout) -> tuple[list[Parameter], list[str]]:
 
 def _unfit(directory: Path, problems: list[str]) -> ValueError:
     return ValueError(
-        f"the adapter in {directory} does not fit the model:\n  " + "\n  ".join(problems)
+        f"the adapter in {directory} does not fit the model:" + first_few(problems, 12)
     )

@@ -14,6 +14,7 @@ from jlora._lora_dict import check, of_leaves
 from jlora._lowrank import Axes
 from jlora._node import Node
 from jlora._peft_form import BiasOnB, LowRank, Own, Rows, Whole
+from jlora._words import first_few
 from jlora.peft import _fields, _names, _own_format, _tensors
 from jlora.peft._names import Layout
 from jlora.peft._write_factors import FactorWriter
@@ -68,6 +69,23 @@ def save(
         >>> bool((again["kernel"].a == lora["kernel"].a).all())
         True
     """
+    tensors, settings = contents(lora, config, model, names, axes, base_model)
+    _tensors.write(Path(directory), tensors, settings, overwrite=overwrite)
+
+
+def contents(
+    lora: Mapping[str, Node],
+    config: LoraConfig,
+    model: Any,
+    names: _names.Names | None,
+    axes: Mapping[str, Axes] | None,
+    base_model: str | None,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors and the settings that `save` writes.
+
+    Raises:
+        ValueError: as `save`.
+    """
     known = _names.layout(model, names, axes)
     check(model.params if known.is_language_model else model, lora)
     tensors, settings, problems = (
@@ -77,12 +95,14 @@ def save(
     )
     if problems:
         raise ValueError(
-            "the adapter can't be written in the PEFT format:\n  " + "\n  ".join(problems)
+            "the adapter can't be written in the PEFT format:" + first_few(problems, 12)
         )
     own = model.name if known.is_language_model else None
-    settings["base_model_name_or_path"] = base_model or own
+    base, _, revision = (base_model or own or "").partition("@")
+    settings["base_model_name_or_path"] = base or None
+    settings["revision"] = revision or None
     settings["task_type"] = "CAUSAL_LM" if known.is_language_model else None
-    _tensors.write(Path(directory), tensors, settings, overwrite=overwrite)
+    return tensors, settings
 
 
 class _Adapter:

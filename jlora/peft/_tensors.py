@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,15 +14,26 @@ import numpy as np
 from jlora import _files
 from jlora._requires import requires
 from jlora._safetensors import not_whole
+from jlora._words import first_few
 from jlora.peft import _fields
+from jlora.peft._naming import PREFIX, as_peft
 
 FILE = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 BESIDE = "base_model."
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 
 
-def read(directory: Path, *, shared: bool = False) -> dict[str, np.ndarray]:
+class Where(NamedTuple):
+    """The file of the tensors, and what their names begin with in it."""
+
+    file: str
+    prefix: str
+
+
+IN_PEFT = Where(FILE, PREFIX)
+
+
+def read(directory: Path, *, name: str = FILE, shared: bool = False) -> dict[str, np.ndarray]:
     """The tensors by their names in the model, in the file's own dtypes.
 
     With ``shared`` also those that stand beside the model's: their names begin with `BESIDE`.
@@ -31,15 +42,16 @@ def read(directory: Path, *, shared: bool = False) -> dict[str, np.ndarray]:
         ValueError: when there is no file, when it is cut short, or when a tensor holds what is no
             number: all such tensors are named.
     """
-    path = directory / FILE
+    path = directory / name
     if not path.exists():
         pickled = [name for name in _PICKLES if (directory / name).exists()]
         raise ValueError(
             f"{directory / pickled[0]} is a pickle, which can run any code, and is not read. "
             f"Convert it to {FILE} in PEFT: load it there and save_pretrained it again"
             if pickled
-            else f"{directory} holds no PEFT adapter: {FILE} is missing"
+            else f"{directory} holds no PEFT adapter: {name} is missing"
         )
+    _files.require_regular(path)
     safetensors = requires("safetensors")
     tensors: dict[str, np.ndarray] = {}
     problems: list[str] = []
@@ -50,14 +62,17 @@ def read(directory: Path, *, shared: bool = False) -> dict[str, np.ndarray]:
     except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
         raise not_whole(path, error) from None
     for name, tensor in tensors.items():
-        if not name.startswith(BESIDE if shared else PREFIX):
-            problems.append(f"{name}: expected a name that begins with {PREFIX}")
+        if shared and not name.startswith(BESIDE):
+            problems.append(f"{name}: expected a name that begins with {BESIDE}")
         elif not jnp.issubdtype(tensor.dtype, jnp.floating):
             problems.append(f"{name} is of dtype {tensor.dtype}: expected a floating type")
         elif not np.isfinite(tensor.astype(np.float32)).all():
             problems.append(f"{name} holds what is no finite number: its training went wrong")
+    if not shared:
+        tensors, wrong = as_peft(tensors)
+        problems += wrong
     if problems:
-        raise ValueError(f"{path} can't be used:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{path} can't be used:{first_few(problems, 12)}")
     return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
 
 
@@ -67,6 +82,7 @@ def write(
     settings: Mapping[str, Any],
     *,
     overwrite: bool,
+    where: Where = IN_PEFT,
 ) -> None:
     """Writes both files; neither takes its place before both are complete.
 
@@ -80,7 +96,7 @@ def write(
         raise ValueError(f"{directory} is a file: expected a folder to save the adapter in")
     names = [entry.name for entry in directory.iterdir()] if directory.exists() else []
     # What a save that broke off leaves behind is nobody's work.
-    names = [n for n in names if not re.fullmatch(rf"\.({FILE}|{_fields.FILE})\.\d+", n)]
+    names = [n for n in names if not re.fullmatch(rf"\.({where.file}|{_fields.FILE})\.\d+", n)]
     if names and not overwrite:
         raise ValueError(
             f"{directory} is not empty ({', '.join(sorted(names)[:5])}): choose a new folder, or "
@@ -91,7 +107,7 @@ def write(
 
     content = save(
         {
-            name if name.startswith(BESIDE) else f"{PREFIX}{name}": np.ascontiguousarray(tensor)
+            f"{'' if name.startswith(BESIDE) else where.prefix}{name}": np.ascontiguousarray(tensor)
             for name, tensor in tensors.items()
         },
         metadata={"format": "pt"},
@@ -102,4 +118,6 @@ def write(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{directory} could not be made: {error.strerror}") from error
-    _files.write_together({directory / FILE: content, directory / _fields.FILE: text.encode()})
+    _files.write_together(
+        {directory / where.file: content, directory / _fields.FILE: text.encode()}
+    )

@@ -1,6 +1,9 @@
+import collections
 import json
 import shutil
+import types
 
+import folders
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,7 +194,7 @@ def test_a_merged_model_says_what_it_was_made_of(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: shutil.rmtree(folder), "is no folder"),
+        (lambda folder: shutil.rmtree(folder), "no such file or folder"),
         (lambda folder: (folder / "adapter.json").unlink(), "is nothing that jlora knows"),
         (lambda folder: cut(folder / "adapter.json"), "adapter.json is damaged"),
         (lambda folder: without(folder / "adapter.json", "leaves"), "damaged: KeyError('leaves')"),
@@ -226,3 +229,80 @@ def without(path, name):
     content = json.loads(path.read_text())
     del content[name]
     path.write_text(json.dumps(content))
+
+
+# Models
+
+
+def test_a_model_is_described_without_its_weights(tiny, capsys):
+    # 259 * 24 + 2 * (24 * 24 * 2 + 24 * 8 * 2 + 24 * 40 * 3 + 2 * 24) + 24
+    size = (tiny / "model.safetensors").stat().st_size
+    assert told(capsys, tiny).splitlines() == [
+        f"model     {tiny}",
+        "kind      llama",
+        "loads     yes",
+        f"size      15,168 parameters, float32, {size / 1000:.2f} kB on disk",
+        "shape     2 layers of width 24, 259 tokens, 256 positions, the head is the embedding",
+        "template  for conversations",
+        "",
+        'what "all-linear" adapts     weight',
+        "layers/attn/k_proj/kernel    (2, 24, 8)",
+        "layers/attn/o_proj/kernel    (2, 24, 24)",
+        "layers/attn/q_proj/kernel    (2, 24, 24)",
+        "layers/attn/v_proj/kernel    (2, 24, 8)",
+        "layers/mlp/down_proj/kernel  (2, 40, 24)",
+        "layers/mlp/gate_proj/kernel  (2, 24, 40)",
+        "layers/mlp/up_proj/kernel    (2, 24, 40)",
+    ]
+
+
+def test_what_is_in_the_way_of_a_model_is_said(tiny, tmp_path, capsys):
+    folder = shutil.copytree(tiny, tmp_path / "a")
+    folders.edit(folder / "config.json", hidden_act="mish", logits_scaling=2.0)
+    out = told(capsys, folder)
+    assert out.splitlines()[:3] == [f"model  {folder}", "kind   llama", "loads  no"]
+    assert "hidden_act is 'mish'" in out
+    assert "logits_scaling is 2.0" in out
+    known = json.loads(told(capsys, folder, "--json"))
+    assert (known["loads"], known["architecture"]) == (False, "llama")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "pytorch_model.bin").write_bytes(b"")
+    assert "config.json is missing" in told(capsys, tmp_path / "b")
+
+
+def test_a_gguf_file_is_described(tiny, tmp_path, capsys):
+    known = json.loads(told(capsys, folders.to_gguf(tiny, tmp_path / "a.gguf"), "--json"))
+    assert (known["loads"], known["architecture"], known["parameters"]) == (True, "llama", 15168)
+
+
+def test_a_model_on_the_hub_is_described_by_its_headers_alone(tiny, tmp_path, capsys, monkeypatch):
+    import huggingface_hub
+
+    folder = shutil.copytree(tiny, tmp_path / "a")
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    Tensor = collections.namedtuple("Tensor", "shape dtype")
+    said = {name: Tensor(list(t.shape), "F32") for name, t in tensors.items()}
+    content = types.SimpleNamespace(tensors=said)
+    asked = []
+
+    def fetched(hub_id, *, revision, allow_patterns):
+        asked.append((hub_id, revision, "*.safetensors" in allow_patterns))
+        return str(folder)
+
+    def metadata(hub_id, revision):
+        return types.SimpleNamespace(files_metadata={"model.safetensors": content})
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", metadata)
+    known = json.loads(told(capsys, "owner/name@v2", "--json"))
+    assert (known["loads"], known["parameters"]) == (True, 15168)
+    assert set(asked) == {("owner/name", "v2", False)}
+
+
+def test_a_pattern_that_never_ends_is_said(adapter, tmp_path, capsys):
+    directory = shutil.copytree(adapter, tmp_path / "a")
+    path = directory / "adapter.json"
+    path.write_text(path.read_text().replace('"up"', '"(?:.|.|.|.|.|.|.|.|.|.|.|.)*[!?]"'))
+    assert main(["info", str(directory)]) == 2
+    assert "takes more than 1 second" in capsys.readouterr().err

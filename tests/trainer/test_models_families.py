@@ -511,7 +511,7 @@ def test_settings_come_back_from_the_configuration(family):
                 "rope_scaling": {"type": "yarn", "factor": 4.0},
                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
             },
-            ["rope_scaling and rope_parameters say different things"],
+            ["rope_scaling and rope_parameters differ in rope_type"],
         ),
         ("llama", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5, but only 1.0"]),
         ("llama", {"rope_scaling": {"type": "linear"}}, ["of type 'linear' lacks factor"]),

@@ -10,59 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from folders import to_gguf
 from safetensors.numpy import load_file, save_file
 
 from jlora import models
-
-GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "model.layers": "blk",
-}
-
-
-def to_gguf(folder, path, *, architecture="llama", tokenizer="gpt2", merges=("Ġ a",)):
-    """The folder's model as llama.cpp would store it: q and k with interleaved halves."""
-    settings = json.loads((folder / "config.json").read_text())
-    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(settings["max_position_embeddings"])
-    writer.add_embedding_length(settings["hidden_size"])
-    writer.add_block_count(settings["num_hidden_layers"])
-    writer.add_feed_forward_length(settings["intermediate_size"])
-    writer.add_head_count(settings["num_attention_heads"])
-    writer.add_head_count_kv(settings["num_key_value_heads"])
-    writer.add_key_length(settings["head_dim"])
-    writer.add_layer_norm_rms_eps(settings["rms_norm_eps"])
-    writer.add_rope_freq_base(settings["rope_theta"])
-    writer.add_tokenizer_model(tokenizer)
-    writer.add_token_list(sorted(vocabulary, key=vocabulary.__getitem__))
-    writer.add_token_merges(list(merges))
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in vocabulary])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        if "q_proj" in name or "k_proj" in name:
-            heads = tensor.reshape(-1, 2, settings["head_dim"] // 2, tensor.shape[-1])
-            tensor = np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(tensor.shape)
-        for ours, theirs in GGUF_NAMES.items():
-            name = name.replace(ours, theirs)
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def same(one, other):
@@ -161,12 +112,19 @@ def test_dtype_is_that_of_the_parameters_and_scores_stay_float32(tiny):
     assert 0 < np.abs(rounded - expected).max() < 0.1 * np.abs(expected).max()
 
 
-def test_an_untied_head_is_read_and_one_beside_tied_embeddings_is_left_out(copy):
+def test_an_untied_head_is_read_and_one_beside_tied_embeddings_must_be_the_same(copy):
     tied = models.load(copy)
     tensors = load_file(copy / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.weight": head.copy()}, copy / "model.safetensors")
+    same(tied.params, models.load(copy).params)
     head = np.random.default_rng(5).normal(size=(259, 24)).astype(np.float32)
     save_file({**tensors, "lm_head.weight": head}, copy / "model.safetensors")
-    same(tied.params, models.load(copy).params)
+    told = r"tie_word_embeddings is true, but lm_head\.weight is not model\.embed_tokens\.weight"
+    with pytest.raises(ValueError, match=told):
+        models.load(copy)
+    with pytest.raises(ValueError, match=told):
+        models.export(copy, copy.parent / "out")
     edit(copy / "config.json", tie_word_embeddings=False)
     untied = models.load(copy)
     np.testing.assert_array_equal(untied.params["head"]["kernel"], head.T)
@@ -220,7 +178,7 @@ def test_broken_files_are_named(copy, tmp_path):
     with pytest.raises(ValueError, match=r"model\.safetensors: no whole safetensors file"):
         models.load(copy)
     (copy / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"has no \*\.safetensors file"):
+    with pytest.raises(ValueError, match=r"has no model\.safetensors"):
         models.load(copy)
     (copy / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokenizer\.json: expected a tokenizer"):

@@ -23,4 +23,5 @@ ERNIE4_5 = Family(
         "head_dim": 128,
         "use_bias": False,
     },
+    settings_aside=frozenset({"compression_ratio"}),
 )

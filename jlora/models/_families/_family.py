@@ -32,14 +32,12 @@ SIZES = sizes("rms_norm_eps")
 class Nested:
     """Where the decoder stands in a model of several parts, of which it is one.
 
-    The tensors of the other parts begin with one of ``aside``. ``renamed`` are beginnings of names
-    as some releases of transformers write them, with what the others write.
+    The tensors of the other parts begin with one of ``aside``.
     """
 
     setting: str  # of config.json, that holds the decoder's settings
     model_type: str  # which those give themselves
     aside: tuple[str, ...]
-    renamed: Mapping[str, str]
     # Settings that count where they stand beside the decoder's own.
     outside: tuple[str, ...] = ("tie_word_embeddings", "quantization_config", "eos_token_id")
 
@@ -57,6 +55,10 @@ class Family:
     # Settings of which the decoder has some values only.
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     nested: Nested | None = None
+    # Settings that say nothing of the decoder, beside those that no family's do.
+    settings_aside: frozenset[str] = frozenset()
+    # Beginnings of the names of tensors that are no part of the decoder: a vision tower.
+    tensors_aside: tuple[str, ...] = ()
 
     def flat(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The decoder's settings out of a config.json, wherever they stand there."""

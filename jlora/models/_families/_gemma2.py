@@ -44,4 +44,5 @@ GEMMA2 = Family(
         "attn_logit_softcapping": 50.0,
     },
     only={"use_bidirectional_attention": (False, None)},
+    settings_aside=frozenset({"hidden_act"}),  # hidden_activation is read in its place
 )

@@ -32,6 +32,8 @@ GEMMA3_TEXT = Family(
     defaults={**GEMMA_DEFAULTS, "final_logit_softcapping": None},
     # transformers reads no cap on attention in this family, though its settings name one
     only={"use_bidirectional_attention": (False, None), "attn_logit_softcapping": (None,)},
+    # layer_types and hidden_activation are read in their place
+    settings_aside=frozenset({"sliding_window_pattern", "_sliding_window_pattern", "hidden_act"}),
 )
 
 _IN_MEMORY, _IN_FILES = "model.language_model.", "language_model.model."
@@ -56,14 +58,10 @@ GEMMA3 = dataclasses.replace(
         "num_attention_heads": 8,
         "max_position_embeddings": 131072,
     },
+    tensors_aside=_VISION,
     nested=Nested(
         setting="text_config",
         model_type="gemma3_text",
         aside=_VISION,
-        renamed={
-            _IN_MEMORY: _IN_FILES,
-            "lm_head.": "language_model.lm_head.",
-            **{f"model.{part}": part for part in _VISION},
-        },
     ),
 )

@@ -103,4 +103,9 @@ GPT2 = Family(
         "scale_attn_by_inverse_layer_idx": (False, None),
         "add_cross_attention": (False, None),
     },
+    settings_aside=frozenset(
+        # of a head for classification, which is none of the decoder's
+        {"n_ctx", "summary_type", "summary_use_proj", "summary_activation"}
+        | {"summary_proj_to_labels", "summary_first_dropout"}
+    ),
 )

@@ -96,4 +96,5 @@ GPT_OSS = Family(
         "swiglu_limit": 7.0,
     },
     only={"hidden_act": ("silu", None)},
+    settings_aside=frozenset({"initial_context_length", "experts_per_token"}),
 )

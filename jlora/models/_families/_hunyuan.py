@@ -51,4 +51,14 @@ HUNYUAN_V1_DENSE = Family(
         "use_rotary_pos_emb": (True, None),
         "position_embedding_xdrope": (False, None),
     },
+    settings_aside=frozenset(
+        {
+            "org_vocab_size",
+            "attention_head_dim",
+            "cla_share_factor",
+            "dense_list",
+            "pool_type",
+            "enable_lm_head_fp32",
+        }
+    ),
 )

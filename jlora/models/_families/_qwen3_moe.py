@@ -43,4 +43,6 @@ QWEN3_MOE = Family(
         "moe_intermediate_size": 768,
     },
     only={"decoder_sparse_step": (1, None), "mlp_only_layers": ([], None)},
+    # the number of experts has two names; every layer has the one window or none
+    settings_aside=frozenset({"num_experts", "num_local_experts", "max_window_layers"}),
 )

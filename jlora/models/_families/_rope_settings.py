@@ -36,10 +36,6 @@ class Rope:
     def read(self, settings: Settings) -> dict[str, Any]:
         """rope_theta, rope_scaling, rotary_share."""
         older, newer = settings.get("rope_scaling", {}), settings.get("rope_parameters", {})
-        if older and newer and older != newer:
-            settings.problems.append(
-                "rope_scaling and rope_parameters say different things: remove one of them"
-            )
         rope = {**older, **newer} or dict(self.missing)
         if _GLOBAL in rope or _LOCAL in rope:
             settings.problems.append("rope_parameters has a record for each kind of layer")

@@ -7,34 +7,83 @@ parts. Reading gathers problems and never stops at the first.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from jlora._words import one_line
 from jlora.models._net._config import DecoderConfig, Experts
+
+_LARGEST = 2**31 - 1  # of a whole number: no model's sizes come near it
+_FIELDS = {field.name: field.type for field in dataclasses.fields(DecoderConfig)}
 
 
 class Settings:
-    """The contents of a config.json, and what is wrong with them."""
+    """The contents of a config.json, what is wrong with them, and which of them were asked for."""
 
     def __init__(self, values: Mapping[str, Any]):
         self.values = values
         self.problems: list[str] = []
+        self.asked: set[str] = set()
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The setting, or the default when it is missing or null."""
+        """The setting, or the default when it is missing or null.
+
+        One of another kind than the default is a problem.
+        """
+        self.asked.add(name)
         value = self.values.get(name)
-        return default if value is None else value
+        if value is None:
+            return default
+        if expected := _unlike(value, default):
+            self.problems.append(f"{name} is {one_line(repr(value), 60)}: expected {expected}")
+            return default
+        return value
 
     def number(self, name: str, *, needed: bool = True) -> Any:
         """The number (or bool) of this name; None, with a problem if it is needed."""
+        return self._of_kind(name, needed, "a number", _is_number)
+
+    def whole(self, name: str, *, needed: bool = True) -> Any:
+        """The whole number of this name; None, with a problem if it is needed."""
+        value = self._of_kind(name, needed, "a whole number", _is_whole)
+        return None if value is None else int(value)
+
+    def flag(self, name: str, *, needed: bool = True) -> Any:
+        """True or False; None, with a problem if it is needed."""
+        return self._of_kind(name, needed, "true or false", lambda value: isinstance(value, bool))
+
+    def _of_kind(self, name: str, needed: bool, expected: str, fits: Any) -> Any:
+        self.asked.add(name)
         value = self.values.get(name)
         if value is None:
             if needed:
                 self.problems.append(f"{name} is missing")
-        elif not isinstance(value, int | float):
-            self.problems.append(f"{name} is {value!r}: expected a number")
+        elif not fits(value):
+            self.problems.append(f"{name} is {one_line(repr(value), 60)}: expected {expected}")
             return None
         return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    whole = _is_number(value) and not isinstance(value, bool) and value == int(value)
+    return whole and abs(value) <= _LARGEST
+
+
+def _unlike(value: Any, default: Any) -> str | None:
+    """What was expected in place of the value, where it is not of the default's kind."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, int | float):
+        return None if _is_number(value) and not isinstance(value, bool) else "a number"
+    for kind, expected in ((str, "a text"), (Mapping, "an object"), (list | tuple, "a list")):
+        if isinstance(default, kind):
+            return None if isinstance(value, kind) else expected
+    return None
 
 
 class Part(Protocol):
@@ -58,8 +107,10 @@ class Same:
 
     def read(self, settings: Settings) -> dict[str, Any]:
         """Each field, or a problem."""
+        kinds = {"int": settings.whole, "bool": settings.flag}
         return {
-            field: settings.number(name, needed=self.needed) for field, name in self.names.items()
+            field: kinds.get(str(_FIELDS[field]), settings.number)(name, needed=self.needed)
+            for field, name in self.names.items()
         }
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
@@ -73,13 +124,17 @@ class Heads:
 
     def read(self, settings: Settings) -> dict[str, Any]:
         """heads, kv_heads, head_dim."""
-        heads = settings.number("num_attention_heads")
-        kv_heads = settings.number("num_key_value_heads", needed=False)
-        head_dim = settings.number("head_dim", needed=False)
-        width = settings.number("hidden_size", needed=False)
+        heads = settings.whole("num_attention_heads")
+        kv_heads = settings.whole("num_key_value_heads", needed=False)
+        head_dim = settings.whole("head_dim", needed=False)
+        width = settings.whole("hidden_size", needed=False)
         if head_dim is None and width and heads:
             head_dim = width // heads
-        return {"heads": heads, "kv_heads": kv_heads or heads, "head_dim": head_dim}
+        return {
+            "heads": heads,
+            "kv_heads": heads if kv_heads is None else kv_heads,
+            "head_dim": head_dim,
+        }
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """All three, whatever follows from what."""
@@ -110,7 +165,7 @@ class Activation:
         """activation."""
         name = settings.get(self.setting)
         known = {**_ACTIVATIONS, **self.meant}
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             settings.problems.append(
                 f"{self.setting} is {name!r}, but only {', '.join(map(repr, known))} are supported"
             )
@@ -162,12 +217,12 @@ class Mixture:
     def read(self, settings: Settings) -> dict[str, Any]:
         """experts."""
         name = "num_local_experts" if "num_local_experts" in settings.values else self.count
-        count, chosen = settings.number(name), settings.number("num_experts_per_tok")
-        width = settings.number(self.width)
-        shared = None if self.shared is None else settings.number(self.shared)
+        count, chosen = settings.whole(name), settings.whole("num_experts_per_tok")
+        width = settings.whole(self.width)
+        shared = None if self.shared is None else settings.whole(self.shared)
         if None in (count, chosen, width):
             return {}
-        normalised = self.always_normalised or bool(settings.get("norm_topk_prob"))
+        normalised = self.always_normalised or settings.get("norm_topk_prob", False)
         gated = shared is not None
         experts = Experts(
             *(count, chosen, width), normalised, shared_width=shared, shared_gated=gated

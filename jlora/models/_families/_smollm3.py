@@ -60,4 +60,5 @@ SMOLLM3 = Family(
         "sliding_window": None,
         "no_rope_layer_interval": 4,
     },
+    settings_aside=frozenset({"max_window_layers"}),
 )

@@ -36,4 +36,5 @@ STARCODER2 = Family(
         "sliding_window": None,
     },
     only={"norm_type": ("layer_norm", None), "mlp_type": ("default", None)},
+    settings_aside=frozenset({"attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"}),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,29 +13,32 @@ import numpy as np
 from jlora._files import read_json_object
 from jlora._node import Node
 from jlora.models import _families
+from jlora.models._files import _own_tokenizer
 from jlora.models._files._stacking import Opened
 
 # Of a folder that is read, what goes along unchanged.
 _COPIED = (
     "generation_config.json",
     "*processor_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
+    *_own_tokenizer.FILES,
     "LICENSE*",
     "NOTICE*",
 )
 
 
-def read(where: Path, opened: Opened, dtype: np.dtype | None) -> dict[str, bytes]:
+def read(
+    where: Path, opened: Opened, dtype: np.dtype | None, tokenizer_of: Path | None = None
+) -> dict[str, bytes]:
     """The files' contents by name; ``dtype`` is the one that the weights get, if it changes.
+
+    A tokenizer in the folder ``tokenizer_of`` stands in place of the model's own.
 
     Raises:
         ValueError: when one can't be read.
     """
+    if tokenizer_of is not None:
+        own = _own_tokenizer.beside(tokenizer_of, opened.tokenizer, opened.config.vocabulary)
+        opened = opened if own is None else dataclasses.replace(opened, tokenizer=own)
     if where.is_file():
         return _made(opened, np.dtype(np.float32) if dtype is None else dtype)
     settings = read_json_object(where / "config.json")
@@ -42,12 +46,22 @@ def read(where: Path, opened: Opened, dtype: np.dtype | None) -> dict[str, bytes
     if dtype is not None:  # transformers 5 calls it dtype, earlier releases torch_dtype
         known = [name for name in ("dtype", "torch_dtype") if name in settings]
         settings |= dict.fromkeys(known or ["torch_dtype"], dtype.name)
-    files = sorted({path for pattern in _COPIED for path in where.glob(pattern)})
-    try:
-        copied = {path.name: path.read_bytes() for path in files if path.is_file()}
-    except OSError as error:
-        raise ValueError(f"{where} can't be read: {error}") from None
+    if settings.get("vocab_size") != opened.config.vocabulary:
+        settings["vocab_size"] = opened.config.vocabulary
+    if not opened.config.tied:
+        settings["tie_word_embeddings"] = False
+    copied = _copied(where, _COPIED)
+    if tokenizer_of is not None:
+        copied |= _own_tokenizer.tokenizer_files(tokenizer_of)
     return {"config.json": _json(settings), **copied}
+
+
+def _copied(folder: Path, patterns: tuple[str, ...]) -> dict[str, bytes]:
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    try:
+        return {path.name: path.read_bytes() for path in files if path.is_file()}
+    except OSError as error:
+        raise ValueError(f"{folder} can't be read: {error}") from None
 
 
 def provenance(source: str | Path, lora: Mapping[str, Node], metadata: Mapping[str, Any]) -> bytes:

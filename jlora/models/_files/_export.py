@@ -18,8 +18,12 @@ import numpy as np
 from jlora._lora_dict import check, of_leaves, shared_of
 from jlora._node import Node, Shared
 from jlora.models._files import _beside_weights, _complete_folder, _shards, _source
+from jlora.models._files._changed_vocabulary import with_vocabulary
 from jlora.models._files._layer_by_layer import Piece, in_file, pieces, shapes_in_file
 from jlora.models._files._stacking import expected_shapes, stacked
+from jlora.models._vocabulary import Vocabulary
+
+_AS_IT_IS = Vocabulary()
 
 
 def export(
@@ -33,6 +37,8 @@ def export(
     overwrite: bool = False,
     metadata: Mapping[str, Any] | None = None,
     keep: tuple[Path, ...] = (),
+    vocabulary: Vocabulary = _AS_IT_IS,
+    tokenizer_of: Path | None = None,
 ) -> Path:
     """Writes the model as a folder that transformers and `load` read; gives its path back.
 
@@ -49,6 +55,8 @@ def export(
         overwrite: replace a folder that was written here before, once the new one is complete.
         metadata: anything JSON can hold, to stand in ``jlora.json`` beside the model's name.
         keep: further files and folders that ``out`` must not replace.
+        vocabulary: what the adapter asks of the base's (`jlora.peft.vocabulary`).
+        tokenizer_of: a folder whose tokenizer and chat template stand in place of the source's.
 
     Raises:
         ValueError: when the model can't be read, the adapter or the fingerprint is of another, a
@@ -89,7 +97,10 @@ def export(
     where = _source.located(source)
     out = _complete_folder.claim(Path(out), overwrite=overwrite, sources=(where, *keep))
     opened = _source.opened(where)
+    if vocabulary != _AS_IT_IS:
+        opened = with_vocabulary(opened, vocabulary)
     opened.check()
+    opened.check_head()
     shapes = {
         path: jax.ShapeDtypeStruct(shape, jnp.float32)
         for path, shape in expected_shapes(opened.config).items()
@@ -127,7 +138,7 @@ def export(
             return _cast(opened.read(name), dtypes[name], name)
         return made_of(piece_of[name], dtypes[name])[name]
 
-    companions = _beside_weights.read(where, opened, given)
+    companions = _beside_weights.read(where, opened, given, tokenizer_of)
     companions[_complete_folder.MARK] = _beside_weights.provenance(source, lora, metadata or {})
     needed = _shards.bytes_of(shards) + sum(map(len, companions.values()))
     with _complete_folder.complete(out, needed) as aside:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jlora._files import read_json_object
+from jlora import _hub, _words
+from jlora._files import read_json_object, require_regular
 from jlora._requires import requires
-from jlora._safetensors import headers
+from jlora._safetensors import Header
+from jlora._wrapped_names import bare
 from jlora.models import _families
-from jlora.models._families import Family
-from jlora.models._files import _quantised_tensors
+from jlora.models._files import (
+    _own_tokenizer,
+    _quantised_tensors,
+    _tensor_names,
+    _weight_files,
+)
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened
-from jlora.models._text import _from_huggingface
 
 # What older files hold beside the parameters: rotary frequencies, causal masks.
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
+_DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")
+_DOWNLOADED = (*_DESCRIPTION, "*.safetensors")
+_TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 def download(hub_id: str) -> Path:
@@ -28,48 +37,66 @@ def download(hub_id: str) -> Path:
     Raises:
         ValueError: when the hub can't be reached or has no such model.
     """
-    hub = requires("huggingface_hub")
-    patterns = ["*.json", "*.safetensors", "*.jinja"]
+    return _fetched(hub_id, _DOWNLOADED)
+
+
+def described(hub_id: str) -> Path:
+    """The local folder of a model on the hub without its weights.
+
+    Raises:
+        ValueError: as `download`.
+    """
+    return _fetched(hub_id, _DESCRIPTION)
+
+
+def opened_remotely(hub_id: str) -> Opened:
+    """A model on the hub whose weights are not fetched: their headers alone are read there.
+
+    Where the hub can't be asked, the headers are those of files that were fetched before.
+
+    Raises:
+        ValueError: as `opened`.
+    """
+    directory = described(hub_id)
     try:
-        return Path(hub.snapshot_download(hub_id, allow_patterns=patterns))
-    except Exception as error:  # a dozen types, of several libraries
-        raise ValueError(
-            f"{hub_id!r} is no file or folder here, and as a model on the Hugging Face hub it "
-            f"could not be fetched: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from None
+        return opened(directory, tensors=_hub.headers(hub_id))
+    except _hub.UnreachableError:
+        return opened(directory)
 
 
-def opened(directory: Path) -> Opened:
+def opened(directory: Path, *, tensors: Mapping[str, Header] | None = None) -> Opened:
     """A folder with config.json, a tokenizer and safetensors.
+
+    Args:
+        directory: the folder.
+        tensors: the headers of the weights, where they are not in it.
 
     Raises:
         ValueError: when a file is missing, broken, or of a model that jlora does not know.
     """
     where = str(directory)
+    for name in _TEXTS:
+        if (directory / name).exists():
+            require_regular(directory / name)
+    if not (directory / "config.json").exists():
+        raise ValueError(_no_model(directory))
     settings = read_json_object(directory / "config.json")
     config = _families.from_huggingface(settings, f"{directory / 'config.json'}")
     family = _families.family_of(config.family, where)
-    tokenizer = _from_huggingface.from_huggingface(directory, family.flat(settings))
-    safetensors = requires("safetensors")
-    tensors = headers(_files(directory))
-    held = _by_written_name(tensors, family)
-    shapes = {name: tensors[within].shape for name, within in held.items()}
+    tokenizer = _own_tokenizer.of_folder(directory, family.flat(settings))
+    found = _weight_files.tensors_of(directory) if tensors is None else tensors
+    named = _by_family(found, family, where)
+    shapes = {name: tensor.shape for name, (_, tensor) in named.items()}
+    aside = [name for name in shapes if bare(name).startswith(family.tensors_aside)]
+    ignored = {*aside, *(name for name in shapes if _BUFFERS.search(name))}
+    head = family.leaves["head/kernel"].name if config.tied else None
 
     def read(name: str) -> np.ndarray:
-        # opened each time: a mapped file counts as memory, as much of it as was read
-        with safetensors.safe_open(str(tensors[held[name]].file), framework="flax") as file:
-            return np.asarray(file.get_tensor(held[name]))
+        return _read(*named[name])
 
     def dtype(name: str) -> np.dtype:
-        tensor = tensors[held[name]]
-        if tensor.dtype not in DTYPES:
-            raise ValueError(
-                f"{tensor.file}: {name} is of dtype {tensor.dtype}, expected one of "
-                f"{', '.join(DTYPES)}"
-            )
-        return DTYPES[tensor.dtype]
+        return _dtype(*named[name])
 
-    ignored = [name for name in shapes if _BUFFERS.search(name)]
     opened = Opened(
         config=config,
         tokenizer=tokenizer,
@@ -77,44 +104,71 @@ def opened(directory: Path) -> Opened:
         shapes=shapes,
         read=read,
         dtype=dtype,
-        ignored=[*ignored, family.leaves["head/kernel"].written] if config.tied else ignored,
+        ignored=ignored | ({head} if head in shapes else set()),
         where=where,
-        aside=[name for name in shapes if family.nested and name.startswith(family.nested.aside)],
+        second_head=head if head in shapes else None,
+        told=_told(where, aside),
+        aside=aside,
     )
-    files = {name: (within, tensors[within]) for name, within in held.items()}
-    return _quantised_tensors.dequantised(opened, files, settings.get("quantization_config"))
+    return _quantised_tensors.dequantised(opened, named, settings.get("quantization_config"))
 
 
-def _by_written_name(names: Iterable[str], family: Family) -> dict[str, str]:
-    """The names in the files, by those that transformers writes today."""
-    renamed = family.nested.renamed if family.nested else {}
-    written = {}
-    for name in names:
-        begun = [begin for begin in renamed if name.startswith(begin)]
-        written[renamed[begun[0]] + name.removeprefix(begun[0]) if begun else name] = name
-    # A file of a model without its head leaves the first part of all names out.
-    prefix = family.leaves["embed/embedding"].written.split(".")[0] + "."
-    bare = "" if any(name.startswith(prefix) for name in written) else prefix
-    return {f"{bare}{name}": within for name, within in written.items()}
+def _fetched(hub_id: str, patterns: Sequence[str]) -> Path:
+    try:
+        return _hub.snapshot(hub_id, patterns)
+    except _hub.UnreachableError as error:
+        raise ValueError(
+            f"{hub_id!r} is no file or folder here, and as a model on the Hugging Face hub it "
+            f"could not be fetched: {error}"
+        ) from None
 
 
-def _files(directory: Path) -> list[Path]:
-    """The safetensors files, by the index if there is one; none lies outside the folder."""
-    index = directory / "model.safetensors.index.json"
-    if not index.exists():
-        found = sorted(directory.glob("*.safetensors"))
-        if not found:
-            raise ValueError(f"{directory} has no *.safetensors file")
-        return found
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{index}: expected a weight_map")
-    paths = []
-    for name in sorted(set(weight_map.values())):
-        path = directory / name
-        if Path(name).name != name:
-            raise ValueError(f"{index}: {name!r} leads out of the folder")
-        if not path.exists():
-            raise ValueError(f"{index} names {name}, which is missing")
-        paths.append(path)
-    return paths
+def _by_family(
+    tensors: Mapping[str, Header], family: _families.Family, where: str
+) -> dict[str, tuple[str, Header]]:
+    """The tensors by the family's names for them: each with its own name."""
+    names = _tensor_names.of_family(tensors, family.leaves)
+    if twice := [" and ".join(each) for each in names.values() if len(each) > 1]:
+        raise ValueError(
+            f"{where} holds the same parameter under two names: remove one of them"
+            f"{_words.first_few(twice, 8)}"
+        )
+    return {name: (own, tensors[own]) for name, [own] in names.items()}
+
+
+def _read(name: str, tensor: Header) -> np.ndarray:
+    safetensors = requires("safetensors")
+    framework = "flax" if tensor.dtype == "BF16" else "numpy"
+    # opened each time: a mapped file counts as memory, as much of it as was read
+    with safetensors.safe_open(str(tensor.file), framework=framework) as file:
+        return np.asarray(file.get_tensor(name))
+
+
+def _dtype(name: str, tensor: Header) -> np.dtype:
+    """The dtype in which a tensor's weights are kept.
+
+    Raises:
+        ValueError: when it holds no floats: numbers without their scales are no weights.
+    """
+    known = {**DTYPES, "F64": np.dtype(np.float32)}  # what JAX makes of it
+    if tensor.dtype not in known:
+        raise ValueError(
+            f"{tensor.file.name}: {name} is of dtype {tensor.dtype}, expected one of "
+            f"{', '.join(known)}: get the model in bfloat16"
+        )
+    return known[tensor.dtype]
+
+
+def _told(where: str, aside: Iterable[str]) -> tuple[str, ...]:
+    """One line on what is left aside."""
+    parts = Counter(bare(name).partition(".")[0] for name in aside)
+    listed = ", ".join(f"{part} ({count} tensors)" for part, count in parts.items())
+    return (f"{where}: left aside, because only text is read: {listed}",) if parts else ()
+
+
+def _no_model(directory: Path) -> str:
+    if (directory / "adapter_config.json").exists() or (directory / "adapter.json").exists():
+        return f"{directory} is an adapter, no model: name its base as the model"
+    if files := sorted(path.name for path in directory.glob("*.gguf")):
+        return f"{directory} holds {_words.named(files)}: name the file itself"
+    return f"{directory / 'config.json'} is missing"

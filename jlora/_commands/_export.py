@@ -1,0 +1,64 @@
+"""Write a saved adapter in the format of PEFT or of mlx-lm, with a model card."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jlora._commands import _flags
+
+
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """The flags of ``export``."""
+    _flags.add_model(command, adapter_required=True, with_dtype=False)
+    command.add_argument("--out", required=True, metavar="", help="the folder to write")
+    command.add_argument(
+        "--format", choices=("peft", "mlx"), default="peft", help="whose format (peft)"
+    )
+    command.add_argument(
+        "--base-model", metavar="", help="the base's name to write, such as owner/name (--model)"
+    )
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace an adapter there; other files stay"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes ``args.out`` and says what is in it.
+
+    Raises:
+        ValueError: when model or adapter are missing or do not fit each other, or the format has
+            nothing like a part of the adapter.
+        OSError: when the folder can't be written.
+    """
+    from jlora import _info, peft
+
+    directory = _flags.folder_of(args.adapter)
+    source = _flags.source_of(args, _flags.described(directory))
+    adapter = _flags.load_adapter(directory, source)
+    if adapter.vocabulary.more:
+        raise ValueError(
+            f"{directory} adds {adapter.vocabulary.more} tokens to its base, whose tables jlora "
+            "writes in a merged model alone: python -m jlora merge"
+        )
+    peft.publish(
+        args.out,
+        adapter.lora,
+        adapter.config,
+        _flags.model_for(adapter, source),
+        format=args.format,
+        about=adapter.metadata,
+        scores=_scores(directory),
+        tokenizer_of=directory,
+        base_model=args.base_model,
+        overwrite=args.overwrite,
+    )
+    print(_info.text(_info.facts(args.out)))
+
+
+def _scores(directory: Path) -> dict[str, object]:
+    """What the run that wrote the adapter measured, where the adapter still stands in it."""
+    from jlora import checkpoint
+
+    run = directory.parent
+    return (checkpoint.Run(run).recorded("results") or {}) if (run / "run.json").exists() else {}

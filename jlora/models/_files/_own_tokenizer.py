@@ -1,0 +1,116 @@
+"""The tokenizer that an adapter's folder brings along, in place of its base's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jlora._files import read_json_object, require_regular
+from jlora._words import one_line
+from jlora.models._text import _from_huggingface
+from jlora.models._text._tokenizer import Tokenizer
+
+# What an adapter's folder may hold of a tokenizer.
+FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
+_OTHER_FORMS = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
+
+
+def with_tokenizer(model: Any, directory: str | Path) -> Any:
+    """The `Model` with the tokenizer and the chat template that stand in an adapter's folder.
+
+    What ends an answer of the base ends one here as well. A folder without any of it leaves the
+    model as it is.
+
+    Args:
+        model: a `Model`, or an `outline` of one.
+        directory: the adapter's folder.
+
+    Raises:
+        ValueError: when they can't be read, or name more tokens than the model has.
+    """
+    tokenizer = beside(Path(directory), model.tokenizer, model.config.vocabulary)
+    return model if tokenizer is None else dataclasses.replace(model, tokenizer=tokenizer)
+
+
+def of_folder(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder; ``settings`` is its config.json.
+
+    Raises:
+        ValueError: when a file is missing, damaged or of another kind.
+    """
+    try:
+        tokenizer = _from_huggingface.from_huggingface(directory, settings)
+    except (TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError) as error:
+        raise ValueError(
+            f"the tokenizer's files in {directory} can't be used: {one_line(repr(error))}"
+        ) from None
+    if wrong := [at for at in tokenizer.stop_ids if type(at) is not int or at < 0]:
+        raise ValueError(f"{directory}: eos_token_id is {wrong[0]!r}: expected a token's number")
+    return tokenizer
+
+
+def beside(directory: Path, base: Tokenizer, vocabulary: int) -> Tokenizer | None:
+    """The folder's own tokenizer, or the base's with the folder's template; None without either."""
+    for path in directory.glob("*"):
+        if path.suffix in (".json", ".jinja"):
+            require_regular(path)
+    if (directory / "tokenizer.json").exists():
+        own = of_folder(directory, {"eos_token_id": list(base.stop_ids)})
+        highest = max(own.backend.get_vocab(with_added_tokens=True).values(), default=0)
+        if highest >= vocabulary:
+            raise ValueError(
+                f"{directory / 'tokenizer.json'} has token {highest}, but the model has "
+                f"{vocabulary}, and the adapter no rows for more: it is of another model"
+            )
+        return own if own.template else dataclasses.replace(own, template=base.template)
+    _check_without(directory, base)
+    template = _template(directory)
+    return None if template is None else dataclasses.replace(base, template=template)
+
+
+def tokenizer_files(directory: str | Path) -> dict[str, bytes]:
+    """The files of a tokenizer and its templates in a folder, by name.
+
+    Raises:
+        ValueError: when one can't be read.
+    """
+    directory = Path(directory)
+    files = sorted({path for pattern in FILES for path in directory.glob(pattern)})
+    try:
+        return {path.name: path.read_bytes() for path in files if path.is_file()}
+    except OSError as error:
+        raise ValueError(f"{directory} can't be read: {error}") from None
+
+
+def _check_without(directory: Path, base: Tokenizer) -> None:
+    """Raises a ValueError where a folder has another tokenizer, but no tokenizer.json."""
+    path = directory / "added_tokens.json"
+    added = read_json_object(path) if path.exists() else {}
+    if unknown := [t for t, at in added.items() if base.backend.token_to_id(t) != at]:
+        raise ValueError(f"{path} adds {unknown[0]!r}, which the base does not have{_CONVERT}")
+    if other := [name for name in _OTHER_FORMS if (directory / name).exists()]:
+        raise ValueError(f"{directory / other[0]} stands without tokenizer.json{_CONVERT}")
+
+
+_CONVERT = (
+    ". Write tokenizer.json beside it: transformers.AutoTokenizer.from_pretrained(folder)"
+    ".save_pretrained(folder)"
+)
+
+
+def _template(directory: Path) -> str | None:
+    """The folder's chat template where it stands without a tokenizer."""
+    if (file := directory / "chat_template.jinja").exists():
+        return file.read_text(encoding="utf-8")
+    path = directory / "tokenizer_config.json"
+    found = read_json_object(path).get("chat_template") if path.exists() else None
+    return found if isinstance(found, str) else None

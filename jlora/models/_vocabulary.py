@@ -1,0 +1,83 @@
+"""A model whose table of tokens is another than its file's: longer, or apart from its head."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlora.models._net._config import DecoderConfig
+
+EMBED, HEAD = "embed/embedding", "head/kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What is added to a model's vocabulary.
+
+    Args:
+        rows: (more, width) of the embedding and of an own head, by path: further tokens' vectors.
+        untied: the head is no longer the embedding, and begins as it.
+    """
+
+    rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    untied: bool = False
+
+    @property
+    def more(self) -> int:
+        """How many tokens are added."""
+        return max((len(rows) for rows in self.rows.values()), default=0)
+
+    def config(self, config: DecoderConfig) -> DecoderConfig:
+        """The configuration of the model that comes of it.
+
+        Raises:
+            ValueError: when rows are missing, or of another width than the model.
+        """
+        tied = config.tied and not self.untied
+        wanted = {EMBED: (self.more, config.width)}
+        wanted |= {} if tied else {HEAD: (self.more, config.width)}
+        found = {path: tuple(rows.shape) for path, rows in self.rows.items()}
+        if self.more and found != wanted:
+            raise ValueError(f"the rows of further tokens are {found}: expected {wanted}")
+        return dataclasses.replace(config, vocabulary=config.vocabulary + self.more, tied=tied)
+
+
+def with_vocabulary(model: Any, vocabulary: Vocabulary) -> Any:
+    """The `Model` with further tokens, and with a head of its own where it shall be untied.
+
+    Args:
+        model: a `Model`, or an `outline` of one.
+        vocabulary: what to add, as `jlora.peft.vocabulary` finds it.
+
+    Raises:
+        ValueError: when rows are missing, or of another width than the model.
+    """
+    config = vocabulary.config(model.config)
+    params = {**model.params}
+    if vocabulary.untied and model.config.tied:
+        params["head"] = {"kernel": _turned(params["embed"]["embedding"])}
+    for path, rows in vocabulary.rows.items():
+        part, name = path.split("/")
+        params[part] = {**params[part], name: _longer(params[part][name], rows, path == HEAD)}
+    return dataclasses.replace(model, params=params, config=config)
+
+
+def _turned(table: Any) -> Any:
+    if isinstance(table, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(table.shape[::-1], table.dtype)
+    return table.T
+
+
+def _longer(table: Any, rows: np.ndarray, head: bool) -> Any:
+    """The table with the rows behind its own; a head's tokens stand in its columns."""
+    axis = 1 if head else 0
+    if isinstance(table, jax.ShapeDtypeStruct):
+        shape = tuple(n + len(rows) * (at == axis) for at, n in enumerate(table.shape))
+        return jax.ShapeDtypeStruct(shape, table.dtype)
+    rows = rows.T if head else rows
+    return jnp.concatenate([table, jnp.asarray(rows, table.dtype)], axis)
