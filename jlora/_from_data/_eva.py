@@ -54,8 +54,8 @@ def eva(
         config: that says so, for `jlora.checkpoint.save`.
 
     Raises:
-        ValueError: when nothing of an adapted leaf's inputs is seen, there is no batch, or rho is
-            below 1.
+        ValueError: when the adapter's start took weight out of ``frozen``, nothing of an adapted
+            leaf's inputs is seen, there is no batch, or rho is below 1.
 
     Source: Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance
     Adaptation", arXiv 2410.07170, algorithm 1.

@@ -54,7 +54,8 @@ def lora_ga(
         config: with ``init="lora_ga"``, by which `jlora.peft.save` knows of the former.
 
     Raises:
-        ValueError: when there is no batch, or a leaf's gradient is zero.
+        ValueError: when the adapter's start took weight out of ``frozen``, there is no batch, or a
+            leaf's gradient is zero.
 
     Source: Wang et al. 2024, "LoRA-GA", arXiv 2407.05000, algorithm 1.
     """
