@@ -35,7 +35,7 @@ def _about() -> dict[int, str]:
         module = importlib.import_module(f"{_families.__name__}.{found.name}")
         source = inspect.getsource(module)
         for name, value in vars(module).items():
-            if isinstance(value, _families.Family) and f"\n{name} = Family(" in source:
+            if isinstance(value, _families.Family) and f"\n{name} = " in source:
                 about[id(value)] = (module.__doc__ or "").splitlines()[0].removesuffix(".")
     return about
 

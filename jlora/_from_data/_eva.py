@@ -54,8 +54,9 @@ def eva(
         config: that says so, for `jlora.checkpoint.save`.
 
     Raises:
-        ValueError: when nothing of an adapted leaf's inputs is seen, there is no batch, rho is
-            below 1, or no node of ``lora`` has an A and a B.
+        ValueError: when the adapter's start took weight out of ``frozen``, nothing of an adapted
+            leaf's inputs is seen, there is no batch, rho is below 1, or no node of ``lora`` has an
+            A and a B.
 
     Source: Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance
     Adaptation", arXiv 2410.07170, algorithm 1.

@@ -54,8 +54,9 @@ def lora_ga(
         config: with ``init="lora_ga"``, by which `jlora.peft.save` knows of the former.
 
     Raises:
-        ValueError: when there is no batch, a leaf's gradient is zero, its matrix is narrower than
-            twice the rank, or no node of ``lora`` has an A and a B.
+        ValueError: when the adapter's start took weight out of ``frozen``, there is no batch, a
+            leaf's gradient is zero, its matrix is narrower than twice the rank, or no node of
+            ``lora`` has an A and a B.
 
     Source: Wang et al. 2024, "LoRA-GA", arXiv 2407.05000, algorithm 1.
 
