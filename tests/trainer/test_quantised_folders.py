@@ -78,13 +78,16 @@ def test_fp8_without_scales_that_fit_is_an_error_that_names_them(copy):
 
     def change(tensors):
         del tensors[f"{gate}_scale_inv"]
-        tensors[f"{up}_scale_inv"] = np.ones((2, 2), np.float32)
+        tensors[f"{up}_scale_inv"] = np.ones((2, 2), np.uint8)
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(ml_dtypes.float8_e4m3fn)
 
     quantised(copy, [5, 7], change)
     with pytest.raises(ValueError, match="quantised weights can't be read") as caught:
         models.load(copy)
     assert f"{gate} has no scales, {gate}_scale_inv" in str(caught.value)
     assert f"{up}_scale_inv has shape (2, 2), expected (8, 4)" in str(caught.value)
+    assert f"{up}_scale_inv is of dtype U8, expected F32 or F16 or BF16" in str(caught.value)
+    assert "model.norm.weight has shape (24,): expected blocks" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,12 @@ import numpy as np
 
 from jlora import _words
 from jlora._safetensors import Header
+from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened
 
 _FP8, _BYTES = "F8_E4M3", "U8"
 _SCALE, _BLOCKS, _EXPONENTS = "_scale_inv", "_blocks", "_scales"
-_IN_A_BLOCK = 32
+_IN_A_BLOCK, _BYTES_OF = 32, 16  # numbers of a block, and the bytes that hold them
 # E8M0: powers of two from 2**-127 on, and what is no number.
 _E8M0 = np.array([*(2.0 ** (exponent - 127) for exponent in range(255)), np.nan], np.float32)
 # E2M1 by its four bits: the sign, then two of the exponent and one of the mantissa.
@@ -93,33 +94,37 @@ def _weights(tensors: Mapping[str, Header], settings: Any) -> tuple[dict[str, We
     found: dict[str, Weight] = {}
     problems: list[str] = []
     for name, (shape, dtype, _) in tensors.items():
-        if dtype == _FP8:
+        if dtype == _FP8 and len(shape) < 2:
+            problems.append(f"{name} has shape {shape}: expected blocks of rows and columns")
+        elif dtype == _FP8:
             scales = f"{name}{_SCALE}"
             sizes = shape[-2:] if block is None else tuple(block)
             counts = [-(-n // size) for n, size in zip(shape[-2:], sizes, strict=True)]
-            problems += _misfits(name, tensors, scales, (*shape[:-2], *counts))
+            problems += _misfits(name, tensors, scales, (*shape[:-2], *counts), tuple(DTYPES))
             found[name] = Weight(shape, (name, scales), _of_fp8(sizes))
-        elif dtype == _BYTES and name.endswith(_BLOCKS) and shape[-1] == _IN_A_BLOCK // 2:
+        elif dtype == _BYTES and name.endswith(_BLOCKS) and shape[2:][-1:] == (_BYTES_OF,):
             stem, (*stack, out, blocks, _) = name.removesuffix(_BLOCKS), shape
-            problems += _misfits(stem, tensors, f"{stem}{_EXPONENTS}", shape[:-1])
-            whole = (*stack, blocks * _IN_A_BLOCK, out)
-            found[stem] = Weight(whole, (name, f"{stem}{_EXPONENTS}"), of_mxfp4)
+            scales = f"{stem}{_EXPONENTS}"
+            problems += _misfits(stem, tensors, scales, shape[:-1], (_BYTES,))
+            found[stem] = Weight((*stack, blocks * _IN_A_BLOCK, out), (name, scales), of_mxfp4)
     return found, problems
 
 
 def _misfits(
-    name: str, tensors: Mapping[str, Header], scales: str, wanted: tuple[int, ...]
+    name: str,
+    tensors: Mapping[str, Header],
+    scales: str,
+    wanted: tuple[int, ...],
+    dtypes: tuple[str, ...],
 ) -> list[str]:
     if scales not in tensors:
         return [f"{name} has no scales, {scales}"]
-    if tensors[scales].shape != wanted and not _is_one(tensors[scales].shape, wanted):
-        return [f"{scales} has shape {tensors[scales].shape}, expected {wanted}"]
-    return []
-
-
-def _is_one(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether both are one scale for the whole weight."""
-    return math.prod(shape) == math.prod(wanted) == 1
+    shape, dtype, _ = tensors[scales]
+    one = math.prod(shape) == math.prod(wanted) == 1  # a scale for the whole weight
+    problems = [] if shape == wanted or one else [f"has shape {shape}, expected {wanted}"]
+    if dtype not in dtypes:
+        problems.append(f"is of dtype {dtype}, expected {' or '.join(dtypes)}")
+    return [f"{scales} {problem}" for problem in problems]
 
 
 def _of_fp8(sizes: tuple[int, ...]) -> Callable[..., np.ndarray]:
