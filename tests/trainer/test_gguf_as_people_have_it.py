@@ -12,10 +12,14 @@ import pytest
 
 from jlora import models
 from jlora.models import LinearRopeScaling, RopeFactors, RopeScaling
-from jlora.models._net._rotary import frequencies
 
 LLAMA31 = {"factor": 8.0, "low": 1.0, "high": 4.0, "positions": 8192}
 LLAMA32 = {**LLAMA31, "factor": 32.0}
+
+
+def frequencies(config):
+    """Radians a position, of the whole head."""
+    return config.rope_scaling.frequencies(config.rope_theta, config.head_dim, None)
 
 
 def divisors(theta, pairs, *, factor, low, high, positions):
