@@ -21,6 +21,8 @@ def rebase(
     ``scaling * (A B - A0 B0)`` on the original one: an adapter of factors (A, A0) and (B, -B0),
     which every program that knows LoRA can read (Meng et al. 2024, arXiv 2404.02948, appendix C).
 
+    A method whose nodes stay as wide (`jlora.extend.Node.since`) keeps its configuration.
+
     Args:
         lora: the trained adapter.
         start: the adapter as `split` gave it.
@@ -28,8 +30,7 @@ def rebase(
 
     Returns:
         lora: for the parameters that were split; nodes without A and B are as they were.
-        config: with the ranks doubled, the scaling kept, and a start that moves no weight; as it
-            was for a method whose nodes stay as wide (`jlora.extend.Node.since`).
+        config: with the ranks doubled, the scaling kept, and a start that moves no weight.
 
     Raises:
         ValueError: when the two adapters are not of the same leaves and ranks, or some nodes became

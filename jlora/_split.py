@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora import _paths, _placement, _targets
+from jlora import _paths, _targets
 from jlora._config import LoraConfig, Ranks
-from jlora._frozen_leaf import plain
+from jlora._frozen_leaf import plain, replaced
 from jlora._leaf import Leaf
 from jlora._lora_dict import Lora, shared_name
 from jlora._lowrank import Axes
@@ -70,7 +70,7 @@ def split(
                 start = dataclasses.replace(start, weight=leaf)
             lora[path], residual = _started(method, start)
             if residual is not None:
-                leaves[path], moved = _placement.in_place_of(leaf, residual), True
+                leaves[path], moved = replaced(leaf, lambda _, new: new, residual), True
         elif path in plan.biases:
             weight, ranks = plan.biases[path]
             lora[path] = BiasDelta.from_bias(leaf, _layer_scaling(config, weight, ranks))
