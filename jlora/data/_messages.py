@@ -37,13 +37,32 @@ def is_plain_text(row: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """A message's content as one text: parts stand on lines of their own."""
+    """A message's content as one text: parts stand on lines of their own.
+
+    Args:
+        message: of a conversation.
+
+    Example:
+        >>> import jlora
+        >>> parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": "2 + 2?"}]
+        >>> jlora.data.text_of({"role": "user", "content": parts})
+        'What is\\n2 + 2?'
+    """
     content = message["content"]
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 def without_reasoning(text: str) -> str:
-    """An answer without the ``<think>...</think>`` before it, as a person reads it."""
+    """An answer without the ``<think>...</think>`` before it, as a person reads it.
+
+    Args:
+        text: what a model wrote.
+
+    Example:
+        >>> import jlora
+        >>> jlora.data.without_reasoning("<think>2 + 2 ...</think> 4")
+        '4'
+    """
     return text.rpartition("</think>")[2].strip()
 
 

@@ -27,13 +27,12 @@ from jlora.models._answers._stream import Memory as Memory
 from jlora.models._answers._stream import stream as stream
 from jlora.models._families import from_huggingface as from_huggingface
 from jlora.models._families import to_huggingface as to_huggingface
-from jlora.models._files import _source
+from jlora.models._files import _source, _stacking
 from jlora.models._files._export import export as export
 from jlora.models._files._own_tokenizer import tokenizer_files as tokenizer_files
 from jlora.models._files._own_tokenizer import with_tokenizer as with_tokenizer
 from jlora.models._files._source import DEFAULT as DEFAULT
 from jlora.models._files._source import located as located
-from jlora.models._files._stacking import assemble as assemble
 from jlora.models._files._stacking import expected_shapes as expected_shapes
 from jlora.models._files._torch_tensors import Stored as Stored
 from jlora.models._files._torch_tensors import from_stored as from_stored
@@ -253,7 +252,7 @@ def load(
     _fused_attention.check(attention, opened.config, dtype)
     for line in opened.told:
         warnings.warn(line, stacklevel=2)
-    params = assemble(opened, dtype)
+    params = _stacking.assemble(opened, dtype)
     tokenizer = _of_model(opened.tokenizer, opened.config, template, date)
     return Model(params, opened.config, tokenizer, str(source), attention)
 

@@ -22,6 +22,13 @@ class Vocabulary:
     Args:
         rows: (more, width) of the embedding and of an own head, by path: further tokens' vectors.
         untied: the head is no longer the embedding, and begins as it.
+
+    Example:
+        >>> import numpy as np
+        >>> from jlora import models
+        >>> more = models.Vocabulary({"embed/embedding": np.ones((2, 8), "float32")})
+        >>> more.more
+        2
     """
 
     rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -56,6 +63,20 @@ def with_vocabulary(model: Any, vocabulary: Vocabulary) -> Any:
 
     Raises:
         ValueError: when rows are missing, or of another width than the model.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64, tied=True,
+        ... )
+        >>> params = {"embed": {"embedding": jnp.zeros((3, 8))}}  # of a model, all the rest beside
+        >>> model = models.Model(params, config, tokenizer=None, name="tiny")
+        >>> more = models.Vocabulary({"embed/embedding": np.ones((2, 8), "float32")})
+        >>> models.with_vocabulary(model, more).params["embed"]["embedding"].shape
+        (5, 8)
     """
     config = vocabulary.config(model.config)
     params = {**model.params}

@@ -104,8 +104,19 @@ def load(
 def located(source: str | Path) -> Path:
     """The adapter's folder; what is on the hub (``owner/name@revision``) is fetched.
 
+    Args:
+        source: a folder, or a hub id.
+
     Raises:
         ValueError: when there is no such folder, or it can't be fetched.
+
+    Example:
+        >>> import pathlib
+        >>> import tempfile
+        >>> import jlora
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jlora.peft.located(folder) == pathlib.Path(folder)
+        True
     """
     directory = Path(source).expanduser()
     if directory.is_dir():

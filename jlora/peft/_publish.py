@@ -53,7 +53,17 @@ def publish(
         OSError: as `save`.
 
     Example:
-        >>> jlora.peft.publish("for-the-hub", lora, config, model, format="mlx")
+        >>> import pathlib
+        >>> import tempfile
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> frozen, lora = jlora.split({"kernel": jnp.ones((7, 5))}, config, jax.random.key(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jlora.peft.publish(folder, lora, config, frozen, names={"kernel": "model.proj"})
+        ...     sorted(path.name for path in pathlib.Path(folder).iterdir())
+        ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}: expected {' or '.join(map(repr, FORMATS))}")

@@ -29,8 +29,25 @@ def vocabulary(directory: str | Path, model: Any) -> Any:
         ValueError: when the files can't be read, or have more rows for A than for the table.
 
     Example:
-        >>> model = models.with_vocabulary(model, jlora.peft.vocabulary("adapter", model))
-        >>> lora, config = jlora.peft.load("adapter", model)
+        >>> import tempfile
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64,
+        ... )
+        >>> tokens = jnp.zeros((1, 2), int)
+        >>> params = models.Decoder(config).init(jax.random.key(0), tokens)["params"]
+        >>> model = models.Model(params, config, tokenizer=None, name="tiny")
+        >>> of_adapter = jlora.LoraConfig(targets="q_proj/kernel", rank=2)
+        >>> axes = jlora.trace_axes(model.apply, params, tokens)
+        >>> _, lora = jlora.split(params, of_adapter, jax.random.key(0), axes=axes)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jlora.peft.save(folder, lora, of_adapter, model)
+        ...     jlora.peft.vocabulary(folder, model)  # no tokens were added
+        Vocabulary(rows={}, untied=False)
     """
     from jlora.models import Vocabulary
 

@@ -69,7 +69,7 @@ REFUSED = {
     "int8": (folders.stored_as(Q, np.int8), f"{Q} is of dtype I8, expected one of F32"),
     "uint8": (folders.stored_as(Q, np.uint8), f"{Q} is of dtype U8"),
     "bool": (folders.stored_as(Q, np.bool_), f"{Q} is of dtype BOOL"),
-    "fp8": (folders.stored_as(Q, folders.FP8), f"{Q} is of dtype F8_E4M3"),
+    "fp8": (folders.stored_as(Q, folders.FP8), f"{Q} has no scales, {Q}_scale_inv"),
     "the same parameter twice": (
         folders.with_tensors(lambda t: {f"language_model.{Q}": t[Q] + 1}),
         f"language_model.{Q} and {Q}",
@@ -174,7 +174,7 @@ REFUSED = {
     ),
     "a rope of texts": (
         folders.configured(rope_scaling={"type": "linear", "factor": "8"}),
-        "rope_scaling.factor is '8': expected a number",
+        "has factor '8': expected a number above 0",
     ),
     "a rope with a key of no kind": (
         folders.configured(rope_scaling={"type": "linear", "factor": 2.0, "mrope_section": [1, 2]}),
@@ -182,11 +182,11 @@ REFUSED = {
     ),
     "an end token of no kind": (
         folders.configured(eos_token_id="<end>"),
-        "eos_token_id is '<end>': expected a token's number",
+        "eos_token_id is '<end>', which is no token's number",
     ),
     "a template of no kind": (
         lambda folder: folders.edit(folder / "tokenizer_config.json", chat_template=[1]),
-        "the tokenizer's files in",
+        "tokenizer_config.json: the chat_template is no text",
     ),
     "a negative base": (folders.configured(rope_theta=-1), "rope_theta is -1: expected a number"),
     "a name of no kind": (

@@ -34,7 +34,7 @@ class Record:
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
             return value
         self.problems.append(
-            f"lacks {name}" if value is None else f"has {name} {value!r}: expected more than 0"
+            f"lacks {name}" if value is None else f"has {name} {value!r}: expected a number above 0"
         )
         return 1.0
 

@@ -36,6 +36,23 @@ def with_tokenizer(model: Any, directory: str | Path) -> Any:
 
     Raises:
         ValueError: when they can't be read, or name more tokens than the model has.
+
+    Example:
+        >>> import pathlib
+        >>> import tempfile
+        >>> import tokenizers
+        >>> from jlora import models
+        >>> config = models.DecoderConfig(
+        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
+        ...     max_length=64,
+        ... )
+        >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "yes": 1}, "?"))
+        >>> own = models.Tokenizer(words, None, (0,), {}, "here")
+        >>> model = models.Model({}, config, tokenizer=own, name="tiny")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "chat_template.jinja").write_text("{{ messages }}")
+        ...     models.with_tokenizer(model, folder).tokenizer.template
+        '{{ messages }}'
     """
     tokenizer = beside(Path(directory), model.tokenizer, model.config.vocabulary)
     return model if tokenizer is None else dataclasses.replace(model, tokenizer=tokenizer)
@@ -48,14 +65,11 @@ def of_folder(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
         ValueError: when a file is missing, damaged or of another kind.
     """
     try:
-        tokenizer = _from_huggingface.from_huggingface(directory, settings)
+        return _from_huggingface.from_huggingface(directory, settings)
     except (TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError) as error:
         raise ValueError(
             f"the tokenizer's files in {directory} can't be used: {one_line(repr(error))}"
         ) from None
-    if wrong := [at for at in tokenizer.stop_ids if type(at) is not int or at < 0]:
-        raise ValueError(f"{directory}: eos_token_id is {wrong[0]!r}: expected a token's number")
-    return tokenizer
 
 
 def beside(directory: Path, base: Tokenizer, vocabulary: int) -> Tokenizer | None:
@@ -80,8 +94,20 @@ def beside(directory: Path, base: Tokenizer, vocabulary: int) -> Tokenizer | Non
 def tokenizer_files(directory: str | Path) -> dict[str, bytes]:
     """The files of a tokenizer and its templates in a folder, by name.
 
+    Args:
+        directory: a model's or an adapter's folder.
+
     Raises:
         ValueError: when one can't be read.
+
+    Example:
+        >>> import pathlib
+        >>> import tempfile
+        >>> from jlora import models
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "chat_template.jinja").write_text("{{ messages }}")
+        ...     models.tokenizer_files(folder)
+        {'chat_template.jinja': b'{{ messages }}'}
     """
     directory = Path(directory)
     files = sorted({path for pattern in FILES for path in directory.glob(pattern)})

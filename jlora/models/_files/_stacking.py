@@ -120,21 +120,6 @@ def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
 
     Raises:
         ValueError: when the file does not hold the tensors that its configuration asks for.
-
-    Example:
-        >>> import numpy as np
-        >>> from jlora import models
-        >>> class Ones:  # stands for a file
-        ...     config = models.DecoderConfig(
-        ...         vocabulary=3, width=8, layers=2, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
-        ...         max_length=64,
-        ...     )
-        ...     def check(self):
-        ...         pass
-        ...     def layer(self, path, layer, shape):
-        ...         return np.ones(shape)
-        >>> models.assemble(Ones(), "bfloat16")["embed"]["embedding"].shape
-        (3, 8)
     """
     opened.check()
     opened.check_head()

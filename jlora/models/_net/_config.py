@@ -12,7 +12,13 @@ NORMS = ("rms", "rms_plus_one", "layer", "layer_plus_one", "layer_no_bias")
 
 @dataclasses.dataclass(frozen=True)
 class ClampedGate:
-    """gate * sigmoid(sharpness * gate) * (up + 1), gate and up held within a limit (gpt-oss)."""
+    """gate * sigmoid(sharpness * gate) * (up + 1), gate and up held within a limit (gpt-oss).
+
+    Example:
+        >>> from jlora import models
+        >>> models.ClampedGate(sharpness=1.702, limit=7.0)  # gpt-oss
+        ClampedGate(sharpness=1.702, limit=7.0)
+    """
 
     sharpness: float
     limit: float

@@ -29,6 +29,14 @@ class RopeScaling:
     """Llama 3's stretching of the rotary frequencies (Dubey et al. 2024, arXiv 2407.21783).
 
     Slow frequencies divided by the factor, fast ones as they are, a ramp between.
+
+    Example:
+        >>> from jlora import models
+        >>> of_llama_3_1 = models.RopeScaling(
+        ...     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
+        ... )
+        >>> of_llama_3_1.original_max_position
+        8192
     """
 
     factor: float
@@ -48,7 +56,13 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LinearRopeScaling:
-    """All rotary frequencies divided by one factor (Chen et al. 2023, arXiv 2306.15595)."""
+    """All rotary frequencies divided by one factor (Chen et al. 2023, arXiv 2306.15595).
+
+    Example:
+        >>> from jlora import models
+        >>> models.LinearRopeScaling(factor=4.0)
+        LinearRopeScaling(factor=4.0)
+    """
 
     factor: float
     attention_factor: ClassVar[float] = 1.0
@@ -60,7 +74,13 @@ class LinearRopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class RopeFactors:
-    """Each rotary frequency divided by a number of its own, as GGUF files hold them."""
+    """Each rotary frequency divided by a number of its own, as GGUF files hold them.
+
+    Example:
+        >>> from jlora import models
+        >>> models.RopeFactors(divisors=(1.0, 2.5)).frequencies(1e4, 4, None).shape
+        (2,)
+    """
 
     divisors: tuple[float, ...]
     attention_factor: ClassVar[float] = 1.0
@@ -76,6 +96,14 @@ class YarnRopeScaling:
 
     Pairs that turn ``beta_fast`` times or more in the original length keep their frequency, those
     that turn ``beta_slow`` times or less have it divided by the factor.
+
+    Example:
+        >>> from jlora import models
+        >>> scaling = models.YarnRopeScaling(
+        ...     factor=4.0, original_max_position=32768, attention_factor=1.1386
+        ... )
+        >>> scaling.frequencies(1e6, 64, None).shape
+        (32,)
     """
 
     factor: float
@@ -108,6 +136,16 @@ class LongRopeScaling:
 
     There are two lists: ``long`` for a row whose text, at this pass, is longer than the original
     length, ``short`` for the others.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jlora import models
+        >>> scaling = models.LongRopeScaling(
+        ...     short=(1.0, 1.0), long=(2.0, 8.0), original_max_position=4, attention_factor=1.0
+        ... )
+        >>> turned = scaling.frequencies(1e4, 4, jnp.array([[0, 1, 2], [3, 4, 5]]))
+        >>> (turned[0, 0] / turned[1, 0]).tolist()  # the second text is longer than 4 tokens
+        [2.0, 8.0]
     """
 
     short: tuple[float, ...]
@@ -128,6 +166,14 @@ class DynamicRopeScaling:
 
     ("Dynamic NTK" by bloc97 and emozilla.) Each pass stretches by the length that each row's text
     has then; keys in a cache stay as the pass that made them turned them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jlora import models
+        >>> scaling = models.DynamicRopeScaling(factor=2.0, max_position=4)
+        >>> turned = scaling.frequencies(1e4, 4, jnp.array([[0, 1], [5, 6]]))
+        >>> (turned[1] < turned[0]).tolist()  # the first pair of each turns as before
+        [[False, True]]
     """
 
     factor: float

@@ -71,8 +71,9 @@ def _template(directory: Path, own: Mapping[str, Any]) -> str | None:
             raise ValueError(f"{file} can't be read: {error}") from None
     template = own.get("chat_template")
     if isinstance(template, list):  # several, by name
-        entries = [entry for entry in template if isinstance(entry, dict)]
-        template = {each.get("name"): each.get("template") for each in entries}.get("default")
+        if not all(isinstance(entry, dict) for entry in template):
+            raise ValueError(f"{directory / 'tokenizer_config.json'}: the chat_template is no text")
+        template = {each.get("name"): each.get("template") for each in template}.get("default")
     if not isinstance(template, str | None):
         raise ValueError(f"{directory / 'tokenizer_config.json'}: the chat_template is no text")
     return template
