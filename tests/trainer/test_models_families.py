@@ -463,7 +463,7 @@ def test_settings_come_back_from_the_configuration(family):
             },
             [
                 "attn_logit_softcapping is 50.0, but only None is supported",
-                "RoPE scaling of type 'yarn' has factor '8': expected more than 0",
+                "RoPE scaling of type 'yarn' has factor '8': expected a number above 0",
                 "truncate is false, but only true is supported",
                 "RoPE scaling of type 'linear': expected none",
             ],
