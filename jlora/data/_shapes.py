@@ -119,7 +119,7 @@ def _turn(turn: Any, number: int) -> Any:
     if not isinstance(turn, dict) or turn.get("role") is not None:
         return turn
     speaker = turn.get("from")
-    if speaker not in _SPEAKERS:
+    if not (isinstance(speaker, str) and speaker in _SPEAKERS):
         raise ValueError(
             f"message {number} is from {_words.one_line(repr(speaker), 60)}, not from one of "
             f"{tuple(_SPEAKERS)}"

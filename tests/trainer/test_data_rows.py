@@ -68,6 +68,7 @@ def test_three_kinds_of_rows_become_conversations(tmp_path):
         ('{"messages": [{"role": "assistant"}]}', "message 1: 'content' is missing"),
         ('{"prompt": "a", "completion": "b", "images": ["c"]}', "'images' can't be trained on"),
         ('{"conversations": [{"from": "me", "value": "a"}]}', "message 1 is from 'me', not from"),
+        ('{"conversations": [{"from": ["me"]}]}', r"message 1 is from \['me'\], not from"),
         (
             '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
             "message 1: part 1 of 'content' is of the type 'image_url'",
