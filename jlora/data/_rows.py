@@ -55,7 +55,10 @@ def read_rows(
     """
     columns = dict(columns or {})
     if unknown := sorted(columns.keys() - set(KEYS)):
-        raise ValueError(f"columns: {unknown[0]!r} is none of {', '.join(KEYS)}")
+        raise ValueError(
+            f"columns: {unknown[0]!r} is none of {', '.join(KEYS)}. The name here comes first, "
+            "that of the rows second: prompt=question"
+        )
     try:
         found = sources(source)
         rows = [row for its in found for row in _rows(its.name, its.records, columns, say)]

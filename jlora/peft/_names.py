@@ -284,8 +284,7 @@ def layout(
     if known and model.config.tied:
         tied = next(iter(parameters.values())).module
     leaves = {path: leaves[path] for path in values if path in leaves}
-    nested = _family(model).nested if known else None
-    aside = nested.aside if nested is not None else ()
+    aside = _family(model).tensors_aside if known else ()
     return Layout(leaves, parameters, tied, unclear, known, aside)
 
 

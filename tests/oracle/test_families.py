@@ -22,7 +22,6 @@ from safetensors.numpy import load_file, save_file
 import jlora
 from jlora import models
 from jlora.models._families import FAMILIES
-from jlora.models._families._family import Nested
 from jlora.models._files._torch_tensors import oriented
 
 SMALL = {
@@ -350,11 +349,8 @@ def randomised(config):
 
 def of_the_decoder(family, names):
     """The names of tensors without those of parts that are left aside."""
-    aside = (FAMILIES[family].nested or NO_PARTS).aside
+    aside = FAMILIES[family].tensors_aside
     return {name for name in names if not name.removeprefix("model.").startswith(aside)}
-
-
-NO_PARTS = Nested(setting="", model_type="", aside=(), renamed={})
 
 
 @functools.cache

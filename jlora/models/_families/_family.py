@@ -32,12 +32,11 @@ SIZES = sizes("rms_norm_eps")
 class Nested:
     """Where the decoder stands in a model of several parts, of which it is one.
 
-    The tensors of the other parts begin with one of ``aside``.
+    The tensors of the others begin with one of `Family.tensors_aside`.
     """
 
     setting: str  # of config.json, that holds the decoder's settings
     model_type: str  # which those give themselves
-    aside: tuple[str, ...]
     # Settings that count where they stand beside the decoder's own.
     outside: tuple[str, ...] = ("tie_word_embeddings", "quantization_config", "eos_token_id")
 

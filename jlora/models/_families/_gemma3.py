@@ -62,6 +62,5 @@ GEMMA3 = dataclasses.replace(
     nested=Nested(
         setting="text_config",
         model_type="gemma3_text",
-        aside=_VISION,
     ),
 )
