@@ -182,7 +182,9 @@ def wrong(settings: Mapping[str, Any]):
         "layers_pattern",
     ):
         value = settings[name]
-        texts = [value] if isinstance(value, str) else value
+        # PEFT takes one text for a pattern, but the letters of one for parameters
+        one = isinstance(value, str) and name != "target_parameters"
+        texts = [value] if one else value
         if texts is not None and not (
             isinstance(texts, list) and all(isinstance(text, str) for text in texts)
         ):
