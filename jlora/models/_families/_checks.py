@@ -104,6 +104,9 @@ def _wrong(name: str, value: Any, kind: str) -> Iterator[tuple[str, Any, str]]:
             yield name, value, "whole numbers"
     elif kind == "int" and type(value) is not int:
         yield name, value, "a whole number"
+    elif kind == "int | None" and value is not None:
+        if type(value) is not int or value < 1:
+            yield name, value, "a whole number of at least 1"
     elif kind == "bool" and type(value) is not bool:
         yield name, value, "true or false"
     elif value is None and kind == "float | None":

@@ -47,7 +47,7 @@ class _ScoreScale:
     """Scores are divided by the root of the head's width, or not at all."""
 
     def read(self, settings: Settings) -> dict[str, Any]:
-        return {"query_scalar": None if settings.get("scale_attn_weights", False) else 1.0}
+        return {"query_scalar": None if settings.get("scale_attn_weights", False) else 1}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         return {"scale_attn_weights": config.query_scalar is None}

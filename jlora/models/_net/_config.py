@@ -108,7 +108,7 @@ class DecoderConfig:
     windows: tuple[int | None, ...] | None = None  # by layer: the last tokens that a token sees
     local_rope_theta: float | None = None  # of the layers with a window, where theirs differs
 
-    query_scalar: float | None = None  # scores are divided by its root; None: head_dim
+    query_scalar: int | None = None  # scores are divided by its root; None: head_dim
     attention_scale: float | None = None  # scores are multiplied by it instead
     attention_cap: float | None = None  # scores become cap * tanh(scores / cap)
     logit_cap: float | None = None
