@@ -110,3 +110,12 @@ def test_configurations_are_equal_to_their_like_alone():
     assert one != 4
     assert one != "q"
     assert len({hash(dataclasses.replace(one, rank=rank)) for rank in range(1, 9)}) > 4
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_alpha_for_a_scaling_is_what_gives_it(rslora):
+    config = jlora.LoraConfig(targets="w", rank=4, alpha=6.0, rslora=rslora)
+    for rank in (1, 4, 9):
+        scaling = config.scaling_for("w", rank)
+        assert scaling == 6.0 / (rank**0.5 if rslora else rank)
+        assert config.alpha_for(scaling, rank) == pytest.approx(6.0)

@@ -343,3 +343,17 @@ def test_optax_maps_over_the_state_of_what_trains():
 
 def is_adam(node):
     return isinstance(node, optax.ScaleByAdamState)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_lora_plus_takes_any_ratio_above_0_and_keeps_dtypes(dtype):
+    lora = {
+        "w": jlora.LoraWeight(
+            jnp.ones((3, 2), dtype), jnp.ones((2, 5), dtype), jnp.float32(1), jlora.Axes((0,), (1,))
+        )
+    }
+    with jax.enable_x64(True):
+        tx = jlora.lora_plus(0.5)
+        updates, _ = tx.update(lora, tx.init(lora), lora)
+        assert (updates["w"].a.dtype, updates["w"].b.dtype) == (dtype, dtype)
+        assert (float(updates["w"].a[0, 0]), float(updates["w"].b[0, 0])) == (1.0, 0.5)
