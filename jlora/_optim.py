@@ -196,25 +196,24 @@ def muon_dimensions(tree: Any) -> Any:
         if not isinstance(node, Node):
             return None
         numbers = _matrices(node)
-        leaves, structure = jax.tree_util.tree_flatten_with_path(node, is_leaf=_is_masked)
-        return jax.tree.unflatten(
-            structure, [None if _is_masked(v) else numbers.get(p[0].name) for p, v in leaves]
-        )
+        leaves, structure = jax.tree_util.tree_flatten_with_path(node)
+        return jax.tree.unflatten(structure, [numbers.get(path[0].name) for path, _ in leaves])
 
-    return jax.tree.map(of_node, tree, is_leaf=lambda v: isinstance(v, Node) or _is_masked(v))
+    return jax.tree.map(of_node, tree, is_leaf=lambda v: isinstance(v, Node))
 
 
 def _matrices(node: Node) -> dict[str, Any]:
     """The axes of each field that is a stack of matrices with a rank."""
-    whole = jax.tree.map(lambda v: np.zeros(()) if _is_masked(v) else v, node, is_leaf=_is_masked)
+    whole = jax.tree.map(lambda _: np.zeros(()), node, is_leaf=_is_masked)  # no field is missing
     dims = {name: each for name, each in whole.dimensions().items() if name in node.trainable}
     ranked = {name: each for name, each in dims.items() if each.count(RANK) == 1}
-    stack = set.intersection(*map(set, ranked.values())) - {RANK} if len(ranked) > 1 else set()
+    if len(ranked) < 2:
+        return {}
+    stack = set.intersection(*map(set, ranked.values())) - {RANK}
     found = {}
     for name, each in ranked.items():
         rank = each.index(RANK)
-        others = tuple(axis for axis, dim in enumerate(each) if dim not in {RANK, *stack})
-        if others and len(ranked) > 1:
+        if others := tuple(axis for axis, dim in enumerate(each) if dim not in {RANK, *stack}):
             sides = (others, (rank,)) if others[0] < rank else ((rank,), others)
             found[name] = optax.contrib.MuonDimensionNumbers(*sides)
     return found
