@@ -17,7 +17,7 @@ from jlora._method import Method
 from jlora._node import Node
 from jlora._peft_form import Own
 from jlora._peft_format import PeftFormat
-from jlora._registry import NODES, node_class
+from jlora._registry import NODES, method_class, node_class
 from jlora._split import leaf_of
 from jlora._words import first_few
 from jlora.peft import _fields, _matching, _names, _tensors
@@ -194,8 +194,7 @@ def _settings(directory: Path, form: PeftFormat) -> tuple[dict[str, Any], dict[s
 
 
 def _format(config: LoraConfig) -> PeftFormat:
-    method = node_class(str(config.method))
-    assert issubclass(method, Method)
+    method = method_class(str(config.method))
     assert method.peft is not None
     return method.peft
 

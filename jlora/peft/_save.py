@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jlora import _starts
 from jlora._config import LoraConfig
 from jlora._lora_dict import check, of_leaves
 from jlora._lowrank import Axes
 from jlora._node import Node
 from jlora._peft_form import BiasOnB, LowRank, Own, Rows, Whole
+from jlora._registry import method_class
 from jlora._words import first_few
 from jlora.peft import _fields, _names, _own_format, _tensors
 from jlora.peft._names import Layout
@@ -153,7 +153,7 @@ class _Adapter:
         leaves, problems = self._layout.leaves, []
         if not self._low_rank:
             problems.append("no leaf is adapted: expected at least one LoraWeight")
-        if _starts.find(self._config.init).moves_weight:
+        if method_class(str(self._config.method)).moves_weight(self._config.init):
             problems.append(
                 f"init is {self._config.init!r}, which took weight out of the model: "
                 "jlora.rebase(lora, start, config) makes an adapter of the original of it"

@@ -87,7 +87,9 @@ def beside(directory: Path, base: Tokenizer, vocabulary: int) -> Tokenizer | Non
             )
         return own if own.template else dataclasses.replace(own, template=base.template)
     _check_without(directory, base)
-    template = _template(directory)
+    path = directory / "tokenizer_config.json"
+    own = read_json_object(path) if path.exists() else {}
+    template = _from_huggingface.template_in(directory, own)
     return None if template is None else dataclasses.replace(base, template=template)
 
 
@@ -131,12 +133,3 @@ _CONVERT = (
     ". Write tokenizer.json beside it: transformers.AutoTokenizer.from_pretrained(folder)"
     ".save_pretrained(folder)"
 )
-
-
-def _template(directory: Path) -> str | None:
-    """The folder's chat template where it stands without a tokenizer."""
-    if (file := directory / "chat_template.jinja").exists():
-        return file.read_text(encoding="utf-8")
-    path = directory / "tokenizer_config.json"
-    found = read_json_object(path).get("chat_template") if path.exists() else None
-    return found if isinstance(found, str) else None

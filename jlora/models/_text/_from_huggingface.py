@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jlora import _words
-from jlora._files import read_json_object
+from jlora._files import read_json_object, require_regular
 from jlora._requires import requires
 from jlora.models._text._tokenizer import Tokenizer
-
-_LARGEST = 256 * 10**6  # bytes; those of 260,000 tokens have 35 MB
 
 
 def from_huggingface(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
@@ -22,13 +19,7 @@ def from_huggingface(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
     """
     tokenizers = requires("tokenizers")
     path = directory / "tokenizer.json"
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: expected a file, and it is a folder, a pipe or a device")
-    if path.exists() and (size := path.stat().st_size) > _LARGEST:
-        raise ValueError(
-            f"{path} is of {_words.size(size)}, and no tokenizer has more than "
-            f"{_words.size(_LARGEST)}: get the file again"
-        )
+    require_regular(path)
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exceptions
@@ -58,11 +49,16 @@ def from_huggingface(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
         )
     begin = _begin(backend)
     backend.post_processor = None  # adds that token, and moves offsets
-    template = _template(directory, own)
+    template = template_in(directory, own)
     return Tokenizer(backend, template, stop_ids, special, str(directory), begin)
 
 
-def _template(directory: Path, own: Mapping[str, Any]) -> str | None:
+def template_in(directory: Path, own: Mapping[str, Any]) -> str | None:
+    """The folder's chat template; ``own`` is its tokenizer_config.json.
+
+    Raises:
+        ValueError: when it can't be read, or is no text.
+    """
     file = directory / "chat_template.jinja"
     if file.is_file():
         try:
