@@ -11,7 +11,7 @@ import jax
 from jlora import _words
 from jlora._lift import _jax
 from jlora._lift._compute import Compute, Use
-from jlora._lift._lift import DROPOUT_KEY, run, takes_dropout_key
+from jlora._lift._lift import run, taken_dropout_key, takes_dropout_key
 from jlora._lift._trace_axes import told_left_out, trace_axes
 from jlora._lora_dict import of_leaves
 
@@ -55,14 +55,13 @@ def explain(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any)
         filled = (arrays.get(at, leaf) for at, leaf in enumerate(leaves))
         args, kwargs = jax.tree.unflatten(structure, filled)
         compute = Compute(lambda use: uses.setdefault(use), share_jits=False)
-        key = kwargs.get(DROPOUT_KEY) if takes_key else kwargs.pop(DROPOUT_KEY, None)
+        key = taken_dropout_key(kwargs, takes_key)
         return jax.tree.leaves(run(compute, fn, argnums, args, kwargs, key))
 
     jax.eval_shape(lambda arrays: [leaf for leaf in traced(arrays) if _jax.is_array(leaf)], arrays)
     at = argnums + len(args) - 1 if argnums < 0 else argnums
     frozen, lora = args[at], args[at + 1]
-    if not takes_key:
-        kwargs.pop(DROPOUT_KEY, None)
+    taken_dropout_key(kwargs, takes_key)
     axes = trace_axes(fn, *args[:at], frozen, *args[at + 2 :], argnums=at, **kwargs)
     left_out = {path: why for path, why in axes.left_out.items() if path not in lora}
     return Report(tuple(uses), tuple(of_leaves(lora)), left_out)

@@ -91,7 +91,7 @@ def lift(fn: Callable[..., Any], *, argnums: int = 0, strict: bool = False) -> C
 
     @functools.wraps(fn, updated=())
     def lifted(*args, **kwargs):
-        key = kwargs.get(DROPOUT_KEY) if takes_key else kwargs.pop(DROPOUT_KEY, None)
+        key = taken_dropout_key(kwargs, takes_key)
         return run(Compute(_refuse if strict else _Warner()), fn, argnums, args, kwargs, key)
 
     del lifted.__wrapped__  # jit reads argument names from a signature: it must be this one's
@@ -165,6 +165,11 @@ def takes_dropout_key(fn: Callable[..., Any]) -> bool:
     with contextlib.suppress(TypeError, ValueError):  # a builtin has no signature
         return DROPOUT_KEY in inspect.signature(fn).parameters
     return False
+
+
+def taken_dropout_key(kwargs: dict[str, Any], takes_key: bool) -> Any:
+    """The key among a call's arguments, and out of them unless the function itself has it too."""
+    return kwargs.get(DROPOUT_KEY) if takes_key else kwargs.pop(DROPOUT_KEY, None)
 
 
 def _signature(fn: Callable[..., Any], argnums: int) -> inspect.Signature:
