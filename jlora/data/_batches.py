@@ -99,10 +99,14 @@ class Batches:
             batch["weights"][place, : len(positions)] = 1
         return batch
 
+    def rows(self, step: int) -> list[int]:
+        """Which examples make up the step's batch, in its order."""
+        epoch, index = divmod(step, self.per_epoch)
+        return self._epoch(epoch)[index][1]
+
     def tokens(self, step: int) -> int:
         """How many tokens the step's batch holds, padding left out."""
-        epoch, index = divmod(step, self.per_epoch)
-        return sum(len(self.examples[row].tokens) for row in self._epoch(epoch)[index][1])
+        return sum(len(self.examples[row].tokens) for row in self.rows(step))
 
     def _plan(self, epoch: int) -> list[tuple[int, list[int]]]:
         """The (bucket, rows) of each batch of the epoch."""
