@@ -9,6 +9,7 @@ Runs on whatever JAX finds: CPU, GPU or TPU.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -452,7 +453,7 @@ def train(job: Job, state: trainer.TrainState) -> tuple[Any, int]:
             bar.update()
             if number % settings.checkpoint_every == 0 or update.last or stop.requested:
                 save(run, number, state)
-            if stop.requested and not update.last:
+            if stop.requested:
                 break
         else:
             return state.lora, 0
@@ -464,8 +465,8 @@ def train(job: Job, state: trainer.TrainState) -> tuple[Any, int]:
 
 
 def save(run: checkpoint.Run, number: int, state: trainer.TrainState) -> None:
-    """Keeps what the run needs to go on after this step; before the first one that is nothing."""
-    if number:
+    """Keeps what the run needs to go on after this step, unless that of a later one is there."""
+    if number > (run.latest_step or 0):
         run.save(number, {"lora": state.lora, "opt_state": state.opt_state})
 
 
@@ -578,32 +579,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     resume = given.get("resume", False)
     run = checkpoint.Run(given.get("out", Settings.out))
     began = time.perf_counter()
-    try:
-        settings = settle(given, run)
-        compiled.keep()
-        job = prepare(settings, run)
-        state = trainer.init(job.lora, job.tx, jax.random.key(settings.seed))
-        if resume:
-            check_identity(run, job.identity)
-            if run.latest_step is not None:
-                number, saved = run.restore({"lora": state.lora, "opt_state": state.opt_state})
-                state = dataclasses.replace(state, step=jnp.int32(number), **saved)
-        else:
-            run.begin({"settings": dataclasses.asdict(settings), **job.identity})
-            run.record(RESULTS, {})
-    except (ValueError, OSError) as error:
-        return fail(str(error))
-    try:
-        before = measured_before(job)
-        lora, status = train(job, state)
-        if status:
-            return status
-        finish(job, lora, before)
-        print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {monitor.peak_memory()}")
-    except KeyboardInterrupt:
-        return fail(f"interrupted. {go_on(run)}", 130)
-    except OSError as error:
-        return fail(f"{error}. What was saved before is whole. {go_on(run)}", 1)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(run.locked())
+            settings = settle(given, run)
+            compiled.keep()
+            job = prepare(settings, run)
+            state = trainer.init(job.lora, job.tx, jax.random.key(settings.seed))
+            if resume:
+                check_identity(run, job.identity)
+                if run.latest_step is not None:
+                    number, saved = run.restore({"lora": state.lora, "opt_state": state.opt_state})
+                    state = dataclasses.replace(state, step=jnp.int32(number), **saved)
+            else:
+                run.begin({"settings": dataclasses.asdict(settings), **job.identity})
+                run.record(RESULTS, {})
+        except (ValueError, OSError) as error:
+            return fail(str(error))
+        except KeyboardInterrupt:
+            return fail("interrupted before the first step", 130)
+        try:
+            before = measured_before(job)
+            lora, status = train(job, state)
+            if status:
+                return status
+            finish(job, lora, before)
+            print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {monitor.peak_memory()}")
+        except KeyboardInterrupt:
+            return fail(f"interrupted. {go_on(run)}", 130)
+        except OSError as error:
+            return fail(f"{error}. What was saved before is whole. {go_on(run)}", 1)
     return 0
 
 

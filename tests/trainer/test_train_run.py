@@ -145,6 +145,39 @@ def test_a_run_of_such_batches_ends_though_they_are_skipped(flags, tmp_path, cap
     assert "The checkpoint of step" in told
 
 
+def test_a_second_process_on_the_same_folder_is_told_who_holds_it(flags, tmp_path, capsys):
+    out = tmp_path / "run"
+    with checkpoint.Run(out).locked():
+        assert train.main([*flags, f"--out={out}"]) == 2
+        assert f"{out} is being written by process {os.getpid()} on" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_an_interrupted_preparation_leaves_one_line_and_no_folder(
+    flags, tmp_path, capsys, monkeypatch
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "prepare", interrupted)
+    out = tmp_path / "run"
+    assert train.main([*flags, f"--out={out}"]) == 130
+    assert capsys.readouterr().err == "train.py: interrupted before the first step\n"
+    assert not out.exists()
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    array = max((out / "checkpoints" / "8").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(array.read_bytes())
+    content[len(content) // 2] ^= 1
+    array.write_bytes(content)
+    assert train.main([f"--out={out}", "--resume"]) == 0
+    assert f"the checkpoint of step 8 in {out} is damaged" in capsys.readouterr().out
+    assert losses(out) == losses(finished)
+
+
 def test_overwrite_begins_afresh(flags, finished, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
