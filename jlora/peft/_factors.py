@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
+from jlora._config import ALL_LINEAR
 from jlora._lora_dict import Lora
 from jlora._lowrank import promoted
 from jlora._methods import DoraWeight, LoraWeight
@@ -50,7 +51,7 @@ def _targets(file: AdapterFile) -> list[Parameter]:
             continue
         has = any(n in file.tensors for n in _pairs.tensor_names(parameter, parameter.module))
         targets = settings["target_modules"]
-        by_file = isinstance(targets, str) and targets.lower() == _matching.ALL_LINEAR
+        by_file = isinstance(targets, str) and targets.lower() == ALL_LINEAR
         # without any list the file itself says it, as for "all-linear"
         by_file = by_file or (targets is None and settings["target_parameters"] is None)
         if has if by_file else _matching.is_target(settings, theirs(parameter.module)):
