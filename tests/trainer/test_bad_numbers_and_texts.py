@@ -1,10 +1,13 @@
 """Numbers and texts that no answer and no batch can have: one clear error, and nothing silent."""
 
 import itertools
+import shutil
 
 import jax
+import numpy as np
 import pytest
 import tokenizers
+from safetensors.numpy import load_file, save_file
 
 import jlora
 from jlora import models
@@ -99,3 +102,13 @@ def test_many_shapes_are_found_at_once():
     # out of 300 million choices
     examples = [Example(list(range(8 * n)), [1]) for n in range(1, 33)]
     assert len(Batches(examples, batch_size=2, shapes=16).shapes) == 16
+
+
+def test_a_weight_that_a_dtype_cant_hold_is_no_infinity(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = np.full_like(tensors["model.norm.weight"], 1e5)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="norm/scale has values that float16 can't hold"):
+        models.load(folder, dtype="float16")
+    assert models.load(folder, dtype="bfloat16").params["norm"]["scale"].dtype == "bfloat16"
