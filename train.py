@@ -12,12 +12,13 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-import hashlib
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -189,11 +190,18 @@ def _shortened(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------
 
 
-def load_rows(settings: Settings) -> tuple[list[data.Messages], list[data.Messages]]:
+ROWS = "rows"  # what the run writes of rows and tokens, to read them again
+
+
+def load_rows(
+    settings: Settings, folder: Path, resume: bool
+) -> tuple[Sequence[data.Messages], Sequence[data.Messages]]:
     """Conversations (train, held out)."""
     if settings.data == "home-assistant":
         return data.home_assistant(settings.train_rows, settings.eval_rows, seed=settings.seed)
-    rows = data.read_rows(settings.data, columns=settings.columns, say=print)
+    rows = data.open_rows(
+        settings.data, folder=folder, again=resume, columns=settings.columns, say=print
+    )
     # Your own file is measured on at most a tenth of its rows.
     count = max(1, min(settings.eval_rows, len(rows) // 10))
     return data.hold_out(rows, count, seed=settings.seed)
@@ -222,10 +230,11 @@ class Job:
     identity: dict[str, Any]  # of data and base: a resumed run must find the same
 
 
-def prepare(settings: Settings, run: checkpoint.Run) -> Job:
-    """Loads and checks everything; nothing is written and nothing trained yet."""
+def prepare(settings: Settings, run: checkpoint.Run, resume: bool = False) -> Job:
+    """Loads and checks everything; nothing is trained yet, and only ROWS is written."""
     config, tx = configuration(settings), optimizer(settings)
-    rows, held_out = load_rows(settings)
+    folder = run.directory / ROWS
+    rows, held_out = load_rows(settings, folder, resume)
     model = models.load(
         settings.model,
         dtype=settings.dtype,
@@ -241,7 +250,7 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
     asked = len(held_out)
     held_out = data.answerable(held_out, model.tokenizer, max_length=settings.max_length)
     limits = {"max_length": settings.max_length, "train_reasoning": settings.train_reasoning}
-    examples, report = data.encode(rows, model.tokenizer, **limits)
+    examples, report = data.encode(rows, model.tokenizer, folder=folder, **limits)
     measured, _ = data.encode(held_out, model.tokenizer, **limits)
     batches = data.Batches(examples, batch_size=settings.batch_size, seed=settings.seed)
 
@@ -271,7 +280,7 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
         held_out=held_out,
         held_out_batches=data.Batches(measured, batch_size=16, shapes=1, shuffle=False),
         identity={
-            "data": hashlib.sha256(json.dumps([rows, held_out]).encode()).hexdigest(),
+            "data": data.digest(rows, held_out),
             "base": checkpoint.fingerprint(model.params),
         },
     )
@@ -559,10 +568,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     resume = given.get("resume", False)
     run = checkpoint.Run(given.get("out", Settings.out))
     start, began = 0, time.perf_counter()
+    was_empty = not run.directory.exists() or (
+        run.directory.is_dir() and not any(run.directory.iterdir())
+    )
     try:
         settings = settle(given, run)
         compiled.keep()
-        job = prepare(settings, run)
+        job = prepare(settings, run, resume)
         lora = jax.tree.map(jnp.copy, job.lora)  # each step takes the one before it
         opt_state = job.tx.init(lora)
         if resume:
@@ -575,6 +587,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.record(RESULTS, {})
     except (ValueError, OSError) as error:
         return fail(str(error))
+    finally:
+        if was_empty and not run.begun:
+            shutil.rmtree(run.directory, ignore_errors=True)
     try:
         before = measured_before(job)
         if start < settings.steps:
