@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jlora import _words
 from jlora._lora_dict import Lora
 from jlora._node import Node
 
@@ -73,10 +74,8 @@ def combine(
             problems.append(f"{path}: {error}")
     if problems:
         raise ValueError(
-            "the adapters can't be combined:\n  "
-            + "\n  ".join(problems[:6])
-            + (f"\n  and {len(problems) - 6} more" if len(problems) > 6 else "")
-            + "\nExpected leaves whose changes have a sum; merge puts one adapter after the other"
+            f"the adapters can't be combined:{_words.first_few(problems)}\nExpected leaves whose "
+            "changes have a sum; merge puts one adapter after the other"
         )
     return combined
 
