@@ -13,11 +13,11 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -202,11 +202,18 @@ def _shortened(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------
 
 
-def load_rows(settings: Settings) -> tuple[list[data.Messages], list[data.Messages]]:
+ROWS = "rows"  # what the run writes of rows and tokens, to read them again
+
+
+def load_rows(
+    settings: Settings, folder: Path, resume: bool
+) -> tuple[Sequence[data.Messages], Sequence[data.Messages]]:
     """Conversations (train, held out)."""
     if settings.data == "home-assistant":
         return data.home_assistant(settings.train_rows, settings.eval_rows, seed=settings.seed)
-    rows = data.read_rows(settings.data, columns=settings.columns, say=print)
+    rows = data.open_rows(
+        settings.data, folder=folder, again=resume, columns=settings.columns, say=print
+    )
     # Your own file is measured on at most a tenth of its rows.
     count = max(1, min(settings.eval_rows, len(rows) // 10))
     return data.hold_out(rows, count, seed=settings.seed)
@@ -235,10 +242,11 @@ class Job:
     identity: dict[str, Any]  # of data and base: a resumed run must find the same
 
 
-def prepare(settings: Settings, run: checkpoint.Run) -> Job:
-    """Loads and checks everything; nothing is written and nothing trained yet."""
+def prepare(settings: Settings, run: checkpoint.Run, resume: bool = False) -> Job:
+    """Loads and checks everything; nothing is trained yet, and only ROWS is written."""
     config, tx = configuration(settings), optimizer(settings)
-    rows, held_out = load_rows(settings)
+    folder = run.directory / ROWS
+    rows, held_out = load_rows(settings, folder, resume)
     model = models.load(
         settings.model,
         dtype=settings.dtype,
@@ -259,7 +267,7 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
             f"--accumulate {settings.accumulate} does not divide --batch-size "
             f"{settings.batch_size}: expected a divisor"
         )
-    examples, report = data.encode(rows, model.tokenizer, **limits)
+    examples, report = data.encode(rows, model.tokenizer, folder=folder, **limits)
     measured, _ = data.encode(held_out, model.tokenizer, **limits)
     batches = data.Batches(examples, batch_size=settings.batch_size, seed=settings.seed)
 
@@ -289,7 +297,7 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
         held_out=held_out,
         held_out_batches=data.Batches(measured, batch_size=16, shapes=1, shuffle=False),
         identity={
-            "data": hashlib.sha256(json.dumps([rows, held_out]).encode()).hexdigest(),
+            "data": data.digest(rows, held_out),
             "base": checkpoint.fingerprint(model.params),
         },
     )
@@ -584,7 +592,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.enter_context(run.locked())
             settings = settle(given, run)
             compiled.keep()
-            job = prepare(settings, run)
+            job = prepare(settings, run, resume)
             state = trainer.init(job.lora, job.tx, jax.random.key(settings.seed))
             if resume:
                 check_identity(run, job.identity)

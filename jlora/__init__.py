@@ -8,6 +8,7 @@ import importlib as _importlib
 from importlib import metadata as _metadata
 from typing import TYPE_CHECKING
 
+from jlora._combine import combine as combine
 from jlora._config import LoraConfig as LoraConfig
 from jlora._from_data import eva as eva
 from jlora._from_data import lora_ga as lora_ga

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from jlora import _paths
+from jlora import _paths, _words
 from jlora._node import Node, Shared
 
 Lora = dict[str, Node]
 
 _SHARED = "shared/"
+_SHOWN = 18  # leaves that an error names
 
 
 def shared_name(name: str) -> str:
@@ -58,5 +59,7 @@ def check(tree: Any, lora: Mapping[str, Node]) -> tuple[dict[str, Any], Any]:
         elif problem := node.misfit(np.shape(leaves[path]), shared):
             problems.append(f"{path}: {problem}")
     if problems:
-        raise ValueError("the adapter does not fit the parameters:\n  " + "\n  ".join(problems))
+        raise ValueError(
+            f"the adapter does not fit the parameters:{_words.first_few(problems, _SHOWN)}"
+        )
     return leaves, structure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -114,6 +114,24 @@ class Node(abc.ABC):
         node itself: its start took none. The rank becomes a whole number of times as large, the
         same for all nodes of a method; the scaling stays.
         """
+        return self
+
+    def combined(self, others: Sequence[Node], weights: Sequence[Any], method: str) -> Node:
+        """This node and others of its kind and leaf as one: the weighted sum of their changes.
+
+        Args:
+            others: those of further adapters, if there are any.
+            weights: a number for this node, then for each of the others.
+            method: as in `jlora.combine`.
+
+        Raises:
+            ValueError: when what they change has no such sum; unless the class says otherwise, when
+                there are others, or the weight is not 1.
+        """
+        if others or weights[0] != 1:
+            raise ValueError(
+                f"{self.kind!r} is no sum: expected it in one adapter alone, of weight 1"
+            )
         return self
 
     def peft_form(self) -> PeftForm | None:

@@ -21,6 +21,8 @@ from jlora._traced_axes import TracedAxes
 
 BIAS_NAMES = ("bias", "b")  # as Flax, Equinox and Haiku call them
 
+_SHOWN = 18  # leaves that an error names
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -60,7 +62,7 @@ def plan(leaves: Mapping[str, Any], config: LoraConfig, axes: Mapping[str, Axes]
     ]
     problems += _untied(leaves, named)
     if problems:
-        raise ValueError("split can't adapt:\n  " + "\n  ".join(problems))
+        raise ValueError(f"split can't adapt:{_words.first_few(problems, _SHOWN)}")
     return Plan(adapted, whole, biases, rows)
 
 
@@ -184,7 +186,10 @@ def _ranks(path: str, shape, axes: Axes, config: LoraConfig) -> tuple[Ranks, str
         return 0, f"has shape {tuple(shape)}, and no entries: exclude it"
     method = method_class(str(config.method))
     largest = method.largest_rank(inputs, outputs)
-    if largest is not None and highest > largest:
+    # A gate of one output is no reason to give up "all-linear", as it is none in PEFT; a start that
+    # takes weight has no more of it than there is.
+    named = config.targets != ALL_LINEAR or method.moves_weight(config.init)
+    if largest is not None and highest > largest and named:
         return 0, (
             f"is a matrix of {inputs} x {outputs}: rank {highest} is larger than it. "
             f"Expected at most {largest}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -58,6 +60,12 @@ class BiasDelta(Node):
         scaling = jax.lax.stop_gradient(self.scaling).astype(self.delta.dtype)
         over = jnp.ndim(self.delta) - jnp.ndim(scaling)
         return jnp.expand_dims(scaling, tuple(range(-over, 0))) * self.delta
+
+    def combined(self, others: Sequence[Node], weights: Sequence[Any], method: str) -> Node:
+        nodes = [self, *(node for node in others if isinstance(node, BiasDelta))]
+        parts = [w * node._scaled() for w, node in zip(weights, nodes, strict=True)]
+        one = jnp.ones((), jnp.float32)
+        return BiasDelta(functools.reduce(jnp.add, parts), one)
 
     def peft_form(self) -> BiasOnB:
         return BiasOnB(self.delta, self.scaling)

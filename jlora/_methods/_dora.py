@@ -84,6 +84,9 @@ class DoraWeight(LoraWeight):
             "Keep the frozen tree"
         )
 
+    def combined(self, others: Sequence[Node], weights: Sequence[Any], method: str) -> Node:
+        return Node.combined(self, others, weights, method)  # magnitudes have no sum
+
     def peft_form(self) -> LowRank:
         return LowRank(self.a, self.b, self.scaling, self.magnitude)
 

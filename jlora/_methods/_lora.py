@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jlora import _starts
 from jlora._input_filter import Dropout
 from jlora._leaf import Leaf
-from jlora._lowrank import RANK, Axes, Dims, Factor, Factored, Product, add_deltas, wide
+from jlora._lowrank import RANK, Axes, Dims, Factor, Factored, Product, add_deltas, along, wide
 from jlora._method import Method
 from jlora._node import Node, Shared
 from jlora._peft_form import LowRank
@@ -104,8 +105,8 @@ class LoraWeight(Method):
         axes = self.axes
         uniform = jnp.ndim(self.scaling) == 0
         dims: dict[str, Dims] = {
-            "a": (*axes.stack, *axes.inputs, RANK),
-            "b": (*axes.stack, RANK, *axes.outputs),
+            "a": self._a_dims,
+            "b": self._b_dims,
             "scaling": () if uniform else (*axes.stack, RANK),
         }
         return dims if self.dropout is None else {**dims, "dropout": ()}
@@ -157,5 +158,46 @@ class LoraWeight(Method):
             scaling=scaling,
         )
 
+    def combined(self, others: Sequence[Node], weights: Sequence[Any], method: str) -> Node:
+        """The sum of the deltas; for ``"linear"`` the product of a sum of A and a sum of B."""
+        nodes = [self, *(node for node in others if isinstance(node, LoraWeight))]
+        if any(node.axes != self.axes for node in nodes):
+            raise ValueError("their inputs, outputs and stacks are other dimensions")
+        by = [w * node.scaling for w, node in zip(weights, nodes, strict=True)]
+        if method == "cat":
+            a = [_times(node.a, s, self._a_dims) for node, s in zip(nodes, by, strict=True)]
+            b = [node.b for node in nodes]
+            return self._of_factors(
+                jnp.concatenate(a, axis=-1), jnp.concatenate(b, axis=len(self.axes.stack))
+            )
+        if len(ranks := {node.rank for node in nodes}) > 1:
+            raise ValueError(
+                f"linear adds A to A and B to B: expected one rank, got {sorted(ranks)}; cat takes "
+                "any"
+            )
+        roots = [jnp.sqrt(jnp.abs(s)) for s in by]
+        signed = [jnp.where(s < 0, -root, root) for s, root in zip(by, roots, strict=True)]
+        a = (_times(node.a, s, self._a_dims) for node, s in zip(nodes, signed, strict=True))
+        b = (_times(node.b, s, self._b_dims) for node, s in zip(nodes, roots, strict=True))
+        return self._of_factors(functools.reduce(jnp.add, a), functools.reduce(jnp.add, b))
+
+    @property
+    def _a_dims(self) -> Dims:
+        return (*self.axes.stack, *self.axes.inputs, RANK)
+
+    @property
+    def _b_dims(self) -> Dims:
+        return (*self.axes.stack, RANK, *self.axes.outputs)
+
+    def _of_factors(self, a: jax.Array, b: jax.Array) -> LoraWeight:
+        return dataclasses.replace(self, a=a, b=b, scaling=jnp.ones((), jnp.float32))
+
     def peft_form(self) -> LowRank:
         return LowRank(self.a, self.b, self.scaling)
+
+
+def _times(factor: jax.Array, scaling: jax.Array, dims: Dims) -> jax.Array:
+    """The factor times a scaling, () or (*stack, rank); in the factor's dtype."""
+    if jnp.ndim(scaling):
+        scaling = along(Factor(scaling, (*dims[: scaling.ndim - 1], RANK)), dims)
+    return (factor.astype(wide(factor.dtype)) * scaling).astype(factor.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -76,6 +77,15 @@ class TokenRows(Node):
     def unmerged(self, weight: jax.Array, shared: Shared) -> jax.Array:
         [product] = self.adapt(weight, shared).products
         return add_deltas(weight, [-product.delta(weight.ndim)], None)
+
+    def combined(self, others: Sequence[Node], weights: Sequence[Any], method: str) -> Node:
+        nodes = [self, *(node for node in others if isinstance(node, TokenRows))]
+        tokens = tuple(dict.fromkeys(token for node in nodes for token in node.tokens))
+        delta = jnp.zeros((len(tokens), *self.delta.shape[1:]), self.delta.dtype)
+        for weight, node in zip(weights, nodes, strict=True):
+            rows = jnp.array([tokens.index(token) for token in node.tokens], int)
+            delta = delta.at[rows].add(weight * node.delta)
+        return dataclasses.replace(self, delta=delta, tokens=tokens)
 
     def peft_form(self) -> Rows:
         return Rows(self.delta, self.tokens, self.vocabulary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -53,6 +54,15 @@ def locked(directory: Path) -> Iterator[None]:
             # elsewhere the file stays: who removes it may take it from under another's hands
             (directory / _LOCK).unlink(missing_ok=True)
             directory.rmdir()
+
+
+def clear(directory: Path) -> None:
+    """Removes all that is in the folder but the lock."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != _LOCK:
+            path.unlink(missing_ok=True)
 
 
 def _holder(directory: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,25 @@ class Run:
         self._keep = keep
         self._open: ocp.CheckpointManager | None = None
 
-    def locked(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
         """Holds the folder for this process until the block ends; needs the package filelock.
 
-        The lock is free once its process has ended, however it ended.
+        The lock is free once its process has ended, however it ended. If no run was begun in the
+        block, what it wrote into a folder that was new or empty is removed again.
 
         Raises:
             ValueError: when another process holds it, which is named.
         """
         if self.directory.exists() and not self.directory.is_dir():
             raise ValueError(f"{self.directory} is a file: expected a folder for the run")
-        return _lock.locked(self.directory)
+        was_empty = not self.directory.exists() or not any(self.directory.iterdir())
+        with _lock.locked(self.directory):
+            try:
+                yield
+            finally:
+                if was_empty and not self.begun:
+                    _lock.clear(self.directory)
 
     @property
     def begun(self) -> bool:

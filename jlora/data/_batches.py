@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
+from jlora.data._examples import Examples
 from jlora.data._turn import Example
 
 # tokens (batch, length) int32; positions (batch, answers) int32, whose next token is an answer;
@@ -58,16 +58,15 @@ class Batches:
             raise ValueError("no examples: expected at least one")
         if batch_size < 1 or shapes < 1:
             raise ValueError(f"batch_size {batch_size} and shapes {shapes} must be at least 1")
-        self.examples = list(examples)
+        self.examples = examples if isinstance(examples, Examples) else list(examples)
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
-        lengths = [len(example.tokens) for example in self.examples]
+        sizes = ((len(tokens), len(answers)) for tokens, answers in examples)
+        self._sizes = np.fromiter(sizes, np.dtype((np.int32, 2)), len(examples))
+        lengths = self._sizes[:, 0]
         self.lengths = _bucket_lengths(lengths, shapes)
-        self._bucket = [
-            next(bucket for bucket, limit in enumerate(self.lengths) if length <= limit)
-            for length in lengths
-        ]
+        self._bucket = np.searchsorted(self.lengths, lengths).astype(np.int16)
         self.answers = self._answer_sizes()
         self._epoch = functools.lru_cache(maxsize=3)(self._plan)
 
@@ -103,24 +102,25 @@ class Batches:
     def rows(self, step: int) -> list[int]:
         """Which examples make up the step's batch, in its order."""
         epoch, index = divmod(step, self.per_epoch)
-        return self._epoch(epoch)[index][1]
+        return self._epoch(epoch)[index][1].tolist()
 
     def tokens(self, step: int) -> int:
         """How many tokens the step's batch holds, padding left out."""
-        return sum(len(self.examples[row].tokens) for row in self.rows(step))
+        return int(self._sizes[self.rows(step), 0].sum())
 
-    def _plan(self, epoch: int) -> list[tuple[int, list[int]]]:
+    def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """The (bucket, rows) of each batch of the epoch."""
         rng = random.Random(f"{self.seed}/{epoch}")
-        order = list(range(len(self.examples)))
+        order = np.arange(len(self._sizes), dtype=np.int32)
         if self.shuffle:
-            order.sort(key=lambda _: rng.random())
-        plan, rest = [], []
+            places = np.fromiter((rng.random() for _ in order), np.float64, len(order))
+            order = order[np.argsort(places, kind="stable")]
+        plan, rest = [], order[:0]
         for bucket in range(len(self.lengths)):
-            rows = rest + [row for row in order if self._bucket[row] == bucket]
+            rows = np.concatenate([rest, order[self._bucket[order] == bucket]])
             last = bucket == len(self.lengths) - 1
             whole = len(rows) if last else len(rows) - len(rows) % self.batch_size
-            plan += [(bucket, list(part)) for part in _parts(rows[:whole], self.batch_size)]
+            plan += [(bucket, part) for part in _parts(rows[:whole], self.batch_size)]
             rest = rows[whole:]  # these fill up batches of the next longer bucket
         if self.shuffle:
             plan.sort(key=lambda _: rng.random())
@@ -128,18 +128,20 @@ class Batches:
 
     def _answer_sizes(self) -> list[int]:
         """Places for answers in each bucket: enough for its own rows and those of shorter ones."""
-        most = [0] * len(self.lengths)
-        for example, bucket in zip(self.examples, self._bucket, strict=True):
-            most[bucket] = max(most[bucket], _round_up(len(example.answers), 8))
+        most = [
+            _round_up(int(self._sizes[self._bucket == bucket, 1].max(initial=0)), 8)
+            for bucket in range(len(self.lengths))
+        ]
         return list(itertools.accumulate(most, max))
 
 
-def _bucket_lengths(lengths: Sequence[int], count: int) -> list[int]:
+def _bucket_lengths(lengths: np.ndarray, count: int) -> list[int]:
     """At most ``count`` lengths, rising, that hold all rows with the least padding."""
-    unit = 8 * _round_up(max(lengths), 256) // 256  # some 32 candidates, however long the rows
-    rows = sorted(Counter(_round_up(length, unit) for length in lengths).items())
-    candidates = [length for length, _ in rows]
-    up_to = [0, *itertools.accumulate(number for _, number in rows)]
+    # some 32 candidates, however long the rows
+    unit = 8 * _round_up(int(lengths.max()), 256) // 256
+    found, rows = np.unique(-(-lengths // unit) * unit, return_counts=True)
+    candidates = found.tolist()
+    up_to = [0, *rows.cumsum().tolist()]
 
     @functools.cache
     def best(first: int, buckets: int) -> tuple[int, tuple[int, ...]]:
@@ -156,7 +158,7 @@ def _bucket_lengths(lengths: Sequence[int], count: int) -> list[int]:
     return list(best(0, min(count, len(candidates)))[1])
 
 
-def _parts(rows: Sequence[int], size: int) -> list[Sequence[int]]:
+def _parts(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 

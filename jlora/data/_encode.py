@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from jlora import _words
+from jlora.data._examples import Collected, Examples
 from jlora.data._messages import Messages, is_plain_text, text_of
 from jlora.data._turn import Example, Tokenizer, reasoning_of, turn_of
 
@@ -46,7 +48,8 @@ def encode(
     *,
     max_length: int,
     train_reasoning: bool = False,
-) -> tuple[list[Example], EncodeReport]:
+    folder: str | Path | None = None,
+) -> tuple[Examples, EncodeReport]:
     """The examples of at most ``max_length`` tokens, and a report of what was cut.
 
     Each turn of the assistant is an answer, from its first token to the one that ends the turn; or
@@ -60,6 +63,7 @@ def encode(
         tokenizer: a model's.
         max_length: of an example, in tokens.
         train_reasoning: the reasoning in an answer is trained too, not only read.
+        folder: for the tokens once they are more than some 100 MB; in memory without one.
 
     Raises:
         ValueError: naming the row that the model's chat template does not take, or leaves a part
@@ -82,7 +86,7 @@ def encode(
         >>> bytes(example.tokens), example.answers
         (b'2+2\\n4\\n', [3, 4])
     """
-    examples: list[Example] = []
+    examples = Collected(folder)
     cut = dropped = made = reasoning = 0
     for number, row in enumerate(rows, start=1):
         try:
@@ -97,11 +101,11 @@ def encode(
                 answers = [position for position in answers if position + 1 < max_length]
                 cut, dropped = (cut + 1, dropped) if answers else (cut, dropped + 1)
             if answers:
-                examples.append(Example(tokens, answers))
+                examples.append(tokens, answers)
     report = EncodeReport(len(rows), cut, dropped, max_length, made, reasoning)
-    if not examples:
+    if not len(examples):
         raise ValueError(f"no row has an answer within the length limit: {report}")
-    return examples, report
+    return examples.whole(), report
 
 
 def answerable(

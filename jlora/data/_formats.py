@@ -1,72 +1,106 @@
-"""The records in a file's bytes: JSON lines, a JSON array, CSV or Parquet."""
+"""The records of a file, one after the other: JSON lines, a JSON array, CSV or Parquet."""
 
 from __future__ import annotations
 
+import codecs
 import csv
-import gzip
 import io
+import itertools
 import json
-import zlib
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
+from jlora import _words
 from jlora._requires import requires
+from jlora.data._json_array import array
+from jlora.data._packed import UNPACKED, as_file, chunks
 
-# Where a record stands ("line 3"), and what it is: a value, or the error of one that can't be read.
-Record = tuple[str, Any]
-
+LONGEST = 1 << 26  # bytes of one record: no more of a file without line ends is held
+_HEAD = 1 << 16
 _INSTALL = '"jlora[data]"'
 
 
-def records(name: str, content: bytes, endings: tuple[str, ...]) -> Iterator[Record]:
+class Record(NamedTuple):
+    """One row as it is read."""
+
+    place: str  # "line 3"
+    value: Any  # or the ValueError of one that can't be read
+    start: int = -1  # in bytes, where the record is a line of the file; -1 elsewhere
+    size: int = 0
+
+
+def records(name: str, file: BinaryIO, endings: tuple[str, ...]) -> Iterator[Record]:
     """The records of a file, by the endings of its name: ``(".jsonl", ".gz")``.
 
     Raises:
         ValueError: when it is empty, damaged or no text.
     """
-    if endings and endings[-1] in _PACKED:
-        content = _PACKED[endings[-1]](name, content)
+    packed = bool(endings) and endings[-1] in UNPACKED
+    if packed:
+        file = UNPACKED[endings[-1]](name, file)
         endings = endings[:-1]
-    yield from FORMATS.get(endings[-1] if endings else "", _json)(name, content)
+    for record in FORMATS.get(endings[-1] if endings else "", _json)(name, file):
+        yield record._replace(start=-1) if packed else record
 
 
-def decoded(name: str, content: bytes) -> str:
-    """The text in UTF-8, without the mark that some editors put before it.
+def _json(name: str, file: BinaryIO) -> Iterator[Record]:
+    """A JSON array, one object, or an object a line."""
+    head = file.read(_HEAD)
+    begins = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if begins[:1] == b"[":
+        values = array(itertools.chain([head], chunks(file)), LONGEST)
+        yield from (Record(place, value) for place, value in values)
+        return
+    if isinstance(loaded(begins.partition(b"\n")[0]), ValueError):  # an object over many lines?
+        head += file.read(LONGEST)
+        if not isinstance(value := loaded(head), ValueError):
+            yield Record("entry 1", value)
+            return
+    yield from _lines(name, as_file(itertools.chain([head], chunks(file))))
+
+
+def _lines(name: str, file: BinaryIO) -> Iterator[Record]:
+    start, empty = 0, True
+    for number in itertools.count(1):
+        line = file.readline(LONGEST + 1)
+        if not line:
+            break
+        text = _text_of(name, line, start, number)
+        if text.strip():
+            empty = False
+            yield Record(f"line {number}", loaded(text), start, len(line))
+        start += len(line)
+    if empty:
+        raise ValueError(f"{name} is empty")
+
+
+def _text_of(name: str, line: bytes, start: int, number: int) -> str:
+    """The text of a line, without the mark that some editors put before a file.
 
     Raises:
-        ValueError: when it is none, or empty.
+        ValueError: when it is none.
     """
+    _require_end(name, line, number)
     try:
-        text = content.decode("utf-8-sig")
+        text = line.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is no UTF-8 text (byte {error.start})") from None
+        raise ValueError(f"{name} is no UTF-8 text (byte {start + error.start})") from None
     if "\0" in text:
         raise ValueError(f"{name} is no text: it holds zero bytes")
-    if not text.strip():
-        raise ValueError(f"{name} is empty")
-    return text
+    return text if start else text.removeprefix("\ufeff")
 
 
-def _json(name: str, content: bytes) -> Iterator[Record]:
-    """A JSON array, one object, or an object a line."""
-    text = decoded(name, content)
-    lines = text.split("\n")
-    whole = text.lstrip()[:1] == "[" or (len(lines) > 1 and not _is_json(lines[0]))
-    if whole and (value := _loaded(text)) is not None and not isinstance(value, ValueError):
-        values = value if isinstance(value, list) else [value]
-        yield from ((f"entry {number}", value) for number, value in enumerate(values, start=1))
-        return
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield f"line {number}", _loaded(line)
+def _require_end(name: str, line: bytes | str, number: int) -> None:
+    if len(line) > LONGEST:
+        raise ValueError(
+            f"{name}: line {number} is longer than {_words.size(LONGEST)}: expected a row a line"
+        )
 
 
-def _is_json(line: str) -> bool:
-    return not line.strip() or not isinstance(_loaded(line), ValueError)
-
-
-def _loaded(text: str) -> Any:
+def loaded(text: str | bytes) -> Any:
     """The value, or the error that says why there is none."""
     try:
         return json.loads(text)
@@ -74,27 +108,30 @@ def _loaded(text: str) -> Any:
         return ValueError(f"not JSON: {error.msg} at column {error.colno}")
     except RecursionError:
         return ValueError("not JSON: nested too deeply")
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number of thousands of digits, or bytes that are no text
         return ValueError(f"not JSON: {error}")
 
 
-def _table(delimiter: str) -> Callable[[str, bytes], Iterator[Record]]:
+def _table(delimiter: str) -> Callable[[str, BinaryIO], Iterator[Record]]:
     """A reader of tables whose first line has the names of their columns."""
 
-    def read(name: str, content: bytes) -> Iterator[Record]:
-        lines = csv.reader(io.StringIO(decoded(name, content), newline=""), delimiter=delimiter)
-        previous = csv.field_size_limit(len(content) + 1)  # no smaller one is meant
+    def read(name: str, file: BinaryIO) -> Iterator[Record]:
+        lines = csv.reader(_lines_of_table(name, file), delimiter=delimiter)
+        previous = csv.field_size_limit(LONGEST)  # no smaller one is meant
         try:
-            names = next(lines)
-            if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+            names = next(lines, None)
+            if names is None:
+                raise ValueError(f"{name} is empty")
+            if twice := [each for each, count in Counter(names).items() if each and count > 1]:
                 raise ValueError(f"{name}: two columns are called {twice[0]!r}: rename one of them")
             for values in lines:
                 if values and len(values) != len(names):
                     problem = f"{len(values)} fields under {len(names)} names"
-                    yield f"line {lines.line_num}", ValueError(problem)
+                    yield Record(f"line {lines.line_num}", ValueError(problem))
                 elif values:
                     pairs = zip(names, values, strict=True)
-                    yield f"line {lines.line_num}", {key: value for key, value in pairs if value}
+                    value = {key: value for key, value in pairs if value}
+                    yield Record(f"line {lines.line_num}", value)
         except csv.Error as error:
             raise ValueError(f"{name}: line {lines.line_num}: no CSV: {error}") from None
         finally:
@@ -103,16 +140,38 @@ def _table(delimiter: str) -> Callable[[str, bytes], Iterator[Record]]:
     return read
 
 
-def _parquet(name: str, content: bytes) -> Iterator[Record]:
+def _lines_of_table(name: str, file: BinaryIO) -> Iterator[str]:
+    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+    number = 0
+    try:
+        while line := text.readline(LONGEST + 1):
+            number += 1
+            _require_end(name, line, number)
+            if "\0" in line:
+                raise ValueError(f"{name} is no text: it holds zero bytes")
+            yield line
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is no UTF-8 text (after line {number})") from None
+    finally:
+        text.detach()  # whoever opened the file closes it
+
+
+def _parquet(name: str, file: BinaryIO) -> Iterator[Record]:
     arrow = requires("pyarrow", _INSTALL)
     parquet = requires("pyarrow.parquet", _INSTALL)
+    if not file.seekable():  # its table of contents stands at its end
+        whole = tempfile.TemporaryFile()  # noqa: SIM115  # gone with the last reference to it
+        shutil.copyfileobj(file, whole)
+        file = whole  # type: ignore[assignment]
+    number = 0
     try:
-        values = parquet.read_table(io.BytesIO(content)).to_pylist()
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
+            for value in batch.to_pylist():
+                number += 1
+                yield Record(f"row {number}", without_nulls(value))
     except (arrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{name} is no whole Parquet file ({reason}): get it again") from None
-    for number, value in enumerate(values, start=1):
-        yield f"row {number}", without_nulls(value)
 
 
 def without_nulls(value: Any) -> Any:
@@ -122,29 +181,6 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
-def _gunzipped(name: str, content: bytes) -> bytes:
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{name} is no whole gzip file ({error}): get it again") from None
-
-
-def _unzstandard(name: str, content: bytes) -> bytes:
-    zstandard = requires("zstandard", _INSTALL)
-    found = b""
-    try:
-        while content:  # frames, one after the other
-            frame = zstandard.ZstdDecompressor().decompressobj()
-            found += frame.decompress(content)
-            if not frame.eof:
-                raise ValueError(f"{name} is no whole zstd file (its end is missing): get it again")
-            content = frame.unused_data
-    except zstandard.ZstdError as error:
-        raise ValueError(f"{name} is no whole zstd file ({error}): get it again") from None
-    return found
-
-
-_PACKED = {".gz": _gunzipped, ".zst": _unzstandard}
 FORMATS = {
     ".jsonl": _json,
     ".ndjson": _json,
@@ -153,4 +189,4 @@ FORMATS = {
     ".tsv": _table("\t"),
     ".parquet": _parquet,
 }
-ENDINGS = (*FORMATS, *(f"{ending}{packed}" for ending in FORMATS for packed in _PACKED))
+ENDINGS = (*FORMATS, *(f"{ending}{packed}" for ending in FORMATS for packed in UNPACKED))

@@ -1,26 +1,20 @@
-"""A person's rows as conversations, or one error that names every row that can't be used."""
+"""A person's rows as conversations in memory, and which of them are held out."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import overload
 
-from jlora import _words
-from jlora.data._messages import Messages, Notes, is_plain_text
-from jlora.data._shapes import KEYS, conversation_of
-from jlora.data._sources import sources
+import numpy as np
 
-_EXPECTED = (
-    "Expected one JSON object a line, UTF-8: "
-    '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, '
-    '{"prompt": ..., "completion": ...} or {"instruction": ..., "input": ..., "output": ...}; or '
-    "what the guide on data names. Other names of keys go by columns: prompt=question"
-)
-_SHOWN = 5  # bad rows that an error spells out
+from jlora.data._checked import checked
+from jlora.data._messages import Messages, is_plain_text
+from jlora.data._on_disk import Rows
 
 
 def read_rows(
@@ -32,7 +26,8 @@ def read_rows(
     """The conversations of a file, a folder of files, standard input (``-``) or a hub data set.
 
     A row holds ``messages``, ``conversations``, ``prompt`` and ``completion``, ``instruction`` and
-    ``output``, ``chosen`` and ``rejected``, or ``text``.
+    ``output``, ``chosen`` and ``rejected``, or ``text``. All are in memory: `open_rows` leaves them
+    on disk.
 
     Args:
         source: JSON lines, a JSON array, CSV or Parquet, perhaps compressed.
@@ -53,59 +48,22 @@ def read_rows(
         ...     jlora.data.read_rows(path)
         [[{'role': 'user', 'content': '2 + 2'}, {'role': 'assistant', 'content': '4'}]]
     """
-    columns = dict(columns or {})
-    if unknown := sorted(columns.keys() - set(KEYS)):
-        raise ValueError(
-            f"columns: {unknown[0]!r} is none of {', '.join(KEYS)}. The name here comes first, "
-            "that of the rows second: prompt=question"
-        )
-    try:
-        found = sources(source)
-        rows = [row for its in found for row in _rows(its.name, its.records, columns, say)]
-    except ValueError as error:
-        told = str(error)
-        raise ValueError(told if _EXPECTED in told else f"{told}. {_EXPECTED}") from None
-    if not rows:
-        raise ValueError(f"{source} is empty. {_EXPECTED}")
-    if len(found) > 1:
-        say(f"{len(rows)} rows from {len(found)} files: {_words.named(s.name for s in found)}")
-    return rows
+    return [messages for _, _, messages in checked(source, columns or {}, say)]
 
 
-def _rows(
-    name: str, records: Any, columns: Mapping[str, str], say: Callable[[str], object]
-) -> list[Messages]:
-    rows: list[Messages] = []
-    problems: list[str] = []
-    notes = Notes()
-    unit = "row"
-    for place, value in records:
-        unit = place.split()[0]
-        try:
-            if isinstance(value, ValueError):
-                raise value
-            rows.append(conversation_of(value, columns, notes))
-        except ValueError as error:
-            problems.append(f"{place}: {_words.one_line(str(error), 300)}")
-    if problems:
-        units = {"entry": "entries"}.get(unit, f"{unit}s")
-        raise ValueError(
-            f"{name}: {len(problems)} of {len(rows) + len(problems)} {units} can't be used:"
-            f"{_words.first_few(problems, _SHOWN)}\n{_EXPECTED}"
-        )
-    if notes:
-        aside = _words.named((f"{what} ({count} times)" for what, count in notes.items()), 8)
-        say(f"{name}: left aside: {aside}")
-    return rows
-
-
+@overload
+def hold_out(rows: Rows, count: int, *, seed: int) -> tuple[Rows, Rows]: ...
+@overload
 def hold_out(
     rows: Sequence[Messages], count: int, *, seed: int
-) -> tuple[list[Messages], list[Messages]]:
+) -> tuple[list[Messages], list[Messages]]: ...
+def hold_out(
+    rows: Sequence[Messages], count: int, *, seed: int
+) -> tuple[Sequence[Messages], Sequence[Messages]]:
     """The rows as (train, held out): ``count`` random ones held out, none of them also in train.
 
     Args:
-        rows: conversations.
+        rows: conversations, in a list or on disk: so are those that are returned.
         count: how many to hold out.
         seed: another seed holds out others.
 
@@ -121,17 +79,45 @@ def hold_out(
         (8, 2)
     """
     rng = random.Random(f"{seed}/hold out")
-    chosen = set(sorted(range(len(rows)), key=lambda _: rng.random())[:count])
-    held_out = [row for index, row in enumerate(rows) if index in chosen]
+    order = np.fromiter((rng.random() for _ in range(len(rows))), np.float64, len(rows))
+    chosen = np.sort(np.argsort(order, kind="stable")[:count])
+    held_out = _picked(rows, chosen)
     asked = {_key(row) for row in held_out}
-    train = [row for row in rows if _key(row) not in asked]
-    if not train:
+    kept = np.fromiter((_key(row) not in asked for row in rows), bool, len(rows))
+    train = _picked(rows, np.flatnonzero(kept))
+    if not len(train):
         fewer = "" if count == 1 else ", or hold out fewer"
         raise ValueError(
             f"{len(rows)} rows, {count} of them held out for evaluation, leave none to train on: "
             f"give more distinct rows{fewer}"
         )
     return train, held_out
+
+
+def _picked(rows: Sequence[Messages], which: np.ndarray) -> Sequence[Messages]:
+    return rows.pick(which) if isinstance(rows, Rows) else [rows[at] for at in which]
+
+
+def digest(*parts: Sequence[Messages]) -> str:
+    """The sha256 of the rows of all parts: another one where any row is another.
+
+    Args:
+        parts: conversations, in lists or on disk.
+
+    Example:
+        >>> import jlora
+        >>> row = [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]
+        >>> jlora.data.digest([row], [row])[:8] == jlora.data.digest([row, row], [])[:8]
+        False
+    """
+    found = hashlib.sha256(b"[")
+    for number, rows in enumerate(parts):
+        found.update(b", [" if number else b"[")
+        for at, row in enumerate(rows):
+            found.update(f"{', ' if at else ''}{json.dumps(row)}".encode())
+        found.update(b"]")
+    found.update(b"]")
+    return found.hexdigest()
 
 
 def _key(row: Messages) -> str:

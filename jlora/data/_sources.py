@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import stat
 import sys
@@ -13,15 +14,18 @@ from jlora import _hub, _words
 from jlora._hub import HubId
 from jlora._requires import requires
 from jlora.data._formats import ENDINGS, Record, records, without_nulls
+from jlora.data._packed import as_file, chunks
 
 _SPLIT = re.compile(r"[\w.-]+")
-STANDARD_INPUT = "-"
+STANDARD_INPUT, IN_WORDS = "-", "standard input"
 
 
 class Source(NamedTuple):
     """One place that rows come from."""
 
     name: str
+    key: str  # of a file or data set, another one where its content is another
+    path: Path | None  # of a file
     records: Iterator[Record]
 
 
@@ -32,29 +36,51 @@ def sources(source: str | Path) -> list[Source]:
         ValueError: when there is nothing to read.
     """
     if str(source) == STANDARD_INPUT:
-        return [Source("standard input", records("standard input", _standard_input(), ()))]
+        return [Source(IN_WORDS, IN_WORDS.replace(" ", "-"), None, _standard_input())]
     path = Path(source).expanduser()
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         if not _has_known_ending(path) and (named := _data_set(str(source))):
-            return [Source(str(source), _on_the_hub(str(source), *named))]
+            name = str(source)
+            return [Source(name, _key(name), None, _on_the_hub(name, *named))]
         raise ValueError(f"{path} can't be read: No such file or directory") from None
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
     if stat.S_ISDIR(mode):
-        return [Source(str(file), _file(file)) for file in _files(path)]
+        return [_source(file) for file in _files(path)]
     if not stat.S_ISREG(mode):
         raise ValueError(f"{path} is no file but a pipe or a device: rows from a pipe go by -")
-    return [Source(str(path), _file(path))]
+    return [_source(path)]
+
+
+def _source(path: Path) -> Source:
+    return Source(str(path), _key(path.absolute(), *version_of(path)), path, _file(path))
+
+
+def version_of(path: Path) -> tuple[int, int]:
+    """What is another when a file was written again: its size, and when it was.
+
+    Raises:
+        ValueError: when it is not there.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    return found.st_size, found.st_mtime_ns
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def _file(path: Path) -> Iterator[Record]:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            yield from records(str(path), file, tuple(path.suffixes))
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
-    yield from records(str(path), content, tuple(path.suffixes))
 
 
 def _files(directory: Path) -> list[Path]:
@@ -74,10 +100,10 @@ def _has_known_ending(path: Path) -> bool:
     return path.name.endswith(ENDINGS)
 
 
-def _standard_input() -> bytes:
+def _standard_input() -> Iterator[Record]:
     if sys.stdin is None or sys.stdin.isatty():
         raise ValueError("standard input is a terminal: give the rows as in train.py < rows.jsonl")
-    return sys.stdin.buffer.read()
+    yield from records(IN_WORDS, as_file(chunks(sys.stdin.buffer)), ())
 
 
 def _data_set(source: str) -> tuple[HubId, str] | None:
@@ -104,4 +130,4 @@ def _on_the_hub(source: str, hub_id: HubId, split: str) -> Iterator[Record]:
             f"{_words.one_line(str(error), 300)}"
         ) from None
     for number, row in enumerate(rows, start=1):
-        yield f"row {number}", without_nulls(row)
+        yield Record(f"row {number}", without_nulls(row))

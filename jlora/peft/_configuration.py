@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from jlora._peft_form import LowRank, Rows, Whole
 from jlora.peft import _fields, _matching
 
 
-def configuration(settings: Mapping[str, Any], lora: Lora) -> LoraConfig:
-    """The configuration with which `split` gives nodes like these."""
+def configuration(settings: Mapping[str, Any], lora: Lora, leaves: Collection[str]) -> LoraConfig:
+    """The configuration with which `split` gives nodes like these of a model's ``leaves``."""
     forms = {path: node.peft_form() for path, node in lora.items()}
     adapted = {path: form for path, form in forms.items() if isinstance(form, LowRank)}
     start = settings["init_lora_weights"]
@@ -52,6 +52,10 @@ def configuration(settings: Mapping[str, Any], lora: Lora) -> LoraConfig:
         for module, _, last in [path.rpartition("/")]
         if last in ("bias", "b") and (bias == "all" or (bias == "adapted" and module in beside))
     ]
+    # PEFT's lora_only means no biases beside experts, which are parameters there: ours would
+    of_adapted = {f"{module}/{last}" for module in beside for last in ("bias", "b")}
+    if bias == "adapted" and not of_adapted & set(leaves) <= set(biases):
+        bias, biases = "none", []
     return dataclasses.replace(
         plain,
         rank_pattern=ranks,

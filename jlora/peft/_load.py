@@ -99,7 +99,7 @@ def load(
         )
     if _repeated_starts.is_repeated(settings):
         lora, settings = _repeated_starts.of_original(settings, lora, known)
-    return lora, configuration(settings, lora)
+    return lora, configuration(settings, lora, known.leaves)
 
 
 def located(source: str | Path) -> Path:

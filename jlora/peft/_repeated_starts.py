@@ -30,7 +30,7 @@ def of_original(
 
     Embeddings are as they were: PEFT starts them as any other.
     """
-    config = configuration(settings, lora)
+    config = configuration(settings, lora, layout.leaves)
     moved = {
         path: node
         for path, node in lora.items()

@@ -76,6 +76,8 @@ KINDS = {
         lambda n: n.replace("lora_A", "lora_A.default").replace("lora_B", "lora_B.default")
     ),
     "no prefix": rename(lambda name: name.removeprefix("base_model.model.")),
+    "model missing": rename(lambda n: n.replace("model.model.model.", "model.model.")),
+    "model doubled": rename(lambda n: n.replace("model.model.model.", "model.model.model.model.")),
     "a doubled prefix": rename(lambda name: f"base_model.model.{name}"),
     "a model in a wrapper": rename(
         lambda n: n.replace("base_model.model.", "base_model.model.language_model.")
@@ -195,6 +197,7 @@ REFUSED = {
     "layers of no kind": (configured(layers_to_transform=2.5), "layers_to_transform is 2.5"),
     "tokens of no kind": (configured(trainable_token_indices=-1), "trainable_token_indices is -1"),
     "a kind of no kind": (configured(peft_type=[]), "peft_type is []"),
+    "a FIFO for its settings": (folders.as_fifo("adapter_config.json"), "is no regular file"),
     "a FIFO": (
         folders.together(
             lambda folder: (folder / TENSORS).unlink(),
