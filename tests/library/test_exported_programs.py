@@ -95,14 +95,20 @@ def split_for(name, method, **options):
     return fn, *adapted(params, axes, targets=targets, method=method, **options), shape, dtype
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-@pytest.mark.parametrize("name", MODELS)
-def test_an_exported_program_is_the_lifted_one_at_every_batch(name, method):
+def check_at_every_batch(name, method):
     fn, frozen, lora, shape, dtype = split_for(name, method, rank=3)
     [batch] = export.symbolic_shape("batch")
     inputs = jax.ShapeDtypeStruct((batch, *shape), dtype)
     call = through_a_file(jlora.lift(fn, strict=True), frozen, lora, inputs)
     check_exported(call, fn, frozen, lora, *(an_input((n, *shape), dtype) for n in (1, 5)))
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [*((name, "lora") for name in MODELS), ("a scan", "dora")]
+)
+def test_an_exported_program_is_the_lifted_one_at_every_batch(name, method):
+    """DoRA on each of them: tests/wide."""
+    check_at_every_batch(name, method)
 
 
 def test_a_convolution_that_may_cost_less_merged_exports_too():
