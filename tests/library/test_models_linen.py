@@ -73,7 +73,7 @@ def test_mutable_statistics_come_back_as_from_the_merged_model():
             return nn.Dense(5)(nn.relu(x))
 
     x = jax.random.normal(jax.random.key(1), (13, 7))
-    variables = Net().init(jax.random.key(0), x, train=False)
+    variables = jax.jit(lambda key: Net().init(key, x, train=False))(jax.random.key(0))
 
     def apply(params, stats, x):
         return Net().apply(
@@ -94,11 +94,12 @@ def test_dropout_drops_what_it_dropped():
             return nn.Dense(5)(x)
 
     x = jax.random.normal(jax.random.key(1), (13, 7))
-    params = Net().init(jax.random.key(0), x, train=False)
+    params = jax.jit(lambda key: Net().init(key, x, train=False))(jax.random.key(0))
     frozen, lora = adapted(params, targets="kernel")
     lifted = jlora.lift(Net().apply, strict=True)
     merged = jlora.merge(frozen, lora)
 
+    @jax.jit
     def both(seed):
         options = {"train": True, "rngs": {"dropout": jax.random.key(seed)}}
         return lifted(frozen, lora, x, **options), Net().apply(merged, x, **options)
@@ -112,7 +113,7 @@ def test_dropout_drops_what_it_dropped():
 def test_half_precision_compute_over_float32_parameters():
     model = nn.Sequential([nn.Dense(11, dtype="bfloat16"), nn.tanh, nn.Dense(5, dtype="bfloat16")])
     x = jax.random.normal(jax.random.key(1), (13, 7))
-    params = model.init(jax.random.key(0), x)
+    params = jax.jit(model.init)(jax.random.key(0), x)
     frozen, lora = adapted(params, targets="kernel")
     check_law_1(model.apply, frozen, lora, x, factored=2, tolerance=3e-2)
     fresh = jlora.split(params, jlora.LoraConfig(targets="kernel", rank=2), jax.random.key(2))

@@ -36,8 +36,13 @@ class Transformer(nnx.Module):
         return self.embed.attend(self.last(run(self.embed(ids), self.blocks)))
 
 
+@nnx.jit
+def transformer():
+    return Transformer(nnx.Rngs(0))
+
+
 def parts():
-    graph, params, rest = nnx.split(Transformer(nnx.Rngs(0)), nnx.Param, ...)
+    graph, params, rest = nnx.split(transformer(), nnx.Param, ...)
     return params, lambda params, ids: nnx.merge(graph, params, rest)(ids)
 
 
@@ -61,10 +66,11 @@ def test_a_transformer_stays_factored_and_right_and_learns():
 def test_merged_parameters_go_back_into_the_module():
     params, apply = parts()
     frozen, lora = adapted(params, jlora.trace_axes(apply, params, IDS), targets="up|down", rank=2)
-    model = Transformer(nnx.Rngs(0))
+    model = transformer()
     nnx.update(model, jlora.merge(frozen, lora))
     lifted = jax.jit(jlora.lift(apply, strict=True))
-    np.testing.assert_allclose(model(IDS), lifted(frozen, lora, IDS), rtol=2e-5, atol=2e-5)
+    got = nnx.jit(lambda model: model(IDS))(model)
+    np.testing.assert_allclose(got, lifted(frozen, lora, IDS), rtol=2e-5, atol=2e-5)
 
 
 def test_a_pure_dict_of_the_state_serves_as_well():

@@ -132,12 +132,12 @@ def test_the_mask_is_true_at_a_and_b_and_the_labels_say_so_in_words():
 
 def test_an_update_is_the_inner_optimizers_own():
     frozen, lora = adapted(base())
-    grads = jax.grad(lambda lora: loss(frozen, lora))(lora)
+    grads = jax.jit(jax.grad(lambda lora: loss(frozen, lora)))(lora)
     plain = {path: (node.a, node.b) for path, node in lora.items()}
     plain_grads = {path: (node.a, node.b) for path, node in grads.items()}
-    expected, _ = DECAYING.update(plain_grads, DECAYING.init(plain), plain)
+    expected, _ = jax.jit(DECAYING.update)(plain_grads, DECAYING.init(plain), plain)
     tx = jlora.optimizer(DECAYING)
-    updates, _ = tx.update(grads, tx.init(lora), lora)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(lora), lora)
     for path, (a, b) in expected.items():
         np.testing.assert_allclose(updates[path].a, a, rtol=1e-6)
         np.testing.assert_allclose(updates[path].b, b, rtol=1e-6)
@@ -147,9 +147,9 @@ def test_an_update_is_the_inner_optimizers_own():
 def test_clipping_inside_sees_the_norm_of_what_trains():
     frozen, lora = adapted(base())
     tree = {"frozen": frozen, "lora": lora}
-    grads = jax.grad(lambda t: loss(t["frozen"], t["lora"]))(tree)
+    grads = jax.jit(jax.grad(lambda t: loss(t["frozen"], t["lora"])))(tree)
     tx = jlora.optimizer(optax.chain(optax.clip_by_global_norm(0.01), optax.sgd(1.0)))
-    updates, _ = tx.update(grads, tx.init(tree), tree)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(tree), tree)
     np.testing.assert_allclose(optax.tree.norm(updates), 0.01, rtol=1e-5)
 
 
@@ -191,7 +191,7 @@ def test_an_injected_learning_rate_can_be_set():
 def test_optimizers_that_need_the_value_get_it():
     frozen, lora = adapted(base())
     tx = jlora.optimizer(optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau()))
-    value, grads = jax.value_and_grad(lambda lora: loss(frozen, lora))(lora)
+    value, grads = jax.jit(jax.value_and_grad(lambda lora: loss(frozen, lora)))(lora)
     updates, _ = tx.update(grads, tx.init(lora), lora, value=value)
     assert_trained(optax.apply_updates(lora, updates), lora)
 

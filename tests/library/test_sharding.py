@@ -1,10 +1,6 @@
-"""The laws on a mesh of eight devices, which a process must ask for before JAX starts."""
+"""The laws on a mesh of one device, and what `shardings` refuses; tests/mesh has eight devices."""
 
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +10,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jlora
-
-
-def test_the_laws_hold_on_a_mesh():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "on_a_mesh.py")],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert done.stdout.splitlines()[-1] == "all hold"
 
 
 @pytest.mark.parametrize("spec", [P("x"), P(None, "x"), P(None, None, "x")], ids=str)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_families import TOKENS, both
+from random_models import TOKENS, both
 
 import jlora
 from jlora import checkpoint, models

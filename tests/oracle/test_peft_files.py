@@ -15,7 +15,7 @@ import peft
 import pytest
 import safetensors.torch
 import torch
-from test_families import both
+from random_models import both
 
 import jlora
 import jlora.peft

@@ -9,7 +9,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from test_families import both
+from random_models import both
 from test_peft_files import adapted_in_peft, assert_near
 
 import jlora

@@ -8,18 +8,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from random_models import TOKENS, assert_near, logits_of, randomised, save_tokenizer
 from safetensors.torch import save_file
-from test_families import (
-    EAGER,
-    GPT_OSS,
-    SMALL,
-    TOKENS,
-    assert_near,
-    logits_of,
-    randomised,
-    save_tokenizer,
-)
 from transformers.integrations import finegrained_fp8, mxfp4
+from variants import EAGER, GPT_OSS, SMALL
 
 from jlora import models
 from jlora.models._files import _quantised_tensors

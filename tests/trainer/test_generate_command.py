@@ -51,9 +51,17 @@ def test_an_adapter_of_another_model_is_refused(make_llama, adapter, tmp_path, c
         (["--model", "/nowhere/model"], "/nowhere/model"),
     ],
 )
-def test_bad_input_is_one_message(arguments, message):
-    command = [sys.executable, "-m", "jlora", "generate", "--prompt", "a", *arguments]
+def test_bad_input_is_one_message(arguments, message, capsys):
+    status = main(["generate", "--prompt", "a", *arguments])
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.startswith("jlora generate: ")
+
+
+def test_the_command_ends_with_the_status_and_no_traceback():
+    command = [sys.executable, "-m", "jlora", "generate", "--prompt", "a"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
+    assert "--model is missing" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """Attention as JAX has it computes what attention in blocks of queries does, or is refused."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -29,8 +30,9 @@ CONFIGS = {
 TOKENS = jax.random.randint(jax.random.key(1), (2, 19), 0, 37)
 
 
+@functools.cache
 def params_of(config, dtype="float32"):
-    init: Any = Decoder(config).init
+    init: Any = jax.jit(Decoder(config).init)
     return jax.tree.map(lambda leaf: leaf.astype(dtype), init(jax.random.key(0), TOKENS)["params"])
 
 
@@ -100,12 +102,13 @@ def test_a_loaded_model_and_its_loss_go_by_it_and_blocks_compute_less(tiny):
 @pytest.mark.parametrize("config", [CONFIG, CONFIGS["a window"]])
 def test_tokens_through_a_cache_are_as_all_at_once(config):
     decoder, params = Decoder(config, attention="xla"), {"params": params_of(config)}
-    whole = decoder.apply(params, TOKENS, method="hidden")
+    apply = jax.jit(decoder.apply, static_argnames="method")
+    whole = apply(params, TOKENS, method="hidden")
     cache, places = empty_cache(config, 2, 19, jnp.float32), jnp.arange(19)
     seen = jnp.broadcast_to(places <= places[:, None], (2, 19, 19))
     for at, until in ((0, 11), (11, 12), (12, 19)):
         rows = (TOKENS[:, at:until], jnp.tile(places[at:until], (2, 1)), seen[:, at:until])
-        out, cache = decoder.apply(params, *rows, cache, at, method="extend")
+        out, cache = apply(params, *rows, cache, at, method="extend")
         assert distance(out, whole[:, at:until]) < 1e-5
 
 

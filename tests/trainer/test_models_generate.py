@@ -1,6 +1,7 @@
 """Answers: cached as uncached, padded as alone, adapted as merged."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -32,9 +33,17 @@ def padded(prompts):
     return jnp.asarray(tokens), jnp.asarray(starts)
 
 
+jitted = functools.cache(jax.jit)
+
+
+@functools.cache
+def generates(method):
+    return jax.jit(method, static_argnames=("max_new_tokens", "sampling"))
+
+
 def uncached(model, params, prompt, count):
     """Every token by a pass over the whole text so far (what stands to its right is not seen)."""
-    apply = jax.jit(model.apply)
+    apply = jitted(model.apply)
     tokens = list(prompt)
     for _ in range(count):
         text = np.zeros((1, 64), np.int32)
@@ -64,7 +73,7 @@ def adapter(model):
 
 def test_prompts_of_different_length_answer_as_each_alone_and_without_a_cache(model):
     tokens, starts = padded(PROMPTS)
-    written = model.generate(model.params, tokens, starts, max_new_tokens=7)
+    written = generates(model.generate)(model.params, tokens, starts, max_new_tokens=7)
     assert written.tolist() == [uncached(model, model.params, p, 7) for p in PROMPTS]
 
 
@@ -83,11 +92,12 @@ def test_generation_through_the_adapter_is_that_of_the_merged_weights(model, ada
 
 def test_after_a_stop_token_nothing_more_is_written(model):
     tokens, starts = padded(PROMPTS)
-    free = model.generate(model.params, tokens, starts, max_new_tokens=7).tolist()
+    free = generates(model.generate)(model.params, tokens, starts, max_new_tokens=7).tolist()
     stop = free[2][1]  # as if the token that the third row writes second ended an answer
     tokenizer = dataclasses.replace(model.tokenizer, stop_ids=(stop,))
     stopping = dataclasses.replace(model, tokenizer=tokenizer)
-    written = stopping.generate(model.params, tokens, starts, max_new_tokens=7).tolist()
+    generate = generates(stopping.generate)
+    written = generate(model.params, tokens, starts, max_new_tokens=7).tolist()
     assert written[2][2:] == [stop] * 5 != free[2][2:]
     for row, whole in zip(written, free, strict=True):
         until = whole.index(stop) if stop in whole else 7
@@ -173,8 +183,9 @@ ROWS = [[{"role": "user", "content": text}] for text in ("a longer question, so 
 def test_the_repetition_penalty_counts_prompt_and_answer_but_no_padding(model):
     tokens, starts = padded(PROMPTS)
     sampling = models.Sampling(repetition_penalty=1.5)
-    written = model.generate(model.params, tokens, starts, max_new_tokens=7, sampling=sampling)
-    apply = jax.jit(model.apply)
+    generate = generates(model.generate)
+    written = generate(model.params, tokens, starts, max_new_tokens=7, sampling=sampling)
+    apply = jitted(model.apply)
     for prompt, row in zip(PROMPTS, written.tolist(), strict=True):
         text = list(prompt)
         for token in row:
@@ -185,9 +196,8 @@ def test_the_repetition_penalty_counts_prompt_and_answer_but_no_padding(model):
             logits[said] *= np.where(logits[said] < 0, 1.5, 1 / 1.5)
             assert token == logits.argmax()
             text.append(token)
-    assert (
-        written.tolist() != model.generate(model.params, tokens, starts, max_new_tokens=7).tolist()
-    )
+    without = generate(model.params, tokens, starts, max_new_tokens=7)
+    assert written.tolist() != without.tolist()
 
 
 @pytest.mark.parametrize("sampling", [models.Sampling(), WARM], ids=["greedy", "sampled"])

@@ -1,9 +1,10 @@
-"""Run by test_sharding with eight devices: values, gradients, layouts and collectives."""
+"""The laws on a mesh of two dimensions: values, gradients, layouts and collectives."""
 
 import re
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from laws import adapted, assert_close
@@ -73,7 +74,7 @@ def check_mode(mode, frozen, lora, expected):
             assert not extra, f"{mode}: all-gather of a frozen weight: {extra}"
 
 
-def check_shard_map():
+def test_the_law_holds_inside_a_shard_map():
     mesh = jax.make_mesh((2, 4), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)
 
     def model(params, x):
@@ -96,19 +97,12 @@ def check_shard_map():
     assert_close(pull(jnp.cos(want)), expected(jnp.cos(want)), 1e-4)
 
 
-def main():
-    assert len(jax.devices()) == 8
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_step_is_the_merged_one_and_gathers_no_frozen_weight(method):
     loss = loss_on(AxisType.Auto)
     axes = jlora.trace_axes(loss, PARAMS, X)
-    for method in ("lora", "dora"):
-        frozen, lora = adapted(PARAMS, axes, rank=4, method=method)
-        merged = jax.value_and_grad(lambda lora, frozen: loss(jlora.merge(frozen, lora), X))
-        expected = jax.jit(merged)(lora, frozen)
-        for mode in (AxisType.Auto, AxisType.Explicit):
-            check_mode(mode, frozen, lora, expected)
-    check_shard_map()
-    print("all hold")
-
-
-if __name__ == "__main__":
-    main()
+    frozen, lora = adapted(PARAMS, axes, rank=4, method=method)
+    merged = jax.value_and_grad(lambda lora, frozen: loss(jlora.merge(frozen, lora), X))
+    expected = jax.jit(merged)(lora, frozen)
+    for mode in (AxisType.Auto, AxisType.Explicit):
+        check_mode(mode, frozen, lora, expected)

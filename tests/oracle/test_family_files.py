@@ -1,0 +1,164 @@
+"""Files of small random models, between jlora and transformers in both directions."""
+
+import json
+
+import gguf
+import jax
+import numpy as np
+import pytest
+import transformers
+from random_models import (
+    TOKENS,
+    assert_near,
+    both,
+    flat,
+    logits_of,
+    of_the_decoder,
+    per_layer,
+    randomised,
+    settings_of,
+)
+from safetensors.numpy import load_file, save_file
+from variants import EAGER, SMALL, VARIANTS, VISION
+
+from jlora import models
+from jlora.models._families import FAMILIES
+from jlora.models._files._torch_tensors import oriented
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_we_write_is_what_transformers_writes_and_reads(variant, tmp_path):
+    _, model, folder = both(variant)
+    tensors = {}
+    for path, leaf in flat(model.params).items():
+        for layer, value in per_layer(path, np.asarray(leaf)):
+            tensors |= models.to_stored(model.stored[path], layer, value)
+    theirs = load_file(folder / "model.safetensors")
+    family, given = settings_of(variant)
+    assert tensors.keys() == of_the_decoder(family, theirs)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, theirs[name])
+    ours = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    save_file({**theirs, **ours}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    token_ids = {f"{name}_token_id": SMALL[f"{name}_token_id"] for name in ("bos", "eos", "pad")}
+    vision = {name: given[name] for name in VISION if name in given}
+    settings = {**models.to_huggingface(model.config), **token_ids, **vision}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    # both fresh: transformers' rotary frequencies remember what the model has read so far
+    read, again = (
+        transformers.AutoModelForCausalLM.from_pretrained(each, **EAGER)
+        for each in (tmp_path, folder)
+    )
+    np.testing.assert_array_equal(logits_of(read), logits_of(again))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_are_those_of_the_parameters_in_memory(family):
+    oracle, model, _ = both(family)
+    named = {
+        model.names[path].format(layer): oriented(model.stored[path], value).shape
+        for path, leaf in flat(model.params).items()
+        for layer, value in per_layer(path, np.asarray(leaf))
+    }
+    theirs = dict(oracle.named_parameters())
+    assert named == {name: tuple(theirs[name].shape) for name in of_the_decoder(family, theirs)}
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen2_moe", "mixtral", "granitemoe"])
+def test_experts_are_read_from_a_file_by_their_names_in_memory(family, tmp_path):
+    oracle, model, folder = both(family)
+    held = {name: value.numpy() for name, value in oracle.state_dict().items()}
+    name = model.names["layers/mlp/experts/gate_up_proj/kernel"].format(0)
+    assert name in held
+    assert name not in load_file(folder / "model.safetensors")
+    save_file(held, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    read = flat(models.load(tmp_path).params)
+    for path, leaf in flat(model.params).items():
+        np.testing.assert_array_equal(read[path], leaf)
+
+
+def test_a_gpt2_file_without_prefix_and_with_masks_is_read(tmp_path):
+    _, model, folder = both("gpt2")
+    tensors = {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    tensors["h.0.attn.bias"] = np.ones((1, 1, 128, 128), np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    read = flat(models.load(tmp_path).params)
+    for path, leaf in flat(model.params).items():
+        np.testing.assert_array_equal(read[path], leaf)
+
+
+def test_names_as_other_releases_write_them_are_read_and_what_is_left_aside_is_said(tmp_path):
+    oracle, model, folder = both("gemma3, untied")
+    save_file({name: value.numpy() for name, value in oracle.state_dict().items()},
+              tmp_path / "model.safetensors")  # fmt: skip
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    told = r"left aside, .*: multi_modal_projector \(\d+ tensors\), vision_tower \(\d+ tensors\)"
+    with pytest.warns(UserWarning, match=told):
+        read = flat(models.load(tmp_path).params)
+    for path, leaf in flat(model.params).items():
+        np.testing.assert_array_equal(read[path], leaf)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_gguf_file_is_read_as_transformers_reads_it(family, tmp_path):
+    _, settings = settings_of(family)
+    # transformers reads no head_dim from GGUF: it is the family's own
+    head_dim = {"qwen2": 16, "qwen3": 128}[family]
+    settings = {**settings, "hidden_size": 64, "num_attention_heads": 4, "head_dim": head_dim}
+    settings["tie_word_embeddings"] = False
+    oracle = randomised(transformers.AutoConfig.for_model(family, **settings))
+    path = tmp_path / "model.gguf"
+    write_gguf(path, family, settings, oracle)
+    model = models.load(path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name)
+    assert_near(jax.jit(model.apply)(model.params, TOKENS), logits_of(oracle), 1e-4)
+    np.testing.assert_allclose(logits_of(theirs), logits_of(oracle), atol=1e-5)
+
+
+def test_a_gguf_file_of_olmo2_has_the_logits(tmp_path):
+    settings = {**SMALL, "rms_norm_eps": 1e-6}
+    oracle = randomised(transformers.AutoConfig.for_model("olmo2", **settings))
+    write_gguf(tmp_path / "model.gguf", "olmo2", settings, oracle)
+    model = models.load(tmp_path / "model.gguf")
+    assert model.config.family == "olmo2"
+    assert_near(jax.jit(model.apply)(model.params, TOKENS), logits_of(oracle), 1e-4)
+
+
+def write_gguf(path, family, settings, oracle):
+    """The model as llama.cpp's converter names its tensors."""
+    architectures = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(architectures[family], 3)
+    writer = gguf.GGUFWriter(path, family)
+    writer.add_context_length(settings["max_position_embeddings"])
+    writer.add_embedding_length(settings["hidden_size"])
+    writer.add_block_count(settings["num_hidden_layers"])
+    writer.add_feed_forward_length(settings["intermediate_size"])
+    writer.add_head_count(settings["num_attention_heads"])
+    writer.add_head_count_kv(settings["num_key_value_heads"])
+    writer.add_key_length(settings["head_dim"])
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(["t", "1", *(f"t{k}" for k in range(1, 82))])
+    writer.add_token_merges(["t 1"])
+    writer.add_token_types([1] * 83)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    for name, parameter in oracle.named_parameters():
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(theirs, parameter.detach().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -1,0 +1,155 @@
+"""The tree of parameters that each family's small settings make."""
+
+LLAMA = {
+    "embed/embedding": (37, 22),
+    "head/kernel": (22, 37),
+    "layers/attn/k_proj/kernel": (3, 22, 20),
+    "layers/attn/o_proj/kernel": (3, 40, 22),
+    "layers/attn/q_proj/kernel": (3, 22, 40),
+    "layers/attn/v_proj/kernel": (3, 22, 20),
+    "layers/attn_norm/scale": (3, 22),
+    "layers/mlp/down_proj/kernel": (3, 26, 22),
+    "layers/mlp/gate_proj/kernel": (3, 22, 26),
+    "layers/mlp/up_proj/kernel": (3, 22, 26),
+    "layers/mlp_norm/scale": (3, 22),
+    "norm/scale": (22,),
+}
+
+
+def without_head(tree):
+    return {path: shape for path, shape in tree.items() if path != "head/kernel"}
+
+
+HEAD_NORMS = {"layers/attn/q_norm/scale": (3, 10), "layers/attn/k_norm/scale": (3, 10)}
+QKV_BIASES = {
+    "layers/attn/q_proj/bias": (3, 40),
+    "layers/attn/k_proj/bias": (3, 20),
+    "layers/attn/v_proj/bias": (3, 20),
+}
+NO_MLP = {path: shape for path, shape in LLAMA.items() if "/mlp/" not in path}
+MIXTURE = {
+    **NO_MLP,
+    "layers/mlp/router/kernel": (3, 22, 5),
+    "layers/mlp/experts/gate_up_proj/kernel": (3, 5, 22, 52),
+    "layers/mlp/experts/down_proj/kernel": (3, 5, 26, 22),
+}
+QWEN_MIXTURE = {
+    **MIXTURE,
+    "layers/mlp/experts/gate_up_proj/kernel": (3, 5, 22, 14),
+    "layers/mlp/experts/down_proj/kernel": (3, 5, 7, 22),
+}
+NO_GATE = {path: shape for path, shape in LLAMA.items() if "gate_proj" not in path}
+POST_NORMS = {
+    **{path: shape for path, shape in LLAMA.items() if not path.endswith("_norm/scale")},
+    "layers/attn_post_norm/scale": (3, 22),
+    "layers/mlp_post_norm/scale": (3, 22),
+}
+JOINT_NORMS = {"layers/attn/q_norm/scale": (3, 40), "layers/attn/k_norm/scale": (3, 20)}
+NORM_BIASES = {
+    "layers/attn_norm/bias": (3, 22),
+    "layers/mlp_norm/bias": (3, 22),
+    "norm/bias": (22,),
+}
+COHERE = {
+    path: shape
+    for path, shape in LLAMA.items()
+    if path not in ("head/kernel", "layers/mlp_norm/scale")
+}
+GEMMA2 = {
+    **without_head(LLAMA),
+    "layers/attn_post_norm/scale": (3, 22),
+    "layers/mlp_post_norm/scale": (3, 22),
+}
+TREES = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": {**LLAMA, **QKV_BIASES},
+    "qwen3": {**LLAMA, **HEAD_NORMS},
+    "qwen3_moe": {**QWEN_MIXTURE, **HEAD_NORMS},
+    "gpt_oss": {
+        **{path: shape for path, shape in LLAMA.items() if "/mlp/" not in path},
+        "layers/attn/q_proj/bias": (3, 40),
+        "layers/attn/k_proj/bias": (3, 20),
+        "layers/attn/v_proj/bias": (3, 20),
+        "layers/attn/o_proj/bias": (3, 22),
+        "layers/attn/sinks": (3, 4),
+        "layers/mlp/router/kernel": (3, 22, 5),
+        "layers/mlp/router/bias": (3, 5),
+        "layers/mlp/experts/gate_up_proj/kernel": (3, 5, 22, 14),
+        "layers/mlp/experts/gate_up_proj/bias": (3, 5, 14),
+        "layers/mlp/experts/down_proj/kernel": (3, 5, 7, 22),
+        "layers/mlp/experts/down_proj/bias": (3, 5, 22),
+    },
+    "gemma2": GEMMA2,
+    "gemma3_text": {**GEMMA2, **HEAD_NORMS},
+    "gemma3": {**GEMMA2, **HEAD_NORMS},
+    "phi3": {
+        "embed/embedding": (37, 22),
+        "head/kernel": (22, 37),
+        "layers/attn/o_proj/kernel": (3, 40, 22),
+        "layers/attn/qkv_proj/kernel": (3, 22, 80),
+        "layers/attn_norm/scale": (3, 22),
+        "layers/mlp/down_proj/kernel": (3, 26, 22),
+        "layers/mlp/gate_up_proj/kernel": (3, 22, 52),
+        "layers/mlp_norm/scale": (3, 22),
+        "norm/scale": (22,),
+    },
+    "gpt2": {
+        "embed/embedding": (37, 28),
+        "layers/attn/o_proj/bias": (3, 28),
+        "layers/attn/o_proj/kernel": (3, 28, 28),
+        "layers/attn/qkv_proj/bias": (3, 84),
+        "layers/attn/qkv_proj/kernel": (3, 28, 84),
+        "layers/attn_norm/bias": (3, 28),
+        "layers/attn_norm/scale": (3, 28),
+        "layers/mlp/down_proj/bias": (3, 28),
+        "layers/mlp/down_proj/kernel": (3, 112, 28),
+        "layers/mlp/up_proj/bias": (3, 112),
+        "layers/mlp/up_proj/kernel": (3, 28, 112),
+        "layers/mlp_norm/bias": (3, 28),
+        "layers/mlp_norm/scale": (3, 28),
+        "norm/bias": (28,),
+        "norm/scale": (28,),
+        "positions/embedding": (64, 28),
+    },
+    "gemma": without_head(LLAMA),
+    "mixtral": MIXTURE,
+    "ministral": LLAMA,
+    "qwen2_moe": {
+        **QWEN_MIXTURE,
+        **QKV_BIASES,
+        "layers/mlp/shared/gate_proj/kernel": (3, 22, 6),
+        "layers/mlp/shared/up_proj/kernel": (3, 22, 6),
+        "layers/mlp/shared/down_proj/kernel": (3, 6, 22),
+        "layers/mlp/shared_gate/kernel": (3, 22, 1),
+    },
+    "olmo2": {**POST_NORMS, **JOINT_NORMS},
+    "olmo3": {**POST_NORMS, **JOINT_NORMS},
+    "granite": LLAMA,
+    "granitemoe": MIXTURE,
+    "smollm3": without_head(LLAMA),
+    "starcoder2": {
+        **without_head(NO_GATE),
+        **QKV_BIASES,
+        **NORM_BIASES,
+        "layers/attn/o_proj/bias": (3, 22),
+        "layers/mlp/up_proj/bias": (3, 26),
+        "layers/mlp/down_proj/bias": (3, 22),
+    },
+    "glm4": {
+        **NO_MLP,
+        **QKV_BIASES,
+        "layers/attn_post_norm/scale": (3, 22),
+        "layers/mlp_post_norm/scale": (3, 22),
+        "layers/mlp/gate_up_proj/kernel": (3, 22, 52),
+        "layers/mlp/down_proj/kernel": (3, 26, 22),
+    },
+    "cohere": COHERE,
+    "cohere2": COHERE,
+    "exaone4": {**POST_NORMS, **HEAD_NORMS},
+    "seed_oss": {**LLAMA, **QKV_BIASES},
+    "ernie4_5": without_head(LLAMA),
+    "hunyuan_v1_dense": {**LLAMA, **HEAD_NORMS},
+    "nemotron": {**NO_GATE, **NORM_BIASES},
+    "arcee": NO_GATE,
+}
