@@ -129,12 +129,13 @@ VARIANTS = {
             "rope_parameters": LONGROPE,
         },
     ),
-    "olmo2": ("olmo2", {"rms_norm_eps": 1e-3}),
+    "olmo2": ("olmo2", {**SHARED, "rms_norm_eps": 1e-3}),
     "olmo3": (
         "olmo3",
         {
+            **SHARED,
+            "num_hidden_layers": 5,
             "sliding_window": 7,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
             "rope_parameters": {"full_attention": YARN, "sliding_attention": BASE},
         },
     ),
@@ -143,23 +144,24 @@ VARIANTS = {
     "granitemoe": ("granitemoe", {**SHARED, **MULTIPLIERS, **FEW}),
     "smollm3": ("smollm3", {"num_hidden_layers": 5, "rope_parameters": BASE}),
     "starcoder2": ("starcoder2", {**SHARED, "norm_epsilon": 1e-3}),
-    "glm4": ("glm4", {}),
+    "glm4": ("glm4", {"head_dim": 12}),
     "glm4, all of each head": (
         "glm4",
         {"attention_bias": False, "rope_parameters": {**BASE, "partial_rotary_factor": 1.0}},
     ),
     "cohere": ("cohere", {**SHARED, "logit_scale": 0.7, "layer_norm_eps": 1e-3}),
-    "cohere2": ("cohere2", {"num_hidden_layers": 5, "sliding_window": 7}),
+    "cohere2": ("cohere2", {**SHARED, "num_hidden_layers": 5, "sliding_window": 7}),
     "exaone4": (
         "exaone4",
         {
+            **SHARED,
             "sliding_window": 7,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
     "exaone4, no window": (
         "exaone4",
-        {"sliding_window": None, "layer_types": ["full_attention"] * 3},
+        {**SHARED, "sliding_window": None, "layer_types": ["full_attention"] * 3},
     ),
     "seed_oss": ("seed_oss", {}),
     "ernie4_5": ("ernie4_5", {}),

@@ -47,7 +47,7 @@ def write(path, settings, tensors, *, architecture=None, header=(), further=None
         if isinstance(tensor, tuple):
             writer.add_tensor(name, tensor[0], raw_dtype=tensor[1])
         else:
-            writer.add_tensor(name, np.ascontiguousarray(tensor, np.float32))
+            writer.add_tensor(name, np.ascontiguousarray(tensor.squeeze(), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
