@@ -6,6 +6,7 @@ architecture from GGUF as well, it reads the same file.
 
 import functools
 
+import gguf
 import gguf_files
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ import transformers
 
 from jlora import models
 from jlora.models._families import FAMILIES
+from jlora.models._files._quantised_tensors import of_mxfp4
 
 SMALL = {
     "vocab_size": 83,
@@ -254,6 +256,37 @@ def test_llama_3_stretches_frequencies_by_a_tensor_of_divisors(tmp_path):
     plain = 500.0 ** -(np.arange(0, 10, 2) / 10)
     divisors = (plain / oracle.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
     further = {"rope_freqs.weight": divisors}
+    path = written(oracle, tmp_path / "model.gguf", further=further)
+    assert_near(applied(models.load(path)), logits_of(oracle), 1e-4)
+
+
+def random_mxfp4(experts, inputs, outputs):
+    """Blocks of 4 bits and their exponents, as a Hugging Face folder holds random experts."""
+    rng = np.random.default_rng(outputs)
+    shape = (experts, outputs, inputs // 32)
+    blocks = rng.integers(0, 256, (*shape, 16)).astype(np.uint8)
+    return blocks, rng.integers(120, 126, shape).astype(np.uint8)
+
+
+def repacked(blocks, exponents):
+    """The same in GGUF's order: a byte holds a block's number k and k + 16, behind the exponent."""
+    numbers = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:-1], 32)
+    halves = numbers[..., :16] | numbers[..., 16:] << 4
+    return np.concatenate([exponents[..., None], halves], -1).reshape(*blocks.shape[:2], -1)
+
+
+def test_mxfp4_experts_are_those_of_the_folder_that_the_file_was_made_of(tmp_path):
+    changes = {**GPT_OSS, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1}
+    oracle = randomised("gpt_oss", changes)
+    packed, kinds, name = {}, gguf.GGMLQuantizationType, "model.layers.0.mlp.experts"
+    for module, parts in (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",))):
+        parameter = oracle.get_parameter(f"{name}.{module}")
+        blocks, exponents = random_mxfp4(*parameter.shape)
+        parameter.data = torch.tensor(of_mxfp4(blocks, exponents))
+        for at, part in enumerate(parts):
+            rows = (slice(None), slice(at, None, len(parts)))
+            packed[f"blk.0.ffn_{part}_exps.weight"] = repacked(blocks[rows], exponents[rows])
+    further = {name: (value, kinds.MXFP4) for name, value in packed.items()}
     path = written(oracle, tmp_path / "model.gguf", further=further)
     assert_near(applied(models.load(path)), logits_of(oracle), 1e-4)
 

@@ -31,7 +31,7 @@ def write(path, settings, tensors, *, architecture=None, header=(), further=None
         tensors: numpy arrays by name.
         architecture: where it is not the converter's.
         header: further entries, as (method of the writer, arguments).
-        further: further tensors, as they are written.
+        further: further or other tensors, by their names in the file; with its type a packed one.
         tokenizer: see `_add_tokenizer`.
     """
     named = ARCHITECTURES.get(settings["model_type"], settings["model_type"])
@@ -40,13 +40,13 @@ def write(path, settings, tensors, *, architecture=None, header=(), further=None
     _add_tokenizer(writer, settings["vocab_size"], **tokenizer)
     for method, *arguments in header:
         getattr(writer, method)(*arguments)
-    for name, tensor in (further or {}).items():
-        writer.add_tensor(name, tensor)
+    further = further or {}
+    for name, tensor in further.items():
+        data, kind = tensor if isinstance(tensor, tuple) else (tensor, None)
+        writer.add_tensor(name, data, raw_dtype=kind)
     layers = settings.get("num_hidden_layers", settings.get("n_layer"))
     for name, tensor in _tensors(tensors, settings, named, layers):
-        if isinstance(tensor, tuple):
-            writer.add_tensor(name, tensor[0], raw_dtype=tensor[1])
-        else:
+        if name not in further:
             writer.add_tensor(name, np.ascontiguousarray(tensor.squeeze(), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

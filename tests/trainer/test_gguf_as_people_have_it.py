@@ -149,6 +149,10 @@ REFUSED = {
         {"tensors": {"blk.0.attn_sinks.weight": np.ones(3, np.float32)}},
         "blk.0.attn_sinks.weight is not expected",
     ),
+    "factors that nobody reads": (
+        {"tensors": {"rope_factors_long.weight": np.ones(4, np.float32)}},
+        "rope_factors_long.weight is not expected",
+    ),
     "an entry that nobody knows": (
         {"header": [("add_float32", "llama.attention.scale", 0.5)]},
         "llama.attention.scale is 0.5: jlora.models does not know this entry",

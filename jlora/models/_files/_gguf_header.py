@@ -76,7 +76,8 @@ class Header:
         """What nobody asked for, and says something."""
         known = {self._prefix + name for name in self.asked | _ASIDE}
         return [
-            f"{name} is {_short(self._fields[name])}: jlora.models does not know this entry"
+            f"{name} is {_short(_as_written(self._fields[name]))}: jlora.models does not know this "
+            "entry"
             for name in self._fields
             if name.startswith(self._prefix) and name not in known and self._fields[name]
         ]
