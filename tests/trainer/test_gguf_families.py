@@ -43,6 +43,17 @@ def test_what_a_header_leaves_out_is_as_llama_cpp_takes_it(tmp_path):
     assert largest.query_scalar == 6
 
 
+def test_multipliers_and_windows_may_be_left_out(tmp_path):
+    assert config_of(tmp_path, "gemma2", {**GEMMA2, "sliding_window": None}).windows[0] == 4096
+    assert config_of(tmp_path, "gemma3_text", {"sliding_window": None}).windows is None
+    silent = dict.fromkeys(
+        ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
+    )
+    config = config_of(tmp_path, "granite", {**silent, "hidden_size": 16})
+    assert config.score_scale == 8**-0.5
+    assert (config.embedding_scale, config.residual_scale, config.logit_scale) == (1, 1, 1)
+
+
 def test_an_architecture_of_two_families_is_told_apart_by_its_header(tmp_path):
     assert config_of(tmp_path, "olmo2", {"sliding_window": None}).family == "olmo2"
     kinds = ["sliding_attention", "full_attention"] * 3 + ["full_attention"]
