@@ -60,6 +60,7 @@ def test_an_architecture_of_two_families_is_told_apart_by_its_header(tmp_path):
     config = config_of(tmp_path, "olmo3", {"layer_types": kinds})
     assert config.family == "olmo3"
     assert config.windows == (5, None, 5, None, 5, None, None)
+    assert config.local_rope_theta == 700.0  # the one base, of which older headers speak
     experts = {"num_local_experts": 3, "num_experts_per_tok": 2}
     assert config_of(tmp_path, "mixtral", experts).family == "mixtral"
     assert config_of(tmp_path, "mixtral", {"num_local_experts": 0}).family == "llama"
