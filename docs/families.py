@@ -11,17 +11,17 @@ import pkgutil
 from pathlib import Path
 
 from jlora.models import _families
-from jlora.models._files import _gguf
 
 PAGE = Path(__file__).parent / "guides" / "models.md"
 BEGIN, END = "<!-- made by docs/families.py -->\n", "<!-- until here -->\n"
 
 
 def table() -> str:
-    """A row for each family: its name in config.json, what it is, whether it loads from GGUF."""
+    """A row for each family: its name in config.json, what it is, what llama.cpp calls it."""
     about = _about()
     rows = [
-        f"| `{name}` | {about[id(family)]} | {'yes' if name in _gguf._LEAVES else ''} |\n"
+        f"| `{name}` | {about[id(family)]} | "
+        f"{f'`{family.gguf.architecture}`' if family.gguf else ''} |\n"
         for name, family in _families.FAMILIES.items()
     ]
     head = "| `model_type` | which models, and what they have | GGUF |\n|---|---|---|\n"

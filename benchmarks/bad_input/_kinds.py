@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
-import importlib.util
+import importlib
 import json
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,10 +181,8 @@ def _whole_params() -> Any:
 
 
 def gguf_file(path: Path) -> Path:
-    place = Path(__file__).parents[2] / "tests/trainer/folders.py"
-    spec = importlib.util.spec_from_file_location("folders", place)
-    folders: Any = importlib.util.module_from_spec(spec)  # type: ignore
-    spec.loader.exec_module(folders)  # type: ignore
+    sys.path.append(str(Path(__file__).parents[2] / "tests/trainer"))
+    folders = importlib.import_module("folders")
     folder = model_folder(path)
     folders.edit(folder / "config.json", rope_theta=10000.0)
     return folders.to_gguf(folder, path.parent / "specimen.gguf", merges=map(" ".join, MERGES))

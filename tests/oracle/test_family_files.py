@@ -2,20 +2,15 @@
 
 import json
 
-import gguf
-import jax
 import numpy as np
 import pytest
 import transformers
 from random_models import (
-    TOKENS,
-    assert_near,
     both,
     flat,
     logits_of,
     of_the_decoder,
     per_layer,
-    randomised,
     settings_of,
 )
 from safetensors.numpy import load_file, save_file
@@ -107,58 +102,3 @@ def test_names_as_other_releases_write_them_are_read_and_what_is_left_aside_is_s
         read = flat(models.load(tmp_path).params)
     for path, leaf in flat(model.params).items():
         np.testing.assert_array_equal(read[path], leaf)
-
-
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_a_gguf_file_is_read_as_transformers_reads_it(family, tmp_path):
-    _, settings = settings_of(family)
-    # transformers reads no head_dim from GGUF: it is the family's own
-    head_dim = {"qwen2": 16, "qwen3": 128}[family]
-    settings = {**settings, "hidden_size": 64, "num_attention_heads": 4, "head_dim": head_dim}
-    settings["tie_word_embeddings"] = False
-    oracle = randomised(transformers.AutoConfig.for_model(family, **settings))
-    path = tmp_path / "model.gguf"
-    write_gguf(path, family, settings, oracle)
-    model = models.load(path)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name)
-    assert_near(jax.jit(model.apply)(model.params, TOKENS), logits_of(oracle), 1e-4)
-    np.testing.assert_allclose(logits_of(theirs), logits_of(oracle), atol=1e-5)
-
-
-def test_a_gguf_file_of_olmo2_has_the_logits(tmp_path):
-    settings = {**SMALL, "rms_norm_eps": 1e-6}
-    oracle = randomised(transformers.AutoConfig.for_model("olmo2", **settings))
-    write_gguf(tmp_path / "model.gguf", "olmo2", settings, oracle)
-    model = models.load(tmp_path / "model.gguf")
-    assert model.config.family == "olmo2"
-    assert_near(jax.jit(model.apply)(model.params, TOKENS), logits_of(oracle), 1e-4)
-
-
-def write_gguf(path, family, settings, oracle):
-    """The model as llama.cpp's converter names its tensors."""
-    architectures = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(architectures[family], 3)
-    writer = gguf.GGUFWriter(path, family)
-    writer.add_context_length(settings["max_position_embeddings"])
-    writer.add_embedding_length(settings["hidden_size"])
-    writer.add_block_count(settings["num_hidden_layers"])
-    writer.add_feed_forward_length(settings["intermediate_size"])
-    writer.add_head_count(settings["num_attention_heads"])
-    writer.add_head_count_kv(settings["num_key_value_heads"])
-    writer.add_key_length(settings["head_dim"])
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(["t", "1", *(f"t{k}" for k in range(1, 82))])
-    writer.add_token_merges(["t 1"])
-    writer.add_token_types([1] * 83)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    for name, parameter in oracle.named_parameters():
-        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        writer.add_tensor(theirs, parameter.detach().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()

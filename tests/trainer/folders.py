@@ -4,27 +4,12 @@ import json
 import os
 import shutil
 
-import gguf
+import gguf_files
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 WEIGHTS = "model.safetensors"
-GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "model.layers": "blk",
-}
 
 
 def edit(path, **changes):
@@ -157,42 +142,23 @@ def to_gguf(
     header=(),
     tensors=None,
 ):
-    """The folder's model as llama.cpp would store it: q and k with interleaved halves.
+    """The folder's model as llama.cpp would store it.
 
     ``header`` are further entries as (method of the writer, arguments), ``tensors`` further ones.
     """
     settings = json.loads((folder / "config.json").read_text())
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(settings["max_position_embeddings"])
-    writer.add_embedding_length(settings["hidden_size"])
-    writer.add_block_count(settings["num_hidden_layers"])
-    writer.add_feed_forward_length(settings["intermediate_size"])
-    writer.add_head_count(settings["num_attention_heads"])
-    writer.add_head_count_kv(settings["num_key_value_heads"])
-    writer.add_key_length(settings["head_dim"])
-    writer.add_layer_norm_rms_eps(settings["rms_norm_eps"])
-    writer.add_rope_freq_base(settings["rope_theta"])
-    writer.add_tokenizer_model(tokenizer)
-    writer.add_token_list(sorted(vocabulary, key=vocabulary.__getitem__))
-    if merges is not None:
-        writer.add_token_merges(list(merges))
-    for method, *arguments in header:
-        getattr(writer, method)(*arguments)
-    for name, tensor in (tensors or {}).items():
-        writer.add_tensor(name, tensor)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in vocabulary])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        if "q_proj" in name or "k_proj" in name:
-            heads = tensor.reshape(-1, 2, settings["head_dim"] // 2, tensor.shape[-1])
-            tensor = np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(tensor.shape)
-        for ours, theirs in GGUF_NAMES.items():
-            name = name.replace(ours, theirs)
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return gguf_files.write(
+        path,
+        {**settings, "vocab_size": len(vocabulary)},
+        load_file(folder / WEIGHTS),
+        architecture=architecture,
+        header=header,
+        further=tensors,
+        model=tokenizer,
+        tokens=sorted(vocabulary, key=vocabulary.__getitem__),
+        merges=merges,
+        kinds=[3 if token.startswith("<|") else 1 for token in vocabulary],
+        bos=0,
+        eos=1,
+    )

@@ -124,8 +124,8 @@ def test_a_split_file_is_its_parts_together(tiny, tmp_path, monkeypatch):
 
 REFUSED = {
     "a scaling that is not known": (
-        {"header": [("add_string", "llama.rope.scaling.type", "yarn")]},
-        "RoPE scaling of type 'yarn'",
+        {"header": [("add_string", "llama.rope.scaling.type", "cubic")]},
+        "RoPE scaling of type 'cubic'",
     ),
     "divisors beside a scaling": (
         {
@@ -135,7 +135,7 @@ REFUSED = {
             ],
             "tensors": {"rope_freqs.weight": np.full(4, 2, np.float32)},
         },
-        "no rope.scaling.type beside it",
+        "rope_freqs.weight stands beside rope.scaling.type 'linear'",
     ),
     "divisors of another head": (
         {"tensors": {"rope_freqs.weight": np.ones(5, np.float32)}},
@@ -149,13 +149,17 @@ REFUSED = {
         {"tensors": {"blk.0.attn_sinks.weight": np.ones(3, np.float32)}},
         "blk.0.attn_sinks.weight is not expected",
     ),
+    "factors that nobody reads": (
+        {"tensors": {"rope_factors_long.weight": np.ones(4, np.float32)}},
+        "rope_factors_long.weight is not expected",
+    ),
     "an entry that nobody knows": (
         {"header": [("add_float32", "llama.attention.scale", 0.5)]},
         "llama.attention.scale is 0.5: jlora.models does not know this entry",
     ),
-    "experts": (
+    "a mixture of no known size": (
         {"header": [("add_uint32", "llama.expert_count", 8)]},
-        "llama.expert_count is 8: jlora.models does not know this entry",
+        "there is no llama.expert_used_count",
     ),
     "a share of a head": (
         {"header": [("add_uint32", "llama.rope.dimension_count", 4)]},
@@ -163,7 +167,7 @@ REFUSED = {
     ),
     "texts for numbers": (
         {"header": [("add_string", "llama.vocab_size", "259")]},
-        "vocabulary is '259': expected a whole number",
+        "vocab_size is '259': expected a whole number",
     ),
     "no merges": ({"merges": None}, "tokenizer.ggml.merges"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import Family, sizes
+from jlora.models._families._gguf_route import Gguf, layer_norm
 from jlora.models._families._llama import ATTENTION_BIASES, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Same
@@ -34,6 +35,10 @@ COHERE_LIMITS = {
     "rotary_pct": (1.0, None),
     "use_qk_norm": (False, None),
 }
+COHERE_ENTRIES: dict[str, str | None] = {
+    **layer_norm("layer_norm_eps"),
+    "logit_scale": "logit_scale",
+}
 
 COHERE = Family(
     architecture="CohereForCausalLM",
@@ -42,4 +47,5 @@ COHERE = Family(
     features=COHERE_FEATURES,
     defaults=COHERE_DEFAULTS,
     only=COHERE_LIMITS,
+    gguf=Gguf("command-r", entries=COHERE_ENTRIES),
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from jlora.models._families._cohere import (
     COHERE_DEFAULTS,
+    COHERE_ENTRIES,
     COHERE_FEATURES,
     COHERE_LEAVES,
     COHERE_LIMITS,
     COHERE_PARTS,
 )
 from jlora.models._families._family import Family
+from jlora.models._families._gguf_route import WINDOWS, Gguf
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._window_settings import LayerWindows, RotatedWindows
 
@@ -24,4 +26,9 @@ COHERE2 = Family(
         "layer_switch": (4, None),
         "order_of_interleaved_layers": ("local_attn_first", None),
     },
+    gguf=Gguf(
+        "cohere2",
+        entries={**COHERE_ENTRIES, **WINDOWS},
+        missing=lambda given: {"layer_types": None},
+    ),
 )

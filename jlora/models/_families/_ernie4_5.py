@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import Gguf
 from jlora.models._families._llama import BIASES, DEFAULTS, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads
@@ -24,4 +25,5 @@ ERNIE4_5 = Family(
         "use_bias": False,
     },
     settings_aside=frozenset({"compression_ratio"}),
+    gguf=Gguf("ernie4_5"),
 )

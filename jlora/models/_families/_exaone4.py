@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import NO_WINDOWS, WINDOWS, Gguf
 from jlora.models._families._llama import DEFAULTS
 from jlora.models._families._olmo2 import POST_NORM_FEATURES, POST_NORM_LEAVES
 from jlora.models._families._rope_settings import Rope
@@ -24,4 +25,5 @@ EXAONE4 = Family(
         "sliding_window": 4096,
         "sliding_window_pattern": 4,
     },
+    gguf=Gguf("exaone4", entries=WINDOWS, missing=lambda given: NO_WINDOWS),
 )

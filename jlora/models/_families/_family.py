@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jlora.models._families._gguf_route import Gguf
 from jlora.models._families._settings import Part, Same
 from jlora.models._files._torch_tensors import Stored
 
@@ -58,6 +59,7 @@ class Family:
     settings_aside: frozenset[str] = frozenset()
     # Beginnings of the names of tensors that are no part of the decoder: a vision tower.
     tensors_aside: tuple[str, ...] = ()
+    gguf: Gguf | None = None  # where llama.cpp has the architecture
 
     def flat(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The decoder's settings out of a config.json, wherever they stand there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import ONE_ADDED, Gguf
 from jlora.models._families._llama import ATTENTION_BIASES, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads
@@ -25,4 +26,5 @@ GEMMA = Family(
         "use_bidirectional_attention": (False, None),
         "hidden_activation": ("gelu_pytorch_tanh", None),
     },
+    gguf=Gguf("gemma", undo=ONE_ADDED),
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import ONE_ADDED, WINDOWS, Gguf
 from jlora.models._families._llama import ATTENTION_BIASES, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Same
@@ -31,6 +35,18 @@ GEMMA_PARTS = (
     *(SIZES, Heads(), Activation("hidden_activation"), Biases()),
     Same({"query_scalar": "query_pre_attn_scalar"}),
 )
+
+
+def scalar_by_layers(given: Mapping[str, Any], largest: int) -> dict[str, int | None]:
+    """What llama.cpp divides scores by the root of: the largest model's is no head's width."""
+    width, heads, head_dim = (
+        given.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim")
+    )
+    if given.get("num_hidden_layers") == largest and width and heads:
+        return {"query_pre_attn_scalar": width // heads}
+    return {"query_pre_attn_scalar": head_dim}
+
+
 _CAPS = {"attention_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
 
 GEMMA2 = Family(
@@ -45,4 +61,20 @@ GEMMA2 = Family(
     },
     only={"use_bidirectional_attention": (False, None)},
     settings_aside=frozenset({"hidden_act"}),  # hidden_activation is read in its place
+    gguf=Gguf(
+        "gemma2",
+        entries={
+            **WINDOWS,
+            "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        missing=lambda given: {
+            **scalar_by_layers(given, 46),
+            "sliding_window": 4096,
+            "layer_types": None,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
+        undo=ONE_ADDED,
+    ),
 )

@@ -13,7 +13,9 @@ from jlora.models._families._gemma2 import (
     GEMMA_FEATURES,
     GEMMA_LEAVES,
     GEMMA_PARTS,
+    scalar_by_layers,
 )
+from jlora.models._families._gguf_route import NO_WINDOWS, ONE_ADDED, WINDOWS, Gguf
 from jlora.models._families._llama import HEAD_NORMS
 from jlora.models._families._rope_settings import LocalAndGlobalRope
 from jlora.models._families._settings import Same
@@ -34,6 +36,21 @@ GEMMA3_TEXT = Family(
     only={"use_bidirectional_attention": (False, None), "attn_logit_softcapping": (None,)},
     # layer_types and hidden_activation are read in their place
     settings_aside=frozenset({"sliding_window_pattern", "_sliding_window_pattern", "hidden_act"}),
+    gguf=Gguf(
+        "gemma3",
+        entries={
+            **WINDOWS,
+            "rope.freq_base_swa": "rope_local_base_freq",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        missing=lambda given: {
+            **NO_WINDOWS,
+            **scalar_by_layers(given, 62),
+            "rope_local_base_freq": 10000.0,
+            "final_logit_softcapping": None,
+        },
+        undo=ONE_ADDED,
+    ),
 )
 
 _IN_MEMORY, _IN_FILES = "model.language_model.", "language_model.model."
@@ -59,6 +76,7 @@ GEMMA3 = dataclasses.replace(
         "max_position_embeddings": 131072,
     },
     tensors_aside=_VISION,
+    gguf=None,  # llama.cpp keeps the vision tower in a file of its own
     nested=Nested(
         setting="text_config",
         model_type="gemma3_text",

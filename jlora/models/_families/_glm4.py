@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import Gguf
 from jlora.models._families._llama import ATTENTION_BIASES, DEFAULTS, LEAVES, without_mlp
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads
@@ -27,4 +28,5 @@ GLM4 = Family(
         "head_dim": 128,
         "attention_bias": True,
     },
+    gguf=Gguf("glm4"),
 )

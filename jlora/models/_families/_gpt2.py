@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from jlora.models._families._family import Family
+from jlora.models._families._gguf_route import Gguf, layer_norm
 from jlora.models._families._settings import Activation, Same, Settings
 from jlora.models._files._torch_tensors import conv1d, linear, plain
 from jlora.models._net._config import DecoderConfig
@@ -107,5 +108,18 @@ GPT2 = Family(
         # of a head for classification, which is none of the decoder's
         {"n_ctx", "summary_type", "summary_use_proj", "summary_activation"}
         | {"summary_proj_to_labels", "summary_first_dropout"}
+    ),
+    gguf=Gguf(
+        "gpt2",
+        entries={
+            **layer_norm("layer_norm_epsilon"),
+            "context_length": "n_positions",
+            "embedding_length": "n_embd",
+            "block_count": "n_layer",
+            "feed_forward_length": "n_inner",
+            "attention.head_count": "n_head",
+            # all of them follow from these
+            **dict.fromkeys(("attention.head_count_kv", "attention.key_length", "rope.freq_base")),
+        },
     ),
 )

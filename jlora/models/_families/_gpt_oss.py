@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import WINDOWS, Gguf, mixture
 from jlora.models._families._llama import BIASES, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Settings
@@ -97,4 +98,13 @@ GPT_OSS = Family(
     },
     only={"hidden_act": ("silu", None)},
     settings_aside=frozenset({"initial_context_length", "experts_per_token"}),
+    gguf=Gguf(
+        "gpt-oss",
+        entries={
+            **WINDOWS,
+            **mixture("num_local_experts", "intermediate_size"),
+            "feed_forward_length": None,
+        },
+        missing=lambda given: {"layer_types": None},
+    ),
 )

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from jlora.models._families._family import Family
-from jlora.models._families._granite import GRANITE_DEFAULTS, GRANITE_PARTS
+from jlora.models._families._gguf_route import PAIRS, Gguf, mixture
+from jlora.models._families._granite import (
+    GRANITE_DEFAULTS,
+    GRANITE_ENTRIES,
+    GRANITE_PARTS,
+    without_multipliers,
+)
 from jlora.models._families._llama import ATTENTION_BIASES, LEAVES, without_mlp
 from jlora.models._families._settings import Biases, Mixture
 from jlora.models._files._torch_tensors import experts, router
@@ -31,4 +37,10 @@ GRANITEMOE = Family(
     ),
     features={},
     defaults={**GRANITE_DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2},
+    gguf=Gguf(
+        "granitemoe",
+        entries={**GRANITE_ENTRIES, **mixture("num_local_experts")},
+        missing=without_multipliers,
+        undo=PAIRS,
+    ),
 )

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import Gguf
 from jlora.models._families._llama import ATTENTION_BIASES, DEFAULTS, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Settings
@@ -61,4 +62,5 @@ HUNYUAN_V1_DENSE = Family(
             "enable_lm_head_fp32",
         }
     ),
+    gguf=Gguf("hunyuan-dense"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import PAIRS, Gguf
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads
 from jlora.models._files._torch_tensors import Stored, linear, plain
@@ -54,4 +55,5 @@ LLAMA = Family(
     parts=(SIZES, Heads(), Activation(), Biases(mlp="mlp_bias"), Rope()),
     features={},
     defaults=DEFAULTS,
+    gguf=Gguf("llama", undo=PAIRS),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import PAIRS, Gguf
 from jlora.models._families._llama import DEFAULTS, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Heads
@@ -14,4 +15,5 @@ MISTRAL = Family(
     parts=(SIZES, Heads(), Activation(), Rope(), OneWindow()),
     features={},
     defaults={**DEFAULTS, "num_key_value_heads": 8, "sliding_window": 4096},
+    gguf=Gguf("mistral3", missing=lambda given: {"sliding_window": None}, undo=PAIRS),
 )

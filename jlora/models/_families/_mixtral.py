@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import PAIRS, Gguf, mixture
 from jlora.models._families._llama import DEFAULTS, LEAVES, without_mlp
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Heads, Mixture
@@ -38,4 +39,10 @@ MIXTRAL = Family(
         "num_experts_per_tok": 2,
         "sliding_window": None,
     },
+    gguf=Gguf(
+        "llama",
+        entries=mixture("num_local_experts"),
+        undo=PAIRS,
+        only_with="expert_count",
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import Family, sizes
+from jlora.models._families._gguf_route import ONE_ADDED, Gguf, layer_norm
 from jlora.models._families._llama import BIASES, LEAVES, NORM_BIASES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads
@@ -25,4 +26,5 @@ NEMOTRON = Family(
         "attention_bias": False,
         "mlp_bias": False,
     },
+    gguf=Gguf("nemotron", entries=layer_norm("norm_eps"), undo=ONE_ADDED),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import Gguf
 from jlora.models._families._llama import ATTENTION_BIASES, DEFAULTS, HEAD_NORMS, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads
@@ -23,4 +24,5 @@ OLMO2 = Family(
     parts=(SIZES, Heads(), Activation(), Biases(), Rope()),
     features={**POST_NORM_FEATURES, "qk_norm_joint": True},
     defaults=OLMO_DEFAULTS,
+    gguf=Gguf("olmo2"),
 )

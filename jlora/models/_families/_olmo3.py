@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import WINDOWS, Gguf
 from jlora.models._families._olmo2 import OLMO2, OLMO_DEFAULTS
 from jlora.models._families._rope_settings import LocalAndGlobalRope
 from jlora.models._families._settings import Activation, Biases, Heads
@@ -17,4 +18,13 @@ OLMO3 = Family(
     ),
     features=OLMO2.features,
     defaults={**OLMO_DEFAULTS, "sliding_window": 4096},
+    gguf=Gguf(
+        "olmo2",
+        entries={**WINDOWS, "rope.freq_base_swa": "rope_local_base_freq"},
+        missing=lambda given: {
+            "layer_types": None,
+            "rope_local_base_freq": given.get("rope_theta"),
+        },
+        only_with="attention.sliding_window",
+    ),
 )

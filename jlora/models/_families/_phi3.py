@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import WINDOW, Gguf
 from jlora.models._families._llama import DEFAULTS, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Heads
@@ -31,4 +32,12 @@ PHI3 = Family(
         "sliding_window": None,
         "original_max_position_embeddings": 4096,
     },
+    gguf=Gguf(
+        "phi3",
+        entries={
+            **WINDOW,
+            "rope.scaling.original_context_length": "original_max_position_embeddings",
+        },
+        missing=lambda given: {"sliding_window": None, "original_max_position_embeddings": 4096},
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import Gguf
 from jlora.models._families._llama import BIASES, DEFAULTS, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Heads
@@ -20,4 +21,5 @@ QWEN2 = Family(
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
+    gguf=Gguf("qwen2"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import Gguf, mixture
 from jlora.models._families._llama import ATTENTION_BIASES, DEFAULTS, LEAVES, without_mlp
 from jlora.models._families._qwen3_moe import EXPERT_LEAVES
 from jlora.models._families._rope_settings import Rope
@@ -49,4 +50,11 @@ QWEN2_MOE = Family(
         "shared_expert_intermediate_size": 5632,
     },
     only={"decoder_sparse_step": (1, None), "mlp_only_layers": ([], None)},
+    gguf=Gguf(
+        "qwen2moe",
+        entries={
+            **mixture("num_experts", "moe_intermediate_size"),
+            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+        },
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import Gguf
 from jlora.models._families._llama import BIASES, DEFAULTS, HEAD_NORMS, LEAVES
 from jlora.models._families._qwen2 import QWEN2
 from jlora.models._families._rope_settings import Rope
@@ -17,4 +18,5 @@ QWEN3 = Family(
     parts=(SIZES, Heads(), Activation(), Biases(), Rope(), _WINDOWS),
     features={"qk_norm": True},
     defaults={**QWEN2.defaults, **DEFAULTS, "head_dim": 128, "attention_bias": False},
+    gguf=Gguf("qwen3"),
 )

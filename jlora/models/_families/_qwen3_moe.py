@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import Gguf, mixture
 from jlora.models._families._llama import (
     ATTENTION_BIASES,
     DEFAULTS,
@@ -45,4 +46,9 @@ QWEN3_MOE = Family(
     only={"decoder_sparse_step": (1, None), "mlp_only_layers": ([], None)},
     # the number of experts has two names; every layer has the one window or none
     settings_aside=frozenset({"num_experts", "num_local_experts", "max_window_layers"}),
+    gguf=Gguf(
+        "qwen3moe",
+        entries=mixture("num_experts", "moe_intermediate_size"),
+        missing=lambda given: {"norm_topk_prob": True},
+    ),
 )

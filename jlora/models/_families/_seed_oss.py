@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import Gguf
 from jlora.models._families._llama import BIASES, DEFAULTS, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads
@@ -23,4 +24,5 @@ SEED_OSS = Family(
         "attention_out_bias": False,
         "mlp_bias": False,
     },
+    gguf=Gguf("seed_oss"),
 )

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import PAIRS, Gguf
 from jlora.models._families._llama import BIASES, DEFAULTS, LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Settings
@@ -61,4 +62,5 @@ SMOLLM3 = Family(
         "no_rope_layer_interval": 4,
     },
     settings_aside=frozenset({"max_window_layers"}),
+    gguf=Gguf("smollm3", undo=PAIRS),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jlora.models._families._family import Family, sizes
+from jlora.models._families._gguf_route import Gguf, layer_norm
 from jlora.models._families._llama import ATTENTION_BIASES, LEAVES, NORM_BIASES, without_mlp
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads
@@ -37,4 +38,5 @@ STARCODER2 = Family(
     },
     only={"norm_type": ("layer_norm", None), "mlp_type": ("default", None)},
     settings_aside=frozenset({"attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"}),
+    gguf=Gguf("starcoder2", entries=layer_norm("norm_epsilon")),
 )

@@ -1,4 +1,4 @@
-"""How a GGUF file says that rotary frequencies are stretched: in its header, or by a tensor.
+"""How a GGUF file says how positions are rotated: in its header, and by tensors of divisors.
 
 ``rope_freqs.weight`` holds what each frequency is divided by. Files of Llama 3.1 and later have it
 in place of the numbers that it was computed from, which are found again here where there are any,
@@ -8,28 +8,139 @@ so that the configuration can be written as a config.json.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from jlora.models._net._rope_scalings import LinearRopeScaling, RopeFactors, RopeScaling
+from jlora.models._families._family import Family
+from jlora.models._families._rope_settings import LocalAndGlobalRope, Rope
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._rope_scalings import (
+    LinearRopeScaling,
+    LongRopeScaling,
+    RopeFactors,
+    RopeScaling,
+)
 
 TENSOR = "rope_freqs.weight"
+LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+ORIGINAL = "rope.scaling.original_context_length"
+_ORIGINAL = "original_max_position_embeddings"
+_THETA = 10000.0  # where the header has no base
 _LOW, _HIGH = 1.0, 4.0  # of every Llama since 3.1
 
 
-def of_header(kind: str, factor: Any) -> LinearRopeScaling | None:
-    """What ``rope.scaling.type`` and its factor say.
+def read(
+    header: Any, family: Family, given: dict[str, Any], tensors: Mapping[str, Any]
+) -> list[str]:
+    """Adds the settings of the rotation to those of the header; what is wrong with it.
+
+    Args:
+        header: of which the entries are asked for.
+        family: one that rotates; of others nothing is read.
+        given: settings that the header gave.
+        tensors: those of the file.
+    """
+    part = next((p for p in family.parts if isinstance(p, Rope | LocalAndGlobalRope)), None)
+    if part is None:
+        return []
+    if given.get("rope_theta") is None:
+        given["rope_theta"] = _THETA
+    problems = _one_base(header, given)
+    head_dim = given.get("head_dim")
+    rotated = header.get("rope.dimension_count", head_dim)
+    if isinstance(part, Rope) and part.partial and isinstance(head_dim, int) and head_dim:
+        given["partial_rotary_factor"] = _share(rotated, head_dim)
+    elif rotated != head_dim:
+        problems.append(f"rope.dimension_count is {rotated!r}, but only {head_dim!r} is supported")
+    kind = header.get("rope.scaling.type", "none")
+    if LONG in tensors and SHORT in tensors and kind in ("none", "longrope"):
+        given["rope_scaling"] = _longrope(header, tensors)
+    elif kind == "none":
+        given["rope_scaling"] = {"rope_type": "default"}
+        header.get("rope.scaling.factor")
+    elif kind not in ("linear", "yarn"):
+        problems.append(
+            f"RoPE scaling of type {kind!r}: expected none, linear, yarn, or longrope with "
+            f"{LONG} and {SHORT}"
+        )
+    elif header.get("rope.scaling.factor") is None:
+        problems.append(f"RoPE scaling of type {kind!r} has no rope.scaling.factor")
+    else:
+        given["rope_scaling"] = _stretched(header, kind, part)
+    if TENSOR in tensors and given.get("rope_scaling") != {"rope_type": "default"}:
+        problems.append(f"{TENSOR} stands beside rope.scaling.type {kind!r}: expected one of them")
+    return problems
+
+
+def _one_base(header: Any, given: dict[str, Any]) -> list[str]:
+    """What is wrong with a second base, where the family has one."""
+    theta = given["rope_theta"]
+    if "rope_local_base_freq" in given:
+        return []
+    local = header.get("rope.freq_base_swa", theta)
+    return (
+        []
+        if local == theta
+        else [f"rope.freq_base_swa is {local!r}, but only {theta!r} is supported"]
+    )
+
+
+def _share(rotated: Any, head_dim: int) -> float:
+    share = rotated / head_dim
+    return share if int(head_dim * share) == rotated else math.nextafter(share, 1.0)
+
+
+def _longrope(header: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "rope_type": "longrope",
+        "long_factor": _numbers(tensors[LONG]),
+        "short_factor": _numbers(tensors[SHORT]),
+        "attention_factor": header.get("rope.scaling.attn_factor"),
+        _ORIGINAL: header.get(ORIGINAL),
+    }
+
+
+def _stretched(header: Any, kind: str, part: Rope | LocalAndGlobalRope) -> dict[str, Any]:
+    record = {"rope_type": kind, "factor": header.get("rope.scaling.factor")}
+    if kind == "linear":
+        return record
+    names = {
+        ORIGINAL: _ORIGINAL,
+        "rope.scaling.yarn_attn_factor": "attention_factor",
+        "rope.scaling.yarn_beta_fast": "beta_fast",
+        "rope.scaling.yarn_beta_slow": "beta_slow",
+    }
+    # no entry says whether the bounds are rounded: llama.cpp always does, some models do not
+    own = part.missing if isinstance(part, Rope) else {}
+    truncate = {"truncate": own["truncate"]} if "truncate" in own else {}
+    return {**record, **{name: header.get(entry) for entry, name in names.items()}, **truncate}
+
+
+def _numbers(tensor: Any) -> list[float]:
+    return [float(str(each)) for each in np.asarray(tensor.data, np.float32).reshape(-1)]
+
+
+def of_tensor(tensor: Any, config: DecoderConfig) -> Any:
+    """The scaling that the tensor of divisors says.
 
     Raises:
-        ValueError: for a kind that jlora does not know.
+        ValueError: when there is not one for each pair that is rotated, or they divide nothing.
     """
-    if kind == "none":
-        return None
-    if kind == "linear" and isinstance(factor, int | float) and factor > 0:
-        return LinearRopeScaling(float(factor))
-    raise ValueError(f"RoPE scaling of type {kind!r} with factor {factor!r}: expected none, linear")
+    divisors = np.asarray(tensor.data).reshape(-1)
+    pairs = int(config.head_dim * config.rotary_share) // 2
+    if len(divisors) != pairs or divisors.dtype != np.float32:
+        raise ValueError(
+            f"{TENSOR} is {divisors.dtype}[{len(divisors)}]: expected float32[{pairs}]"
+        )
+    return of_divisors(divisors, config.rope_theta)
+
+
+def honoured(config: DecoderConfig) -> tuple[str, ...]:
+    """The tensors that the configuration has honoured, where they are there."""
+    long = isinstance(config.rope_scaling, LongRopeScaling)
+    return (LONG, SHORT) if long else (TENSOR,) if not config.learned_positions else ()
 
 
 def of_divisors(divisors: np.ndarray, theta: float) -> Any:

@@ -5,26 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jlora import _words
 from jlora._requires import requires
+from jlora.models._text import _pre_tokenizers
 from jlora.models._text._tokenizer import Tokenizer
-
-# Byte-level BPE differs between models only in how text is cut before merging. GGUF names the cut.
-_GPT4_CUT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_BY_GPT2 = ("gpt-2", "default", "olmo", "mpt", "jais", "trillion")
-_BY_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-_CUTS = {
-    "llama-bpe": _GPT4_CUT % "1,3",
-    "llama3": _GPT4_CUT % "1,3",
-    "dbrx": _GPT4_CUT % "1,3",
-    "smaug-bpe": _GPT4_CUT % "1,3",
-    "qwen2": _GPT4_CUT % "1",
-    "stablelm2": _GPT4_CUT % "1",
-}
-_BEGIN_BY_THEMSELVES = ("llama-bpe", "llama3")  # unless the header says otherwise
 
 # Kinds of tokens, of the GGUF specification
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
@@ -82,7 +65,7 @@ def from_gguf(fields: Mapping[str, Any], where: str) -> Tokenizer:
     template = fields.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
         raise ValueError(f"{where}: the chat template in the header is no text")
-    by_itself = kind == "llama" or fields.get("tokenizer.ggml.pre") in _BEGIN_BY_THEMSELVES
+    by_itself = kind == "llama" or fields.get("tokenizer.ggml.pre") in _pre_tokenizers.WHOLE_WORDS
     begins = fields.get("tokenizer.ggml.add_bos_token", by_itself) and "bos" in named
     begin = tokens[named["bos"]] if begins else ""
     return Tokenizer(backend, template, stop_ids, special, where, begin)
@@ -94,8 +77,11 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str], _: Sequence[int], 
     if bad := [merge for merge in merges if len(merge) != 2]:
         raise ValueError(f"{where}: a merge in the header is {' '.join(bad[0])!r}, no pair")
     vocabulary = {token: at for at, token in enumerate(tokens)}
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
-    backend.pre_tokenizer = _pre_tokenizer(fields.get("tokenizer.ggml.pre", "default"), where)
+    cut = fields.get("tokenizer.ggml.pre", "default")
+    whole = cut in _pre_tokenizers.WHOLE_WORDS
+    bpe = tokenizers.models.BPE(vocab=vocabulary, merges=merges, ignore_merges=whole)
+    backend = tokenizers.Tokenizer(bpe)
+    backend.pre_tokenizer = _pre_tokenizers.pre_tokenizer(cut, where)
     backend.decoder = tokenizers.decoders.ByteLevel()
     return backend
 
@@ -158,19 +144,3 @@ def _strings(fields: Mapping[str, Any], name: str, where: str) -> list[str]:
 
 def _of_kind(tokens: Sequence[str], kinds: Sequence[int], kind: int) -> list[str]:
     return [token for token, its in zip(tokens, kinds, strict=True) if its == kind]
-
-
-def _pre_tokenizer(name: str, where: str) -> Any:
-    tokenizers = requires("tokenizers")
-    cutters = tokenizers.pre_tokenizers
-    if name in _BY_GPT2:
-        return cutters.ByteLevel(add_prefix_space=False)
-    if name in _BY_DIGITS:
-        return cutters.Sequence(
-            [cutters.Digits(individual_digits=True), cutters.ByteLevel(add_prefix_space=False)]
-        )
-    if name in _CUTS:
-        cut = cutters.Split(tokenizers.Regex(_CUTS[name]), behavior="isolated")
-        return cutters.Sequence([cut, cutters.ByteLevel(add_prefix_space=False, use_regex=False)])
-    known = _words.named((*_BY_GPT2, *_BY_DIGITS, *_CUTS), 99)
-    raise ValueError(f"{where}: the pre-tokenizer is {name!r}, but jlora.models knows {known}")

@@ -1,0 +1,139 @@
+"""The tensors of a GGUF file as transformers holds the same weights, by llama.cpp's names."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jlora._requires import requires
+from jlora.models._families._family import Family
+from jlora.models._families._gguf_route import Gguf, Undo
+from jlora.models._files._torch_tensors import Kind, Stored
+from jlora.models._net._config import DecoderConfig
+
+_SUFFIX = re.compile(r"[._](weight|bias)$")
+# Weights are (out, in) here, whatever they are there.
+_KINDS: dict[Kind, Kind] = {"conv1d": "linear", "experts_as_ours": "experts"}
+_JOINED, _PARTS = "gate_up", ("gate", "up")  # of the experts: two tensors here, one there
+_EXPERTS = {f"layers/mlp/experts/{_JOINED}_proj": f"blk.{{}}.ffn_{_JOINED}_exps"}
+
+
+def leaves_of(family: Family, route: Gguf) -> dict[str, Stored]:
+    """For each of our paths, how it lies in the file."""
+    gguf = requires("gguf")
+    architectures = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    known = gguf.get_tensor_name_map(architectures[route.architecture], 1)
+    return {
+        path: Stored(
+            _named(path, stored, known) + (".bias" if path.endswith("/bias") else ".weight"),
+            _KINDS.get(stored.kind, stored.kind),
+        )
+        for path, stored in family.leaves.items()
+    }
+
+
+def _named(path: str, stored: Stored, known: Any) -> str:
+    """Without the suffix, with {} for the layer; a head is output where none is foreseen."""
+    module = path.rpartition("/")[0]
+    if module in _EXPERTS:
+        return _EXPERTS[module]
+    for name in (stored.name, stored.written):
+        found = known.get_name(_SUFFIX.sub("", name.format(0)))
+        if found is not None:
+            return found.replace("blk.0.", "blk.{}.")
+    return "output" if module == "head" else f"{path} is nowhere"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """One that transformers has: its parts in the file, and what becomes of them."""
+
+    parts: tuple[str, ...]
+    shape: tuple[int, ...]
+    undo: tuple[Undo, ...]
+
+
+class Tensors:
+    """A file's tensors, each read when it is asked for, by llama.cpp's names.
+
+    Gate and up of all experts are one tensor; what the converter changed is undone.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Any],
+        leaves: Mapping[str, Stored],
+        route: Gguf,
+        config: DecoderConfig,
+    ):
+        self._file, self._config = tensors, config
+        self._here = {
+            name: _Tensor((name,), tuple(map(int, tensor.shape))[::-1], ())
+            for name, tensor in tensors.items()
+        }
+        for path, stored in leaves.items():
+            undo = tuple(each for way, each in route.undo.items() if re.fullmatch(way, path))
+            for layer in range(min(config.layers, len(tensors)) if "{}" in stored.name else 1):
+                self._add(stored.name.format(layer), stored, undo)
+        self.shapes = {name: tensor.shape for name, tensor in self._here.items()}
+
+    def _add(self, name: str, stored: Stored, undo: tuple[Undo, ...]) -> None:
+        parts = tuple(name.replace(_JOINED, part) for part in _PARTS)
+        if name not in self._here and _JOINED in name and all(p in self._here for p in parts):
+            gate, up = (self._here.pop(part).shape for part in parts)
+            axis = -1 if stored.kind == "plain" else -2
+            shape = list(gate)
+            shape[axis] += up[axis]
+            self._here[name] = _Tensor(parts, tuple(shape), undo)
+        elif name in self._here:
+            shape = self._here[name].shape
+            one_row = stored.kind in ("linear", "router") and len(shape) == 1
+            self._here[name] = _Tensor((name,), (1, *shape) if one_row else shape, undo)
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor in float32."""
+        tensor = self._here[name]
+        gguf = requires("gguf")
+        found = [
+            gguf.dequantize(self._file[part].data, self._file[part].tensor_type)
+            for part in tensor.parts
+        ]
+        if len(found) > 1:
+            array = self._joined(found, axis=-1 if name.endswith(".bias") else -2)
+        else:
+            array = found[0].reshape(tensor.shape)
+        for each in tensor.undo:
+            array = each(array, self._config)
+        return array
+
+    def _joined(self, found: list[np.ndarray], axis: int) -> np.ndarray:
+        """Gate and up one after the other, or row by row in turns."""
+        experts = self._config.experts
+        if experts is None or not experts.interleaved:
+            return np.concatenate(found, axis)
+        axis += found[0].ndim
+        shape = list(found[0].shape)
+        shape[axis] *= 2
+        return np.stack(found, axis + 1).reshape(shape)
+
+    def dtype(self, name: str) -> np.dtype:
+        """Of what `read` gives.
+
+        Raises:
+            ValueError: when a tensor holds no floats, or in a format that gguf can't decode.
+        """
+        for part in self._here[name].parts:
+            self._check(self._file[part])
+        return np.dtype(np.float32)
+
+    def _check(self, tensor: Any) -> None:
+        try:
+            first = tensor.data.reshape(-1, tensor.data.shape[-1])[:1]
+            requires("gguf").dequantize(first, tensor.tensor_type)
+        except NotImplementedError:
+            kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
+            raise ValueError(f"{tensor.name} is of type {kind}, which holds no weights") from None

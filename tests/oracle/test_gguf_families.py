@@ -1,0 +1,323 @@
+"""GGUF files of every architecture, of small random models, against transformers on torch.
+
+The logits are those of the weights before they were converted. Where transformers reads the
+architecture from GGUF as well, it reads the same file.
+"""
+
+import functools
+
+import gguf
+import gguf_files
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from jlora import models
+from jlora.models._families import FAMILIES
+from jlora.models._files._quantised_tensors import of_mxfp4
+
+SMALL = {
+    "vocab_size": 83,
+    "hidden_size": 48,
+    "intermediate_size": 52,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+SHARED = {"hidden_size": 48, "head_dim": 8}  # where the width is that of all heads together
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 300.0, "factor": 3.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 700.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 5.0,
+    "beta_slow": 0.4,
+}
+BASE = {"rope_type": "default", "rope_theta": 700.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 300.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.9],
+    "long_factor": [1.5, 2.0, 4.0, 7.0],
+}
+MOE = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
+FEW = {"num_local_experts": 5, "num_experts_per_tok": 2}
+BIASES = {"attention_bias": True, "mlp_bias": True}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.3,
+    "attention_multiplier": 0.4,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 7.0,
+}
+GPT2 = {
+    "vocab_size": 83,
+    "n_embd": 42,
+    "n_layer": 3,
+    "n_head": 6,
+    "n_positions": 128,
+    "n_inner": 168,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 1.0, "alpha": 30.0}
+GPT_OSS = {
+    "num_local_experts": 7,
+    "num_experts_per_tok": 3,
+    "intermediate_size": 11,
+    "sliding_window": 7,
+    "max_position_embeddings": 131072,
+}
+# A family, and what its config.json says beside the small settings.
+VARIANTS = {
+    "llama": ("llama", {"rms_norm_eps": 1e-3, "rope_parameters": BASE}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True, **BIASES}),
+    "llama, linear rope": ("llama", {"rope_parameters": LINEAR}),
+    "llama, yarn": ("llama", {"rope_parameters": YARN}),
+    "mistral": ("mistral", {"sliding_window": None, "rope_parameters": BASE}),
+    "mixtral": ("mixtral", {**FEW, "rope_parameters": BASE}),
+    "qwen2": ("qwen2", {**SHARED, "tie_word_embeddings": True, "rope_parameters": YARN}),
+    "qwen2_moe": ("qwen2_moe", {**SHARED, **MOE, "shared_expert_intermediate_size": 9}),
+    "qwen3": ("qwen3", {"rms_norm_eps": 1e-3}),
+    "qwen3_moe": ("qwen3_moe", {**MOE, "norm_topk_prob": True, "rope_parameters": BASE}),
+    "gemma": ("gemma", {}),
+    "gemma2": (
+        "gemma2",
+        {
+            "sliding_window": 7,
+            "query_pre_attn_scalar": 10,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 5.0,
+        },
+    ),
+    "gemma3_text": (
+        "gemma3_text",
+        {
+            "num_hidden_layers": 7,
+            "sliding_window": 7,
+            "query_pre_attn_scalar": 10,
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 40.0},
+            },
+        },
+    ),
+    "phi3": ("phi3", {**SHARED, "head_dim": None, "sliding_window": 7}),
+    "phi3, a share rotated": (
+        "phi3",
+        {**SHARED, "head_dim": None, "rope_parameters": {**BASE, "partial_rotary_factor": 0.5}},
+    ),
+    "phi3, longrope": (
+        "phi3",
+        {
+            **SHARED,
+            "head_dim": None,
+            "original_max_position_embeddings": 20,
+            "rope_parameters": LONGROPE,
+        },
+    ),
+    "olmo2": ("olmo2", {**SHARED, "rms_norm_eps": 1e-3}),
+    "olmo3": (
+        "olmo3",
+        {
+            **SHARED,
+            "num_hidden_layers": 5,
+            "sliding_window": 7,
+            "rope_parameters": {"full_attention": YARN, "sliding_attention": BASE},
+        },
+    ),
+    "granite": ("granite", {**SHARED, **MULTIPLIERS}),
+    "granite, biases": ("granite", {**SHARED, **BIASES, "tie_word_embeddings": True}),
+    "granitemoe": ("granitemoe", {**SHARED, **MULTIPLIERS, **FEW}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5, "rope_parameters": BASE}),
+    "starcoder2": ("starcoder2", {**SHARED, "norm_epsilon": 1e-3}),
+    "glm4": ("glm4", {"head_dim": 12}),
+    "glm4, all of each head": (
+        "glm4",
+        {"attention_bias": False, "rope_parameters": {**BASE, "partial_rotary_factor": 1.0}},
+    ),
+    "cohere": ("cohere", {**SHARED, "logit_scale": 0.7, "layer_norm_eps": 1e-3}),
+    "cohere2": ("cohere2", {**SHARED, "num_hidden_layers": 5, "sliding_window": 7}),
+    "exaone4": (
+        "exaone4",
+        {
+            **SHARED,
+            "sliding_window": 7,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "exaone4, no window": (
+        "exaone4",
+        {**SHARED, "sliding_window": None, "layer_types": ["full_attention"] * 3},
+    ),
+    "seed_oss": ("seed_oss", {}),
+    "ernie4_5": ("ernie4_5", {}),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", {"rope_parameters": DYNAMIC}),
+    "nemotron": ("nemotron", {**SHARED, "head_dim": None}),
+    "arcee": ("arcee", {**SHARED, "tie_word_embeddings": True}),
+    "gpt2": ("gpt2", {}),
+    "gpt_oss": ("gpt_oss", {**GPT_OSS, "rms_norm_eps": 1e-3}),
+    "gpt_oss, no yarn": ("gpt_oss", {**GPT_OSS, "attention_bias": False, "rope_parameters": BASE}),
+}
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
+TOKENS = np.random.default_rng(0).integers(3, 83, (2, 61))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    """The programs are tiny: XLA's optimisations take longer than all the rest."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def randomised(family, changes):
+    """A random model in torch, of the small settings with these changes."""
+    settings = {**(GPT2 if family == "gpt2" else SMALL), **changes}
+    settings = {name: value for name, value in settings.items() if name != "head_dim" or value}
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **settings)
+    model = transformers.AutoModelForCausalLM.from_config(config, **EAGER)
+    for parameter in model.parameters():  # norms and biases too: a one or zero would hide itself
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+@functools.cache
+def oracle_of(variant):
+    """The random model of a variant."""
+    return randomised(*VARIANTS[variant])
+
+
+def written(oracle, path, **options):
+    """Its GGUF file."""
+    tensors = {name: value.detach().numpy() for name, value in oracle.named_parameters()}
+    return gguf_files.write(path, oracle.config.to_dict(), tensors, pre="qwen2", **options)
+
+
+def logits_of(oracle):
+    with torch.no_grad():
+        return oracle(torch.tensor(TOKENS)).logits.numpy()
+
+
+def assert_near(ours, theirs, share):
+    assert np.abs(np.asarray(ours) - theirs).max() < share * theirs.std()
+
+
+def applied(model):
+    return jax.jit(model.apply)(model.params, TOKENS)
+
+
+def test_every_architecture_is_here():
+    routes = {name for name, family in FAMILIES.items() if family.gguf is not None}
+    assert routes == {family for family, _ in VARIANTS.values()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_logits_are_those_before_the_model_was_converted(variant, tmp_path):
+    model = models.load(written(oracle_of(variant), tmp_path / "model.gguf"))
+    assert_near(applied(model), logits_of(oracle_of(variant)), 1e-4)
+
+
+# What no entry of the header says, and llama.cpp leaves out: they are other words for the same.
+ASIDE = {
+    "mistral": {"family": "llama"},
+    "hunyuan_v1_dense": {"rope_theta": None},  # in 32 bits
+    "phi3, longrope": {"rope_scaling": None},  # its sharpness in 32 bits
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_configuration_is_that_of_the_original_settings(variant, tmp_path):
+    ours = vars(models.outline(written(oracle_of(variant), tmp_path / "model.gguf")).config)
+    settings = oracle_of(variant).config.to_dict()
+    theirs = vars(models.from_huggingface(settings, "config.json"))
+    aside = ASIDE.get(variant, {})
+    assert {**ours, **aside} == {**theirs, **aside}
+
+
+def test_llama_3_stretches_frequencies_by_a_tensor_of_divisors(tmp_path):
+    oracle = randomised("llama", {"rope_parameters": LLAMA3})
+    plain = 500.0 ** -(np.arange(0, 10, 2) / 10)
+    divisors = (plain / oracle.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
+    further = {"rope_freqs.weight": divisors}
+    path = written(oracle, tmp_path / "model.gguf", further=further)
+    assert_near(applied(models.load(path)), logits_of(oracle), 1e-4)
+
+
+def random_mxfp4(experts, inputs, outputs):
+    """Blocks of 4 bits and their exponents, as a Hugging Face folder holds random experts."""
+    rng = np.random.default_rng(outputs)
+    shape = (experts, outputs, inputs // 32)
+    blocks = rng.integers(0, 256, (*shape, 16)).astype(np.uint8)
+    return blocks, rng.integers(120, 126, shape).astype(np.uint8)
+
+
+def repacked(blocks, exponents):
+    """The same in GGUF's order: a byte holds a block's number k and k + 16, behind the exponent."""
+    numbers = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:-1], 32)
+    halves = numbers[..., :16] | numbers[..., 16:] << 4
+    return np.concatenate([exponents[..., None], halves], -1).reshape(*blocks.shape[:2], -1)
+
+
+def test_mxfp4_experts_are_those_of_the_folder_that_the_file_was_made_of(tmp_path):
+    changes = {**GPT_OSS, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1}
+    oracle = randomised("gpt_oss", changes)
+    packed, kinds, name = {}, gguf.GGMLQuantizationType, "model.layers.0.mlp.experts"
+    for module, parts in (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",))):
+        parameter = oracle.get_parameter(f"{name}.{module}")
+        blocks, exponents = random_mxfp4(*parameter.shape)
+        parameter.data = torch.tensor(of_mxfp4(blocks, exponents))
+        for at, part in enumerate(parts):
+            rows = (slice(None), slice(at, None, len(parts)))
+            packed[f"blk.0.ffn_{part}_exps.weight"] = repacked(blocks[rows], exponents[rows])
+    further = {name: (value, kinds.MXFP4) for name, value in packed.items()}
+    path = written(oracle, tmp_path / "model.gguf", further=further)
+    assert_near(applied(models.load(path)), logits_of(oracle), 1e-4)
+
+
+# What transformers reads of GGUF files, an independent check of what is written here: most of a
+# header it leaves aside, so the settings are its own defaults.
+READ_BY_TRANSFORMERS = {
+    "llama": {},
+    "qwen2": SHARED,
+    "qwen2_moe": {
+        **SHARED,
+        **MOE,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+    },
+    "qwen3": {"head_dim": 128},
+    "qwen3_moe": {**MOE, "moe_intermediate_size": 768, "norm_topk_prob": True},
+    "gemma2": {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 7},
+    "gemma3_text": {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 7},
+    "phi3": {**SHARED, "head_dim": None, "sliding_window": None},
+    "starcoder2": SHARED,
+    "nemotron": {**SHARED, "head_dim": None},
+    "gpt2": {"n_positions": 1024},
+}
+
+
+@pytest.mark.parametrize("family", READ_BY_TRANSFORMERS)
+def test_transformers_reads_the_same_from_the_file(family, tmp_path):
+    oracle = randomised(family, READ_BY_TRANSFORMERS[family])
+    path = written(oracle, tmp_path / "model.gguf", header=[("add_pad_token_id", 0)])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=path.name, dtype=torch.float32, **EAGER
+    )
+    assert_near(applied(models.load(path)), logits_of(theirs), 1e-4)
