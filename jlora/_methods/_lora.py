@@ -159,7 +159,11 @@ class LoraWeight(Method):
         )
 
     def combined(self, others: Sequence[Node], weights: Sequence[Any], method: str) -> Node:
-        """The sum of the deltas; for ``"linear"`` the product of a sum of A and a sum of B."""
+        """The sum of the deltas; for ``"linear"`` the product of a sum of A and a sum of B.
+
+        Raises:
+            ValueError: when their dimensions differ, or for ``"linear"`` their ranks.
+        """
         nodes = [self, *(node for node in others if isinstance(node, LoraWeight))]
         if any(node.axes != self.axes for node in nodes):
             raise ValueError("their inputs, outputs and stacks are other dimensions")

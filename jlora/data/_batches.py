@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from jlora.data._examples import Examples
 from jlora.data._turn import Example
@@ -135,8 +136,9 @@ class Batches:
         return list(itertools.accumulate(most, max))
 
 
-def _bucket_lengths(lengths: np.ndarray, count: int) -> list[int]:
+def _bucket_lengths(lengths: npt.ArrayLike, count: int) -> list[int]:
     """At most ``count`` lengths, rising, that hold all rows with the least padding."""
+    lengths = np.asarray(lengths)
     # some 32 candidates, however long the rows
     unit = 8 * _round_up(int(lengths.max()), 256) // 256
     found, rows = np.unique(-(-lengths // unit) * unit, return_counts=True)

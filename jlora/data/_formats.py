@@ -116,7 +116,8 @@ def _table(delimiter: str) -> Callable[[str, BinaryIO], Iterator[Record]]:
     """A reader of tables whose first line has the names of their columns."""
 
     def read(name: str, file: BinaryIO) -> Iterator[Record]:
-        lines = csv.reader(_lines_of_table(name, file), delimiter=delimiter)
+        text = _lines_of_table(name, file)
+        lines = csv.reader(text, delimiter=delimiter)
         previous = csv.field_size_limit(LONGEST)  # no smaller one is meant
         try:
             names = next(lines, None)
@@ -136,6 +137,7 @@ def _table(delimiter: str) -> Callable[[str, BinaryIO], Iterator[Record]]:
             raise ValueError(f"{name}: line {lines.line_num}: no CSV: {error}") from None
         finally:
             csv.field_size_limit(previous)
+            text.close()  # before its file is
 
     return read
 

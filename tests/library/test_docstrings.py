@@ -5,13 +5,9 @@ import doctest
 import inspect
 import textwrap
 import typing
-from unittest import mock
 
 import pytest
 from public_names import ROOMS, is_function_or_class, public_names
-
-from jlora import _registry
-from jlora._lift import _walk
 
 DOCUMENTED = {
     f"{room}.{name}": value
@@ -42,13 +38,6 @@ def functions(value):
         if public and inspect.isfunction(member) and member.__code__.co_filename != "<string>":
             found[name] = member  # what a dataclass made of its fields has no file
     return found
-
-
-@pytest.fixture
-def nothing_registered_stays():
-    """What an example registers is gone after it."""
-    with mock.patch.dict(_registry.NODES), mock.patch.dict(_walk.RULES):
-        yield
 
 
 @each_public_name

@@ -50,6 +50,7 @@ def test_readme_prints_what_it_says(first_example):
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+@pytest.mark.usefixtures("nothing_registered_stays")
 def test_a_guide_runs_after_readme(page, first_example, capsys):
     text = page.read_text(encoding="utf-8")
     printed = ran(text, first_example, capsys)
