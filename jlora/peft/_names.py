@@ -260,7 +260,8 @@ def layout(
         for layer in itertools.product(*map(range, leaf.stack[: leaf.layers])):
             start = 0
             for one, size in zip(each, sizes, strict=True):
-                module, parameter = _split(one.format(*layer), leaf, of_parameter=ours)
+                name = one.format(*_numbers(leaf, layer))
+                module, parameter = _split(name, leaf, of_parameter=ours)
                 place = found.setdefault(f"{module}.{parameter}", (module, parameter, []))
                 offset = sum(p.theirs.stop - p.theirs.start for p in place[2])
                 place[2].append(
@@ -288,6 +289,13 @@ def layout(
     return Layout(leaves, parameters, tied, unclear, known, aside)
 
 
+def _numbers(leaf: Leaf, layer: tuple[int, ...]) -> tuple[int, ...]:
+    """A place in the stack as names count it: its first number is that of a layer."""
+    if not layer:
+        return layer
+    return (_paths.numbers(leaf.path, leaf.stack[0])[layer[0]], *layer[1:])
+
+
 def _family(model: Any) -> Any:
     from jlora.models import _families
 
@@ -295,9 +303,13 @@ def _family(model: Any) -> Any:
 
 
 def _stored(model: Any) -> dict[str, Any]:
-    """How a model's leaves lie in transformers, in its order: the embedding first."""
-    leaves = _family(model).leaves
-    return {path: model.stored[path] for path in leaves if path in model.stored}
+    """How a model's leaves lie in transformers, in its order: the embedding first.
+
+    Without what is no parameter there.
+    """
+    stored = {path: each for path, each in model.stored.items() if each.kind != "buffer"}
+    order = {leaf.name: at for at, leaf in enumerate(_family(model).leaves.values())}
+    return dict(sorted(stored.items(), key=lambda item: order[item[1].name]))
 
 
 def _name(stored: Any, model: Any, path: str, apart: bool) -> Name:

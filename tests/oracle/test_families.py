@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 import jlora
 from jlora import models
 from jlora.models._families import FAMILIES
+from jlora.models._files._stacking import layers_of
 from jlora.models._files._torch_tensors import oriented
 
 SMALL = {
@@ -106,6 +107,23 @@ GPT2 = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
+}
+DEEPSEEK = {
+    "num_key_value_heads": 6,
+    "head_dim": None,
+    "q_lora_rank": 13,
+    "kv_lora_rank": 10,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 11,
+    "n_shared_experts": 2,
+    "n_group": 3,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.7,
 }
 STARTS = {"gpt2": GPT2, "gemma3": {}}  # of a family's settings, where they are not SMALL
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
@@ -295,6 +313,35 @@ VARIANTS = {
         {**PHI, "original_max_position_embeddings": 100, "rope_parameters": LONGROPE},
     ),
     "qwen2, yarn": ("qwen2", {"hidden_size": 36, "head_dim": None, "rope_parameters": YARN}),
+    "deepseek_v3": ("deepseek_v3", {**DEEPSEEK, "rope_parameters": YARN_IN_FULL}),
+    "deepseek_v3, two dense layers, queries of the input, biases": (
+        "deepseek_v3",
+        {
+            **DEEPSEEK,
+            "first_k_dense_replace": 2,
+            "q_lora_rank": None,
+            "attention_bias": True,
+            "rope_interleave": False,
+            "norm_topk_prob": False,
+            "n_group": 1,
+            "topk_group": 1,
+            "tie_word_embeddings": True,
+            "rms_norm_eps": 1e-3,
+        },
+    ),
+    "deepseek_v3, no dense layer": (
+        "deepseek_v3",
+        {**DEEPSEEK, "first_k_dense_replace": 0, "attention_bias": True, "v_head_dim": 12},
+    ),
+    "deepseek_v3, dense layers alone": ("deepseek_v3", {**DEEPSEEK, "first_k_dense_replace": 3}),
+    "deepseek_v2": (
+        "deepseek_v2",
+        {**DEEPSEEK, "topk_method": "group_limited_greedy", "rope_parameters": YARN_IN_FULL},
+    ),
+    "deepseek_v2, as Lite, biases": (
+        "deepseek_v2",
+        {**DEEPSEEK, **BOTH_BIASES, "q_lora_rank": None, "topk_method": "greedy"},
+    ),
     "gpt_oss": ("gpt_oss", {**GPT_OSS, "swiglu_limit": 0.8, "max_position_embeddings": 131072}),
     "gpt_oss, no biases on attention": (
         "gpt_oss",
@@ -344,6 +391,9 @@ def randomised(config):
     model = transformers.AutoModelForCausalLM.from_config(config, **EAGER)
     for parameter in model.parameters():  # norms and biases too: a one or zero would hide itself
         torch.nn.init.normal_(parameter, std=0.2)
+    for name, buffer in model.named_buffers():
+        if name.endswith("correction_bias"):
+            torch.nn.init.normal_(buffer, std=0.2)
     return model.eval()
 
 
@@ -362,7 +412,7 @@ def both(variant):
     oracle.save_pretrained(folder)
     save_tokenizer(folder)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*left aside, because only text is read")
+        warnings.filterwarnings("ignore", message=".*left aside, as no part of the decoder")
         return oracle, models.load(folder), folder
 
 
@@ -390,7 +440,8 @@ def flat(tree):
 
 def per_layer(path, leaf):
     """(layer, that layer's value) of a stacked leaf; (0, the leaf) of another."""
-    return enumerate(leaf) if path.startswith("layers/") else [(0, leaf)]
+    values = leaf if path.startswith("layers/") else [leaf]
+    return zip(layers_of(path, leaf.shape), values, strict=True)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -418,7 +469,7 @@ def test_gradients_of_adapters_are_those_of_torch_through_the_merged_weights(fam
     _, model, folder = both(family)
     tokens = jnp.asarray(TOKENS)
     frozen, lora = adapted(model)
-    linear = {path for path, leaf in model.stored.items() if leaf.kind != "plain"}
+    linear = {p for p, leaf in model.stored.items() if leaf.kind not in ("plain", "buffer")}
     assert set(lora) == linear - {"head/kernel"}
 
     def loss(params):
@@ -442,12 +493,12 @@ def test_gradients_of_adapters_are_those_of_torch_through_the_merged_weights(fam
     assert abs(float(ours) - theirs.item()) < 1e-5 * abs(theirs.item())
     for path, node in lora.items():
         a, b, s = (np.asarray(part) for part in (node.a, node.b, node.scaling))
-        for layer in range(3):
+        for at, layer in enumerate(layers_of(path, node.shape)):
             held = parameters[model.names[path].format(layer)].grad.numpy()
             of_weight = oriented(model.stored[path], held)  # (*experts, in, out)
             for got, want in (
-                (grads[path].a[layer], s * of_weight @ b[layer].swapaxes(-1, -2)),
-                (grads[path].b[layer], s * a[layer].swapaxes(-1, -2) @ of_weight),
+                (grads[path].a[at], s * of_weight @ b[at].swapaxes(-1, -2)),
+                (grads[path].b[at], s * a[at].swapaxes(-1, -2) @ of_weight),
             ):
                 assert np.abs(want).max() > 0
                 assert np.abs(np.asarray(got) - want).max() < 1e-4 * np.abs(want).max(), path
@@ -536,7 +587,10 @@ def test_names_are_those_of_the_parameters_in_memory(family):
         for path, leaf in flat(model.params).items()
         for layer, value in per_layer(path, np.asarray(leaf))
     }
-    theirs = dict(oracle.named_parameters())
+    # persistent buffers too, as files hold them
+    theirs = {name: value for name, value in oracle.state_dict().items() if name in named} | dict(
+        oracle.named_parameters()
+    )
     assert named == {name: tuple(theirs[name].shape) for name in of_the_decoder(family, theirs)}
 
 

@@ -33,6 +33,23 @@ MIXTRAL = {**SIZES, "num_local_experts": 5, "num_experts_per_tok": 2}
 QWEN_MOE = {**SIZES, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
 WINDOWS = {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2}
 GPT2 = {"vocab_size": 37, "n_embd": 28, "n_layer": 3, "n_head": 4, "n_positions": 64}
+DEEPSEEK = {
+    **SIZES,
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "q_lora_rank": 9,
+    "kv_lora_rank": 7,
+    "qk_nope_head_dim": 5,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 3,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "n_shared_experts": 2,
+    "n_group": 3,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+}
 SETTINGS = {
     "llama": SIZES,
     "mistral": {**SIZES, "sliding_window": 5},
@@ -82,6 +99,8 @@ SETTINGS = {
     },
     "nemotron": SIZES,
     "arcee": SIZES,
+    "deepseek_v3": DEEPSEEK,
+    "deepseek_v2": {**DEEPSEEK, "q_lora_rank": None, "topk_method": "group_limited_greedy"},
 }
 
 
@@ -169,6 +188,41 @@ GEMMA2 = {
     "layers/attn_post_norm/scale": (3, 22),
     "layers/mlp_post_norm/scale": (3, 22),
 }
+
+
+def stack(name, layers, leaves):
+    return {f"layers/{name}/{path}": (layers, *shape) for path, shape in leaves.items()}
+
+
+LATENT = {
+    "attn_norm/scale": (22,),
+    "attn/q_a_proj/kernel": (22, 9),
+    "attn/q_a_norm/scale": (9,),
+    "attn/q_b_proj/kernel": (9, 36),
+    "attn/kv_a_proj/kernel": (22, 11),
+    "attn/kv_a_norm/scale": (7,),
+    "attn/kv_b_proj/kernel": (7, 32),
+    "attn/o_proj/kernel": (12, 22),
+    "mlp_norm/scale": (22,),
+}
+LATENT_OF_THE_INPUT = {
+    **{path: shape for path, shape in LATENT.items() if "/q_" not in path},
+    "attn/q_proj/kernel": (22, 36),
+}
+DENSE = {
+    "mlp/gate_proj/kernel": (22, 26),
+    "mlp/up_proj/kernel": (22, 26),
+    "mlp/down_proj/kernel": (26, 22),
+}
+SHARED_EXPERTS = {
+    "mlp/router/kernel": (22, 6),
+    "mlp/experts/gate_up_proj/kernel": (6, 22, 16),
+    "mlp/experts/down_proj/kernel": (6, 8, 22),
+    "mlp/shared/gate_proj/kernel": (22, 16),
+    "mlp/shared/up_proj/kernel": (22, 16),
+    "mlp/shared/down_proj/kernel": (16, 22),
+}
+NO_LAYERS = {path: shape for path, shape in LLAMA.items() if "layers/" not in path}
 TREES = {
     "llama": LLAMA,
     "mistral": LLAMA,
@@ -261,17 +315,37 @@ TREES = {
     "hunyuan_v1_dense": {**LLAMA, **HEAD_NORMS},
     "nemotron": {**NO_GATE, **NORM_BIASES},
     "arcee": NO_GATE,
+    "deepseek_v3": {
+        **NO_LAYERS,
+        **stack("0-0", 1, {**LATENT, **DENSE}),
+        **stack("1-2", 2, {**LATENT, **SHARED_EXPERTS, "mlp/router_correction": (6,)}),
+    },
+    "deepseek_v2": {
+        **NO_LAYERS,
+        **stack("0-0", 1, {**LATENT_OF_THE_INPUT, **DENSE}),
+        **stack("1-2", 2, {**LATENT_OF_THE_INPUT, **SHARED_EXPERTS}),
+    },
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_tree_is_stacked_by_layer_and_acts_from_the_right(family):
     assert shapes(config_of(family)) == TREES[family]
-    assert TREES[family].keys() <= FAMILIES[family].leaves.keys()
+    assert {re.sub(r"/\d-\d/", "/", path) for path in TREES[family]} <= {*FAMILIES[family].leaves}
 
 
 # Those that have every operation between them; the others' programs are made of the same.
-ALIKE = {"ministral", "olmo3", "granitemoe", "cohere", "seed_oss", "arcee", "gemma", "ernie4_5"}
+ALIKE = {
+    "ministral",
+    "olmo3",
+    "granitemoe",
+    "cohere",
+    "seed_oss",
+    "arcee",
+    "gemma",
+    "ernie4_5",
+    "deepseek_v2",
+}
 PROGRAMS = [family for family in FAMILIES if family not in ALIKE]
 
 
@@ -350,7 +424,11 @@ THE_REST = dataclasses.replace(
 
 
 @pytest.mark.parametrize(
-    "config", [EVERYTHING, THE_REST, config_of("gpt2"), config_of("mistral"), config_of("olmo2")]
+    "config",
+    [
+        *(EVERYTHING, THE_REST, config_of("gpt2"), config_of("mistral"), config_of("olmo2")),
+        config_of("deepseek_v3"),
+    ],
 )
 def test_tokens_in_pieces_through_the_cache_are_as_all_at_once_and_in_blocks(config, monkeypatch):
     monkeypatch.setattr(_attention, "_block_size", lambda length: 5)
