@@ -105,7 +105,7 @@ class Parameter:
     name: str  # "weight", "bias", or that of a parameter without a module of its own
     parts: tuple[Part, ...]
     transposed: bool  # torch keeps (in, out), as we do
-    router: bool = False  # the weight of a module that is no linear layer
+    as_parameter: bool = False  # PEFT knows its module not, or not by this name
 
     @property
     def full_name(self) -> str:
@@ -118,8 +118,8 @@ class Parameter:
 
     @property
     def lone(self) -> bool:
-        """Whether PEFT adapts it as a parameter, for its module is nothing that it knows."""
-        return self.bare or self.router
+        """Whether PEFT adapts it as a parameter, not as its module."""
+        return self.bare or self.as_parameter
 
     @property
     def is_matrix(self) -> bool:
@@ -217,12 +217,14 @@ def layout(
     from jlora.models import Model
 
     kinds: Mapping[str, str] = {}
+    parameters_alone: set[str] = set()
     ours = False  # whether each name is that of a parameter
     if known := isinstance(model, Model):
         tree, stored = model.params, _stored(model)
         ours = names is None
         names = names or {path: _name(each, model, path, apart) for path, each in stored.items()}
         kinds = {path: each.kind for path, each in stored.items()}
+        parameters_alone = {p for p, s in stored.items() if s.kind == "router" or s.as_parameter}
     elif names is None:
         raise ValueError(
             "names is missing: expected a jlora.models.Model, or a tree of parameters with "
@@ -271,7 +273,7 @@ def layout(
     parameters = {
         name: Parameter(
             *(module, parameter, tuple(parts), _transposed(parts, kinds)),
-            router=kinds.get(parts[0].leaf.path) == "router",
+            as_parameter=parts[0].leaf.path in parameters_alone,
         )
         for name, (module, parameter, parts) in found.items()
     }

@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any
 
 from jlora.models._families._family import SIZES, Family
-from jlora.models._families._llama import DEFAULTS, LEAVES
+from jlora.models._families._llama import DEFAULTS, LEAVES, without_mlp
 from jlora.models._families._qwen3_moe import EXPERT_LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Same, Settings
-from jlora.models._files._torch_tensors import buffer, linear, plain
+from jlora.models._files._torch_tensors import Stored, buffer, linear, plain
 from jlora.models._net._config import DecoderConfig, Experts, Latent
 
 _ATTENTION, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
@@ -140,8 +140,16 @@ class GroupedExperts:
         }
 
 
+def _mlp(path: str, module: str) -> dict[str, Stored]:
+    """An MLP beside the experts, of whose modules PEFT thinks by their names that they are such."""
+    return {
+        f"{path}/{name}/kernel": linear(f"{module}.{name}.weight", as_parameter=True)
+        for name in ("gate_proj", "up_proj", "down_proj")
+    }
+
+
 LATENT_LEAVES = {
-    **{path: leaf for path, leaf in LEAVES.items() if "/k_proj/" not in path},
+    **without_mlp(LEAVES),
     "layers/attn/q_a_proj/kernel": linear(f"{_ATTENTION}.q_a_proj.weight"),
     "layers/attn/q_a_proj/bias": plain(f"{_ATTENTION}.q_a_proj.bias"),
     "layers/attn/q_a_norm/scale": plain(f"{_ATTENTION}.q_a_layernorm.weight"),
@@ -152,12 +160,11 @@ LATENT_LEAVES = {
     "layers/attn/kv_b_proj/kernel": linear(f"{_ATTENTION}.kv_b_proj.weight"),
     "layers/attn/o_proj/bias": plain(f"{_ATTENTION}.o_proj.bias"),
     **EXPERT_LEAVES,
-    **{
-        f"layers/mlp/shared/{name}/kernel": linear(f"{_MLP}.shared_experts.{name}.weight")
-        for name in ("gate_proj", "up_proj", "down_proj")
-    },
+    **_mlp("layers/mlp", _MLP),
+    **_mlp("layers/mlp/shared", f"{_MLP}.shared_experts"),
 }
-del LATENT_LEAVES["layers/attn/v_proj/kernel"]
+for _absent in ("k_proj", "v_proj"):
+    del LATENT_LEAVES[f"layers/attn/{_absent}/kernel"]
 
 DEEPSEEK_V3 = Family(
     architecture="DeepseekV3ForCausalLM",

@@ -37,6 +37,8 @@ class Stored:
     kind: Kind
     parts: tuple[str, ...] = ()  # of experts: each expert's modules in a file, stacked along out
     in_file: str | None = None  # where a file has another name; with parts, that of all experts
+    # PEFT takes the name of its module for an expert's: it means the module by its parameter.
+    as_parameter: bool = False
 
     @property
     def written(self) -> str:
@@ -49,8 +51,8 @@ class Stored:
         return self.kind == "conv1d"
 
 
-def linear(name: str) -> Stored:
-    return Stored(name, "linear")
+def linear(name: str, *, as_parameter: bool = False) -> Stored:
+    return Stored(name, "linear", as_parameter=as_parameter)
 
 
 def conv1d(name: str) -> Stored:
