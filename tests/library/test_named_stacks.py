@@ -37,6 +37,8 @@ def test_layers_are_counted_across_the_stacks():
         "layers/2-4/down": [0, 3, 0],
     }
     assert ranks(layers=(2,)).keys() == {"layers/2-4/up", "layers/2-4/down"}
+    alphas = {"up": (1.0, 2.0, 3.0, 4.0, 5.0)}
+    assert ranks(layers=(2,), targets="up", alpha_pattern=alphas).keys() == {"layers/2-4/up"}
 
 
 def test_a_layer_behind_the_last_of_all_stacks_is_refused():

@@ -217,3 +217,23 @@ def test_a_file_without_a_layer_of_a_stack_is_refused_by_its_name(folder, tmp_pa
     with told, pytest.raises(ValueError, match=missing) as caught:
         models.load(tmp_path)
     assert "model.layers.4.eh_proj.weight is not expected" in str(caught.value)
+
+
+@pytest.mark.parametrize(("windows", "silent"), [((2, None), "1-1"), ((None, 2), "0-0")], ids=str)
+def test_each_stack_has_the_windows_of_its_own_layers(windows, silent):
+    config = dataclasses.replace(config_of(num_hidden_layers=2), windows=windows)
+    decoder, tokens = models.Decoder(config), jnp.arange(9)[None]
+    params = jax.jit(decoder.init)(jax.random.key(0), tokens)["params"]
+    mute = params["layers"][silent]["attn"]["o_proj"]
+    mute["kernel"] = jnp.zeros_like(mute["kernel"])  # what is left is the other layer's attention
+    hidden = jax.jit(lambda tokens: decoder.apply({"params": params}, tokens, method="hidden"))
+    moved = jnp.abs(hidden(tokens) - hidden(tokens.at[0, 3].set(12))).max(axis=-1)[0] > 0
+    assert moved.tolist() == [False] * 3 + [True] * 2 + [False] * 4
+
+
+def test_the_router_computes_in_float32_whatever_the_weights_are(model):
+    tokens = jax.ShapeDtypeStruct((3, 7), jnp.int32)
+    traced = jax.make_jaxpr(model.apply)(model.params, tokens)
+    products = [line for line in str(traced).splitlines() if "= dot_general" in line]
+    assert sum("f32[21,4]" in line for line in products) == 1
+    assert sum("bf16[3,7,10]" in line for line in products) == 3  # out of attention twice, the MLP
