@@ -237,3 +237,30 @@ def test_the_router_computes_in_float32_whatever_the_weights_are(model):
     products = [line for line in str(traced).splitlines() if "= dot_general" in line]
     assert sum("f32[21,4]" in line for line in products) == 1
     assert sum("bf16[3,7,10]" in line for line in products) == 3  # out of attention twice, the MLP
+
+
+def test_an_adapter_of_modules_by_their_own_names_is_read(model, tmp_path):
+    """As PEFT wrote it before transformers 5, in which each expert has modules of its own."""
+    rng, tensors = np.random.default_rng(0), {}
+    for module in (
+        "layers.0.mlp",
+        *(f"layers.{layer}.mlp.shared_experts" for layer in (1, 2)),
+        *(f"layers.{layer}.mlp.experts.{n}" for layer in (1, 2) for n in range(4)),
+    ):
+        inputs = 9 if module == "layers.0.mlp" else 8
+        for name, shape in (("lora_A", (2, inputs)), ("lora_B", (10, 2))):
+            full = f"base_model.model.model.{module}.down_proj.{name}.weight"
+            tensors[full] = rng.normal(size=shape).astype("f")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ["down_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    lora, _ = jlora.peft.load(tmp_path, model)
+    of = lambda module: tensors[f"base_model.model.model.{module}.down_proj.lora_A.weight"].T  # noqa: E731
+    for path, at, module in (
+        ("0-0/mlp", (0,), "layers.0.mlp"),
+        ("1-2/mlp/shared", (1,), "layers.2.mlp.shared_experts"),
+        ("1-2/mlp/experts", (0, 3), "layers.1.mlp.experts.3"),
+    ):
+        found = lora[f"layers/{path}/down_proj/kernel"].a[at]
+        np.testing.assert_array_equal(found, of(module))
+    assert len(lora) == 3
