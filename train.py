@@ -9,12 +9,12 @@ Runs on whatever JAX finds: CPU, GPU or TPU.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
 import hashlib
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ import optax
 from tqdm import tqdm
 
 import jlora
-from jlora import checkpoint, compiled, data, models, monitor, peft
+from jlora import checkpoint, compiled, data, models, monitor, peft, trainer
 from jlora.settings import (
     by_pattern,
     check,
@@ -69,16 +69,24 @@ class Settings:
     steps: int = setting(480, "updates of the adapter", least=1)
     # Many small updates: the same 1920 rows gave 49 % in batches of 16, 74 % of 8, 84 % of 4.
     batch_size: int = setting(4, "rows in an update", least=1)
+    accumulate: int = setting(
+        1, "parts of a batch that are computed one after the other: less memory", least=1
+    )
+    optimizer: str = setting("adamw", "what makes updates of gradients", choices=trainer.OPTIMIZERS)
     # LoRA wants some ten times the learning rate of full fine-tuning, and short runs more still
     # (Schulman et al. 2025, "LoRA Without Regret").
-    learning_rate: float = setting(
-        3e-3, "peak of the schedule: warm-up, then cosine to zero", least=0
+    learning_rate: float = setting(3e-3, "peak of the schedule", least=0, most=100)
+    schedule: str = setting(
+        "cosine",
+        "how the learning rate goes after the warm-up: cosine or linear to zero, constant, or wsd: "
+        "constant, then linear to zero in the last fifth",
+        choices=trainer.SCHEDULES,
     )
     warmup: float = setting(
         0.1, "share of the steps in which the learning rate rises", least=0, most=1
     )
-    weight_decay: float = setting(0.0, "AdamW's, on A and B", least=0)
-    clip: float = setting(1.0, "largest norm of the gradient", least=0)
+    weight_decay: float = setting(0.0, "times the learning rate, on A and B", least=0, most=100)
+    clip: float = setting(1.0, "largest norm of the gradient; 0 is no limit", least=0)
     rank: int = setting(8, "rank of A B")
     alpha: float = setting(16.0, "A B is multiplied by alpha / rank")
     rslora: bool = setting(False, "multiply A B by alpha / sqrt(rank) instead")
@@ -120,6 +128,11 @@ class Settings:
     eval_rows: int = setting(160, "rows held out to measure before and after", least=1)
     max_new_tokens: int = setting(48, "longest answer in evaluation, in tokens", least=1)
     checkpoint_every: int = setting(60, "steps between checkpoints", least=1)
+    on_nonfinite: str = setting(
+        "stop",
+        "what follows a loss or gradient that is no number: stop, or skip the batch",
+        choices=("stop", "skip"),
+    )
     seed: int = setting(0, "of the data, the order and A's start")
     dtype: str = setting(
         "float32", "of the frozen weights; A and B are float32", choices=("float32", "bfloat16")
@@ -137,7 +150,7 @@ class Settings:
     remat: bool = setting(False, "recompute layers whole in the backward pass: less memory, slower")
 
 
-FREE = {"out", "checkpoint_every", "attention", "save_as"}
+FREE = {"out", "checkpoint_every", "attention", "save_as", "on_nonfinite", "accumulate"}
 OF_THE_ADAPTER = {field.name for field in dataclasses.fields(jlora.LoraConfig)} & {
     field.name for field in dataclasses.fields(Settings)
 } - {"dtype"}
@@ -241,6 +254,11 @@ def prepare(settings: Settings, run: checkpoint.Run) -> Job:
     asked = len(held_out)
     held_out = data.answerable(held_out, model.tokenizer, max_length=settings.max_length)
     limits = {"max_length": settings.max_length, "train_reasoning": settings.train_reasoning}
+    if settings.batch_size % settings.accumulate:
+        raise ValueError(
+            f"--accumulate {settings.accumulate} does not divide --batch-size "
+            f"{settings.batch_size}: expected a divisor"
+        )
     examples, report = data.encode(rows, model.tokenizer, **limits)
     measured, _ = data.encode(held_out, model.tokenizer, **limits)
     batches = data.Batches(examples, batch_size=settings.batch_size, seed=settings.seed)
@@ -311,50 +329,25 @@ def start(
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """AdamW on what trains alone: warm-up, then cosine to zero, gradients clipped."""
-    warmup_steps = max(1, round(settings.warmup * settings.steps))
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=settings.learning_rate / warmup_steps,
-        peak_value=settings.learning_rate,
-        warmup_steps=warmup_steps,
-        decay_steps=max(settings.steps, warmup_steps + 1),
-    )
-    return jlora.optimizer(
-        optax.chain(
-            optax.clip_by_global_norm(settings.clip),
-            optax.adamw(schedule, weight_decay=settings.weight_decay, mask=jlora.decay_mask),
-            jlora.lora_plus(settings.lora_plus),
+    """What trains alone is updated: warm-up, schedule, gradients clipped."""
+    rule = trainer.update_rule(
+        settings.optimizer,
+        trainer.schedule(
+            settings.schedule,
+            settings.learning_rate,
+            steps=settings.steps,
+            warmup=round(settings.warmup * settings.steps),
         ),
-        freeze="a" if settings.freeze_a else (),
+        weight_decay=settings.weight_decay,
+        clip=settings.clip,
+        lora_plus=settings.lora_plus,
     )
+    return jlora.optimizer(rule, freeze=frozen_fields(settings))
 
 
-# ------------------------------------------------------------------------------------------------
-# The update step
-# ------------------------------------------------------------------------------------------------
-
-
-def update_step(job: Job) -> Callable[..., Any]:
-    """The compiled function (frozen, lora, opt_state, batch, step) -> (lora, opt_state, metrics).
-
-    The frozen weights are an argument, so they are no constant of the program; adapter and
-    optimizer state are donated, so they are updated in place.
-    """
-
-    @functools.partial(jax.jit, donate_argnums=(1, 2))
-    def step(frozen, lora, opt_state, batch, number):
-        key = jax.random.fold_in(jax.random.key(job.settings.seed), number)
-
-        def mean_loss(lora):
-            total, count = job.loss(frozen, lora, batch, dropout_key=key)
-            return total / jnp.maximum(count, 1)
-
-        loss, grads = jax.value_and_grad(mean_loss)(lora)
-        updates, opt_state = job.tx.update(grads, opt_state, lora)
-        lora = optax.apply_updates(lora, updates)
-        return lora, opt_state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-
-    return step
+def frozen_fields(settings: Settings) -> tuple[str, ...]:
+    """The fields of nodes that stay as they start."""
+    return ("a",) if settings.freeze_a else ()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -378,12 +371,8 @@ def answers_to(job: Job, held_out: Sequence[int], *weights: Any) -> list[str]:
 
 def evaluate(job: Job, lora: Any) -> dict[str, Any]:
     """Loss, exact match and answers on the held-out rows."""
-    loss = jax.jit(job.loss)
-    sums = [
-        loss(job.frozen, lora, job.held_out_batches(step))
-        for step in range(job.held_out_batches.per_epoch)
-    ]
-    total, count = (float(sum(part)) for part in zip(*sums, strict=True))
+    batches = map(job.held_out_batches, range(job.held_out_batches.per_epoch))
+    loss = trainer.mean_loss(jax.jit(job.loss), job.frozen, lora, batches)
     asked = [at for at, row in enumerate(job.held_out) if asks(row)]
     answers = [""] * len(job.held_out)
     for at, got in zip(asked, answers_to(job, asked, job.frozen, lora), strict=True):
@@ -393,7 +382,7 @@ def evaluate(job: Job, lora: Any) -> dict[str, Any]:
         data.without_reasoning(answers[at]) == want for at, want in zip(asked, wanted, strict=True)
     ]
     return {
-        "loss": total / count,
+        "loss": loss,
         "exact_match": sum(right) / len(right) if right else None,
         "answers": answers,
     }
@@ -419,10 +408,15 @@ def measured_before(job: Job) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------
 
 
-def train(job: Job, lora: Any, opt_state: Any, start: int) -> tuple[Any, int]:
+SKIPPED_AT_MOST = 10  # batches in a row whose loss or gradient is no number
+
+
+def train(job: Job, state: trainer.TrainState) -> tuple[Any, int]:
     """The trained adapter, or the exit status of a run that stopped early."""
-    settings, run = job.settings, job.run
-    step_fn, batch = update_step(job), job.batches(start)
+    settings, run, start = job.settings, job.run, int(state.step)
+    trains = functools.partial(jlora.mask, freeze=frozen_fields(settings))
+    step = trainer.make_step(job.loss, job.tx, accumulate=settings.accumulate, trains=trains)
+    skipped = 0
     with (
         monitor.stop_on_signals() as stop,
         monitor.Metrics(run.directory / "metrics.jsonl", resume_at=start) as metrics,
@@ -433,45 +427,71 @@ def train(job: Job, lora: Any, opt_state: Any, start: int) -> tuple[Any, int]:
             mininterval=0.1 if sys.stderr.isatty() else 30,
         ) as bar,
     ):
-        for step in range(start + 1, settings.steps + 1):
-            began = time.perf_counter()
-            lora, opt_state, values = step_fn(job.frozen, lora, opt_state, batch, step)
-            batch = job.batches(step)  # the next one, while the device works on this one
-            values = {name: float(value) for name, value in values.items()}
-            seconds = time.perf_counter() - began
-            finite = all(map(math.isfinite, values.values()))
+        began = time.perf_counter()
+        for update in trainer.iterate(step, job.frozen, state, job.batches, steps=settings.steps):
+            state, number = update.state, update.number
+            values = {name: float(update.metrics[name]) for name in ("loss", "grad_norm")}
+            finite = bool(update.metrics["finite"])
+            now = time.perf_counter()
+            seconds, began = now - began, now
             if not finite:
-                break
-            tokens = job.batches.tokens(step - 1)
-            metrics.write(step, {**values, "tokens": tokens, "seconds": round(seconds, 3)})
+                skipped += 1
+                where = written_down(job, number, values)
+                if settings.on_nonfinite == "stop" or skipped == SKIPPED_AT_MOST:
+                    save(run, number - skipped, state)
+                    return None, diverged(job, number, values, skipped, where)
+                line = f"step {number}: {no_number(values)}: skipped, see {where}"
+                bar.write(line, file=sys.stderr)
+            else:
+                skipped = 0
+            tokens = job.batches.tokens(number - 1)
+            metrics.write(number, {**values, "tokens": tokens, "seconds": round(seconds, 3)})
             bar.set_postfix(
                 {"loss": f"{values['loss']:.3f}", "tokens/s": f"{tokens / seconds:.0f}"},
                 refresh=False,
             )
             bar.update()
-            if step % settings.checkpoint_every == 0 or step == settings.steps or stop.requested:
-                run.save(step, {"lora": lora, "opt_state": opt_state})
-            if stop.requested and step < settings.steps:
+            if number % settings.checkpoint_every == 0 or update.last or stop.requested:
+                save(run, number, state)
+            if stop.requested:
                 break
         else:
-            return lora, 0
-    if not finite:
-        return None, diverged(job, step, values)
+            return state.lora, 0
     assert stop.signal is not None  # the one other way out of the loop
     return None, fail(
-        f"stopped by {stop.signal.name} after step {step}, which is saved. {go_on(run)}",
+        f"stopped by {stop.signal.name} after step {number}, which is saved. {go_on(run)}",
         status=128 + stop.signal,
     )
 
 
-def diverged(job: Job, step: int, values: dict[str, float]) -> int:
+def save(run: checkpoint.Run, number: int, state: trainer.TrainState) -> None:
+    """Keeps what the run needs to go on after this step, unless that of a later one is there."""
+    if number > (run.latest_step or 0):
+        run.save(number, {"lora": state.lora, "opt_state": state.opt_state})
+
+
+def written_down(job: Job, number: int, values: dict[str, float]) -> str:
+    """The file that holds the batch whose loss or gradient is no number."""
+    rows = [job.batches.examples[row] for row in job.batches.rows(number - 1)]
+    said = {name: str(value) for name, value in values.items()}
+    texts = [job.model.tokenizer.decode(row.tokens) for row in rows]
+    job.run.record(f"not-finite-{number}", {"step": number, **said, "rows": texts})
+    return str(job.run.directory / f"not-finite-{number}.json")
+
+
+def no_number(values: dict[str, float]) -> str:
+    """What the loss and the gradient's norm are, in words."""
+    return f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']}"
+
+
+def diverged(job: Job, step: int, values: dict[str, float], skipped: int, where: str) -> int:
     """Says that the loss is no number any more, and what is left."""
     last = job.run.latest_step
+    streak = f", for the {skipped}th time in a row" if skipped > 1 else ""
     return fail(
-        f"at step {step} the loss is {values['loss']} and the gradient's norm "
-        f"{values['grad_norm']}, so training stopped. "
+        f"at step {step} {no_number(values)}{streak}, so training stopped; {where} holds the rows. "
         + (f"The checkpoint of step {last} in {job.run.directory} is good. " if last else "")
-        + f"Try a --learning-rate below {job.settings.learning_rate}",
+        + f"Try a --learning-rate below {job.settings.learning_rate}, or --on-nonfinite skip",
         status=1,
     )
 
@@ -558,35 +578,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parse(Settings, argv, description=__doc__ or "", switches=SWITCHES)
     resume = given.get("resume", False)
     run = checkpoint.Run(given.get("out", Settings.out))
-    start, began = 0, time.perf_counter()
-    try:
-        settings = settle(given, run)
-        compiled.keep()
-        job = prepare(settings, run)
-        lora = jax.tree.map(jnp.copy, job.lora)  # each step takes the one before it
-        opt_state = job.tx.init(lora)
-        if resume:
-            check_identity(run, job.identity)
-            if run.latest_step is not None:
-                start, state = run.restore({"lora": lora, "opt_state": opt_state})
-                lora, opt_state = state["lora"], state["opt_state"]
-        else:
-            run.begin({"settings": dataclasses.asdict(settings), **job.identity})
-            run.record(RESULTS, {})
-    except (ValueError, OSError) as error:
-        return fail(str(error))
-    try:
-        before = measured_before(job)
-        if start < settings.steps:
-            lora, status = train(job, lora, opt_state, start)
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(run.locked())
+            settings = settle(given, run)
+            compiled.keep()
+            job = prepare(settings, run)
+            state = trainer.init(job.lora, job.tx, jax.random.key(settings.seed))
+            if resume:
+                check_identity(run, job.identity)
+                if run.latest_step is not None:
+                    number, saved = run.restore({"lora": state.lora, "opt_state": state.opt_state})
+                    state = dataclasses.replace(state, step=jnp.int32(number), **saved)
+            else:
+                run.begin({"settings": dataclasses.asdict(settings), **job.identity})
+                run.record(RESULTS, {})
+        except (ValueError, OSError) as error:
+            return fail(str(error))
+        except KeyboardInterrupt:
+            return fail("interrupted before the first step", 130)
+        try:
+            before = measured_before(job)
+            lora, status = train(job, state)
             if status:
                 return status
-        finish(job, lora, before)
-        print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {monitor.peak_memory()}")
-    except KeyboardInterrupt:
-        return fail(f"interrupted. {go_on(run)}", 130)
-    except OSError as error:
-        return fail(f"{error}. What was saved before is whole. {go_on(run)}", 1)
+            finish(job, lora, before)
+            print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {monitor.peak_memory()}")
+        except KeyboardInterrupt:
+            return fail(f"interrupted. {go_on(run)}", 130)
+        except OSError as error:
+            return fail(f"{error}. What was saved before is whole. {go_on(run)}", 1)
     return 0
 
 

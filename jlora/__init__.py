@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from jlora import monitor as monitor
     from jlora import peft as peft
     from jlora import settings as settings
+    from jlora import trainer as trainer
 
     __version__: str
 
@@ -60,6 +61,7 @@ _MODULES = (  # loaded on first use
     "monitor",
     "peft",
     "settings",
+    "trainer",
 )
 
 

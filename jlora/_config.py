@@ -7,7 +7,7 @@ import dataclasses
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -204,6 +204,10 @@ def _problems(config: LoraConfig):
             continue
         if not all(isinstance(pattern, str) for pattern in patterns):
             yield f"{field} is {value!r}: expected a pattern or several, as text"
+        else:
+            yield from _problems_of_patterns(field, patterns)
+    for field in ("rank_pattern", "alpha_pattern", "tokens"):
+        yield from _problems_of_patterns(field, getattr(config, field))
     if not config.targets or config.targets == ("",):
         yield "targets is empty: expected a pattern such as 'q_proj|v_proj'"
     if config.layers is not None and not (
@@ -226,6 +230,14 @@ def _problems(config: LoraConfig):
         floating = False
     if not floating:
         yield f"dtype is {config.dtype!r}: expected a float type such as 'float32'"
+
+
+def _problems_of_patterns(field: str, patterns: Iterable[Any]):
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            yield f"{field} {pattern!r} is no regular expression: {error}"
 
 
 def _problems_of_options(options: Mapping[str, Any]):

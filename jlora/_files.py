@@ -20,6 +20,9 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     Raises:
         OSError: when one can't be written; what was there stays.
     """
+    for path in contents:
+        if path.is_dir():  # found only after others had taken their places
+            raise OSError(f"{path} could not be written: it is a folder")
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
     path = None
     try:

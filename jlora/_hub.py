@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jlora._requires import requires
 from jlora._safetensors import Header
@@ -20,9 +21,22 @@ class UnreachableError(ValueError):
     """The hub has no such repository, or it can't be reached."""
 
 
+class HubId(NamedTuple):
+    """A repository, and which state of it."""
+
+    name: str  # owner/name
+    revision: str | None  # None: the newest
+
+
+def parsed(text: str) -> HubId | None:
+    """The repository that the text names, or None where it can't be one: a path, above all."""
+    found = _ID.fullmatch(text)
+    return None if found is None else HubId(found["name"], found["revision"])
+
+
 def is_id(text: str) -> bool:
     """Whether the text can be a repository's name."""
-    return _ID.fullmatch(text) is not None
+    return parsed(text) is not None
 
 
 def snapshot(hub_id: str, patterns: Sequence[str]) -> Path:
@@ -32,14 +46,11 @@ def snapshot(hub_id: str, patterns: Sequence[str]) -> Path:
         UnreachableError: when it can't be had, with the reason in one line.
         ValueError: when huggingface_hub is not installed.
     """
-    hub = requires("huggingface_hub")
-    found = _ID.fullmatch(hub_id)
-    if found is None:
-        raise UnreachableError(f"expected owner/name or owner/name@revision, got {hub_id!r}")
+    hub, found = requires("huggingface_hub"), _required(hub_id)
     try:
         return Path(
             hub.snapshot_download(
-                found["name"], revision=found["revision"], allow_patterns=list(patterns)
+                found.name, revision=found.revision, allow_patterns=list(patterns)
             )
         )
     except Exception as error:  # a dozen types, of several libraries
@@ -52,12 +63,11 @@ def headers(hub_id: str) -> dict[str, Header]:
 
     Raises:
         UnreachableError: when they can't be had, with the reason in one line.
+        ValueError: when huggingface_hub is not installed.
     """
-    found = _ID.fullmatch(hub_id)
-    assert found is not None
-    hub = requires("huggingface_hub")
+    hub, found = requires("huggingface_hub"), _required(hub_id)
     try:
-        said = hub.get_safetensors_metadata(found["name"], revision=found["revision"])
+        said = hub.get_safetensors_metadata(found.name, revision=found.revision)
     except Exception as error:  # a dozen types, of several libraries
         raise UnreachableError(one_line(f"{type(error).__name__}: {error}", 300)) from None
     return {
@@ -65,3 +75,9 @@ def headers(hub_id: str) -> dict[str, Header]:
         for file, content in said.files_metadata.items()
         for name, tensor in content.tensors.items()
     }
+
+
+def _required(hub_id: str) -> HubId:
+    if (found := parsed(hub_id)) is None:
+        raise UnreachableError(f"expected owner/name or owner/name@revision, got {hub_id!r}")
+    return found

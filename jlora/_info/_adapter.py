@@ -40,7 +40,7 @@ def facts(directory: Path) -> dict[str, Any]:
         "path": str(directory),
         "bytes": sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()),
         "parameters": sum(leaf["parameters"] for leaf in leaves),
-        "config": description["config"],
+        "config": {**_fresh(), **description["config"]},
         "leaves": leaves,
         "base": {"model": metadata.get("model"), **({} if base is None else _base(base))},
         "metadata": metadata,
@@ -53,26 +53,28 @@ def lines(known: Mapping[str, Any]) -> list[str]:
     kinds = collections.Counter(leaf["kind"] for leaf in leaves)
     ranks = [rank for leaf in leaves for rank in _each(leaf["rank"])]
     scalings = [scaling for leaf in leaves for scaling in leaf["scaling"]]
-    fresh = {
-        field.name: default
-        for field in dataclasses.fields(LoraConfig)
-        if (default := _default(field)) is not dataclasses.MISSING
-    }
+    fresh = _fresh()
     further = {
         name: _shown(value)
         for name, value in config.items()
         if name not in _SAID_ELSEWHERE and value != fresh.get(name)
     }
-    settings = {
-        name: value
-        for name, value in metadata.get("settings", {}).items()
-        if name not in config
-        and name not in ("model", "out")
-        and value != ""
-        and value is not False
-    }
+    # train.py's; who saves an adapter may have others under these names, or none
+    settings, aside = metadata.get("settings"), {"model", "dtype", "system"}
+    if isinstance(settings, Mapping):
+        aside.add("settings")
+        settings = {
+            name: value
+            for name, value in settings.items()
+            if name not in config
+            and name not in ("model", "out")
+            and value != ""
+            and value is not False
+        }
+    else:
+        settings = {}
     base = known["base"]
-    own = {n: v for n, v in metadata.items() if n not in ("model", "dtype", "system", "settings")}
+    own = {name: value for name, value in metadata.items() if name not in aside}
     return [
         *_text.pairs(
             {
@@ -88,7 +90,7 @@ def lines(known: Mapping[str, Any]) -> list[str]:
                 "also": _text.listed(further),
                 "base": _say_base(base),
                 "trained": _text.listed(settings),
-                "system": _words.one_line(metadata.get("system") or ""),
+                "system": _words.one_line(str(metadata.get("system") or "")),
                 "notes": _text.listed(own),
             }
         ),
@@ -114,9 +116,11 @@ def _leaf(path: str, node: Node, config: LoraConfig) -> dict[str, Any]:
     rank: Any = node.rank
     scaling: list[float] = []
     if node.targeted:
-        ranks = config.ranks_for(path)
+        ranks, alphas = config.ranks_for(path), config.alphas_for(path)
         rank = list(ranks) if isinstance(ranks, tuple) else rank
-        scaling = [config.scaling_for(path, each, at) for at, each in enumerate(_each(rank))]
+        layers = max((len(each) for each in (ranks, alphas) if isinstance(each, tuple)), default=1)
+        each = rank if isinstance(rank, list) else [rank] * layers
+        scaling = [config.scaling_for(path, its, layer) for layer, its in enumerate(each)]
     return {
         "path": path,
         "kind": node.kind,
@@ -124,7 +128,7 @@ def _leaf(path: str, node: Node, config: LoraConfig) -> dict[str, Any]:
         "rank": rank,
         "scaling": sorted(set(scaling) - {0.0}),
         "parameters": sum(math.prod(array.shape) for array in trained),
-        "dtype": str(trained[0].dtype),
+        "dtype": str(trained[0].dtype) if trained else None,
     }
 
 
@@ -139,7 +143,7 @@ def _base(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _say_base(base: Mapping[str, Any]) -> str:
-    said = [base["model"] or "unnamed"]
+    said = [str(base["model"] or "unnamed")]
     if "leaves" in base:
         said += [
             "/".join(base["dtypes"]),
@@ -149,6 +153,15 @@ def _say_base(base: Mapping[str, Any]) -> str:
     return ", ".join(said)
 
 
+def _fresh() -> dict[str, Any]:
+    """The fields of a configuration that says nothing, as JSON has them."""
+    return {
+        field.name: default
+        for field in dataclasses.fields(LoraConfig)
+        if (default := _default(field)) is not dataclasses.MISSING
+    }
+
+
 def _default(field: dataclasses.Field[Any]) -> Any:
     made = field.default_factory
     value = field.default if made is dataclasses.MISSING else made()
@@ -156,7 +169,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _dtypes(leaves: list[dict[str, Any]]) -> list[str]:
-    return sorted({leaf["dtype"] for leaf in leaves})
+    return sorted({leaf["dtype"] for leaf in leaves if leaf["dtype"]})
 
 
 def _each(rank: Any) -> list[int]:

@@ -12,10 +12,11 @@ from jlora import _words
 from jlora._files import read_json_object
 from jlora._info import _text
 from jlora._safetensors import Header, headers
+from jlora.peft import _fields, _mlx, _tensors
+from jlora.peft._naming import PREFIX
 
 KIND = "peft adapter"
 
-_TENSORS, _MLX = "adapter_model.safetensors", "adapters.safetensors"
 _SHOWN = ("use_rslora", "use_dora", "init_lora_weights", "lora_dropout", "bias", "rank_pattern")
 _SHOWN = (*_SHOWN, "alpha_pattern", "modules_to_save", "layers_to_transform", "task_type")
 
@@ -26,18 +27,20 @@ def facts(directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: when one is damaged.
     """
-    file = directory / (_MLX if (directory / _MLX).exists() else _TENSORS)
+    config = read_json_object(directory / _fields.FILE)
+    # either tool's file may be left over beside the other's configuration
+    file = directory / (_mlx.FILE if _mlx.is_one(directory) else _tensors.FILE)
     tensors = headers([file]) if file.exists() else {}
-    config = read_json_object(directory / "adapter_config.json")
     for name in ("target_modules", "lora_parameters"):
         if isinstance(config.get(name), int | float):
-            raise ValueError(f"{directory}: {name} is {config[name]!r} in adapter_config.json")
+            raise ValueError(f"{directory}: {name} is {config[name]!r} in {_fields.FILE}")
     return {
         "kind": KIND,
         "path": str(directory),
         "bytes": sum(each.stat().st_size for each in directory.rglob("*") if each.is_file()),
         "parameters": sum(math.prod(header.shape) for header in tensors.values()),
         "config": config,
+        "file": file.name,
         "modules": _modules(tensors),
     }
 
@@ -55,7 +58,7 @@ def lines(known: Mapping[str, Any]) -> list[str]:
             "size": f"{_words.size(known['bytes'])} on disk, {known['parameters']:,} parameters, "
             + ", ".join(dtypes)
             if modules
-            else f"{_words.size(known['bytes'])} on disk; {_TENSORS} is missing",
+            else f"{_words.size(known['bytes'])} on disk; {known['file']} is missing",
             "method": str(config.get("peft_type", config.get("fine_tune_type"))).lower(),
             "targets": targets
             if isinstance(targets, str)
@@ -80,7 +83,7 @@ def _modules(tensors: Mapping[str, Header]) -> list[dict[str, Any]]:
     """The tensors by module, the layers of one kind together."""
     modules: dict[str, dict[str, Any]] = {}
     for name, header in tensors.items():
-        module, _, part = name.removeprefix("base_model.model.").partition(".lora_")
+        module, _, part = name.removeprefix(PREFIX).partition(".lora_")
         kind = re.sub(r"\.\d+(?=\.|$)", ".*", module)
         what = f"lora_{part.removesuffix('.weight')}" if part else "whole"
         entry = modules.setdefault(

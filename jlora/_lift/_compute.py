@@ -12,9 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora._lift import _jax
+from jlora._lift._base import Base
+from jlora._lift._decline import Decline
 from jlora._lift._movement import Movement
+from jlora._lift._operands import origins, renamed
+from jlora._lift._term import Term
 from jlora._lift._walk import Walk
-from jlora._lift._weight import Base, Decline, Term, Weight, origins, renamed
+from jlora._lift._weight import Weight
 from jlora._lowrank import Factor, along, squared_sums
 
 

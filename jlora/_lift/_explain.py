@@ -11,7 +11,7 @@ import jax
 from jlora import _words
 from jlora._lift import _jax
 from jlora._lift._compute import Compute, Use
-from jlora._lift._lift import run, taken_dropout_key, takes_dropout_key
+from jlora._lift._lift import position, run, taken_dropout_key, takes_dropout_key
 from jlora._lift._trace_axes import told_left_out, trace_axes
 from jlora._lora_dict import of_leaves
 
@@ -59,7 +59,7 @@ def explain(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any)
         return jax.tree.leaves(run(compute, fn, argnums, args, kwargs, key))
 
     jax.eval_shape(lambda arrays: [leaf for leaf in traced(arrays) if _jax.is_array(leaf)], arrays)
-    at = argnums + len(args) - 1 if argnums < 0 else argnums
+    at = position(argnums, args)
     frozen, lora = args[at], args[at + 1]
     taken_dropout_key(kwargs, takes_key)
     axes = trace_axes(fn, *args[:at], frozen, *args[at + 2 :], argnums=at, **kwargs)

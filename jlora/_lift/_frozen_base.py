@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora._frozen_leaf import FrozenLeaf
+from jlora._lift._base import Base
+from jlora._lift._decline import Decline
 from jlora._lift._movement import Movement, unmoved
-from jlora._lift._weight import Base, Decline
 from jlora._lowrank import RANK, Factor
 
 

@@ -13,11 +13,13 @@ import jax
 
 from jlora import _lora_dict, _paths
 from jlora._frozen_leaf import is_frozen_leaf, plain
+from jlora._lift import _position
 from jlora._lift._compute import Compute, Use
 from jlora._lift._frozen_base import FrozenBase
+from jlora._lift._term import Origin, Term
 from jlora._lift._traced_call import TracedCall
 from jlora._lift._walk import Walk
-from jlora._lift._weight import Origin, Term, Weight
+from jlora._lift._weight import Weight
 from jlora._lowrank import Elementwise, Factored
 from jlora._node import Node, Shared
 
@@ -84,9 +86,7 @@ def lift(fn: Callable[..., Any], *, argnums: int = 0, strict: bool = False) -> C
         >>> apply(frozen, lora, jnp.ones((3, 7))).shape
         (3, 5)
     """
-    if not isinstance(argnums, int):
-        raise ValueError(f"argnums is {argnums!r}: expected one position, that of the parameters")
-
+    argnums = _position.checked(argnums)
     takes_key = takes_dropout_key(fn)
 
     @functools.wraps(fn, updated=())
@@ -114,12 +114,7 @@ def run(
     Raises:
         ValueError: when ``lora`` does not fit ``frozen``.
     """
-    at = argnums + len(args) - 1 if argnums < 0 else argnums
-    if len(args) < at + 2 or at < 0:
-        raise ValueError(
-            f"the lifted function takes (frozen, lora) as arguments {at} and {at + 1}, "
-            f"but got {len(args)} positional arguments"
-        )
+    at = position(argnums, args)
     frozen, lora = args[at : at + 2]
     if not isinstance(lora, Mapping):
         raise ValueError(
@@ -139,6 +134,21 @@ def run(
     walk = Walk(compute)
     results = walk(call.jaxpr, list(operands.values()))
     return call.unflatten(walk.merged(results, None, "returned by the function"))
+
+
+def position(argnums: int, args: tuple[Any, ...]) -> int:
+    """Where ``frozen`` stands among the lifted function's arguments; ``lora`` comes next.
+
+    Raises:
+        ValueError: when there are too few arguments.
+    """
+    try:
+        return _position.of_parameters(argnums, len(args) - 1)  # the two are one of fn's own
+    except ValueError as error:
+        raise ValueError(
+            "the lifted function takes (frozen, lora) one after the other, but got "
+            f"{len(args)} positional arguments: {error} of fn"
+        ) from None
 
 
 def _adapted(weight: Any, node: Node, path: str, shared: Shared, key: Any) -> Weight | jax.Array:

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from jlora._lift import _jax
+from jlora._lift._decline import Decline
 from jlora._lift._movement import Movement
 from jlora._lift._walk import PRODUCTS, Walk
 from jlora._lift._watched import Watched, WatchedBase
-from jlora._lift._weight import Decline, Weight
+from jlora._lift._weight import Weight
 from jlora._lowrank import Axes, Factor
 
 _OTHER = ""  # stands for a product that no weight alone made

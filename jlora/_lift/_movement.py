@@ -6,6 +6,8 @@ import dataclasses
 import functools
 from typing import Any
 
+from jlora._lowrank import RANK, Factor
+
 
 @dataclasses.dataclass(frozen=True)
 class Movement:
@@ -85,3 +87,8 @@ def with_new(at: int, ndim: int) -> Movement:
     """A new dimension stands at a place."""
     sources = [(dim,) for dim in range(ndim)]
     return Movement((*sources[:at], (), *sources[at:]))
+
+
+def relabel(factor: Factor, new: dict[int, int]) -> Factor:
+    """The factor with its dimensions renamed; its array does not move."""
+    return Factor(factor.array, tuple(RANK if dim == RANK else new[dim] for dim in factor.dims))

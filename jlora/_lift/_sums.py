@@ -16,7 +16,8 @@ from typing import Any
 import jax
 
 from jlora import _placement
-from jlora._lift._weight import Decline, Weight, gained
+from jlora._lift._decline import Decline
+from jlora._lift._weight import Weight, gained
 from jlora._lowrank import wide
 
 

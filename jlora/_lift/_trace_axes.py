@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jlora import _paths
+from jlora._lift import _position
 from jlora._lift._look import Look, Seen
 from jlora._lift._traced_call import TracedCall
 from jlora._lift._walk import Walk
@@ -55,9 +56,7 @@ def trace_axes(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: A
         >>> config = jlora.LoraConfig(targets="heads", rank=2)
         >>> frozen, lora = jlora.split(params, config, jax.random.key(0), axes=axes)
     """
-    at = argnums + len(args) if argnums < 0 else argnums
-    if not 0 <= at < len(args):
-        raise ValueError(f"argnums is {argnums}: expected one of {len(args)} positional arguments")
+    at = _position.of_parameters(argnums, len(args))
     leaves, _ = _paths.flatten(args[at])
     call = TracedCall(fn, args, kwargs)
     paths = dict(enumerate(leaves, start=_paths.count(args[:at])))

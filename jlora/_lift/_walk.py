@@ -15,9 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from jlora._lift import _jax
+from jlora._lift._decline import Decline
 from jlora._lift._movement import Movement
+from jlora._lift._operands import fold_in
 from jlora._lift._sums import ProductSum, Squares, added_up
-from jlora._lift._weight import Decline, Weight, fold_in
+from jlora._lift._weight import Weight
 from jlora._lowrank import Factor
 
 

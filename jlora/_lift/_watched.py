@@ -7,8 +7,9 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
+from jlora._lift._base import Base
 from jlora._lift._movement import Movement
-from jlora._lift._weight import Base, Weight
+from jlora._lift._weight import Weight
 
 
 @dataclasses.dataclass(frozen=True)

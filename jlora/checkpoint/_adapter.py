@@ -26,7 +26,7 @@ from jlora._registry import node_class
 from jlora._sharding import shardings as shardings_of
 from jlora._static import from_json, static_fields, to_json
 from jlora.checkpoint import _arrays
-from jlora.checkpoint._fingerprint import differences, fingerprint
+from jlora.checkpoint._fingerprint import checked, differences, fingerprint
 
 _FILE = "adapter.json"
 _FORMAT = "jlora-adapter"
@@ -99,8 +99,8 @@ def save(
         "metadata": dict(metadata or {}),
     }
     try:
-        json.dumps(description)
-    except TypeError as error:
+        json.dumps(description, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:  # half a character, too
         raise ValueError(f"the metadata can't be written as JSON: {error}") from None
     directory.mkdir(parents=True, exist_ok=True)
     _arrays.write(directory / arrays_name, arrays)
@@ -153,7 +153,7 @@ def restore(
         seal = dict(description["seal"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{directory / _FILE} is damaged: {error!r}") from None
-    if base is not None and description.get("base") is not None:
+    if base is not None and description["base"] is not None:
         _check_base(directory, description["base"], base)
     _check_ranks(lora, config)
     if base is not None:
@@ -251,7 +251,14 @@ def describe(directory: str | Path) -> dict[str, Any]:
             f"{directory} is an adapter of format version {description.get('version')}: "
             f"this jlora reads the versions {' and '.join(map(str, _READ))}"
         )
-    return description if description["version"] == _VERSION else _since_version_2(description)
+    where = str(directory / _FILE)
+    try:
+        if description["version"] != _VERSION:
+            description = _since_version_2(description)
+        base = description["base"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{where} is damaged: {error!r}") from None
+    return {**description, "base": checked(base, where)}
 
 
 def _since_version_2(description: dict[str, Any]) -> dict[str, Any]:

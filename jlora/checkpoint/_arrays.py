@@ -48,10 +48,15 @@ def read(directory: Path, expected: Arrays) -> Arrays:
 def seal(directory: Path) -> dict[str, str]:
     """The sha256 of every file in the folder, by its path in it."""
     return {
-        file.relative_to(directory).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        file.relative_to(directory).as_posix(): _digest(file)
         for file in sorted(directory.rglob("*"))
         if file.is_file()
     }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:  # never whole in memory: a table that trains has gigabytes
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_args(arrays: Arrays) -> Any:
@@ -75,7 +80,7 @@ def check(directory: Path, expected: Arrays, found: Mapping[str, Any]) -> None:
     """Raises one ValueError that names each array which differs from what is expected."""
     problems = [f"{path}: missing" for path in expected if path not in found]
     problems += [f"{path}: not expected" for path in found if path not in expected]
-    for path in expected.keys() & found.keys():
+    for path in sorted(expected.keys() & found.keys()):
         wanted, got = expected[path], found[path]
         if (tuple(got.shape), got.dtype) != (tuple(wanted.shape), wanted.dtype):
             problems.append(

@@ -77,6 +77,39 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
     return lines
 
 
+def checked(value: Any, where: str) -> Fingerprint | None:
+    """What a file says that a base's fingerprint is, once it has the form of one.
+
+    Args:
+        value: out of the file.
+        where: the file, for the message.
+
+    Raises:
+        ValueError: when it is none, with the entry that is the reason.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is damaged: the base's fingerprint is no object")
+    for path, leaf in value.items():
+        shape, dtype, values = (
+            (leaf.get(name) for name in ("shape", "dtype", "values"))
+            if isinstance(leaf, Mapping)
+            else (None, None, None)
+        )
+        whole = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+        if not (whole and _is_dtype(dtype) and isinstance(values, str | None)):
+            raise ValueError(f"{where} is damaged: the base's fingerprint of {path} is {leaf!r}")
+    return dict(value)
+
+
+def _is_dtype(name: Any) -> bool:
+    try:
+        return isinstance(name, str) and jnp.dtype(name) is not None
+    except TypeError:
+        return name.startswith("key<")  # random keys, whose types NumPy does not know
+
+
 class Sample:
     """The values of one leaf that its fingerprint hashes, gathered from parts as they come by.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ import jax
 import orbax.checkpoint as ocp
 
 from jlora import _files, _paths
-from jlora.checkpoint import _arrays
+from jlora.checkpoint import _arrays, _lock, _sealed_states
 
 _FILE = "run.json"
 _STATES = "checkpoints"
+_FORMAT = "format"  # the key of the version in the file
+_VERSION = 2  # 1 had no key, and states without seals
 
 
 class Run:
     """The folder of one training run: its settings as JSON, its states through Orbax.
 
     A state is any pytree of arrays: adapter, optimizer state, random keys as `jax.random.key_data`.
-    Each is written aside and renamed, so that one which is there is complete. Static data is not
-    stored: `restore` takes it, and the structure, from the state that it is given.
+    Each is written aside and renamed, so that one which is there is complete, and sealed with the
+    sums of its files, so that a damaged one is never read. Static data is not stored: `restore`
+    takes it, and the structure, from the state that it is given.
 
     Args:
         directory: the run's folder; nothing is written before `begin`.
@@ -48,6 +52,18 @@ class Run:
         self._keep = keep
         self._open: ocp.CheckpointManager | None = None
 
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Holds the folder for this process until the block ends; needs the package filelock.
+
+        The lock is free once its process has ended, however it ended.
+
+        Raises:
+            ValueError: when another process holds it, which is named.
+        """
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(f"{self.directory} is a file: expected a folder for the run")
+        return _lock.locked(self.directory)
+
     @property
     def begun(self) -> bool:
         """Whether the folder holds a run."""
@@ -70,7 +86,8 @@ class Run:
                 f"{where} holds another run: expected another folder, or overwrite=True to "
                 "replace it"
             )
-        if any(where.iterdir()):
+        # what an interrupted start leaves, and a lock, begin with a dot
+        if any(not path.name.startswith(".") for path in where.iterdir()):
             raise ValueError(
                 f"{where} is not empty and holds no run: expected another folder, or "
                 "overwrite=True to write beside what is there"
@@ -81,14 +98,26 @@ class Run:
         """What the run was begun with.
 
         Raises:
-            ValueError: when the folder holds no run, or a damaged one.
+            ValueError: when the folder holds no run, a damaged one, or a newer version's.
         """
+        begun = self._begun_with()
+        return {name: value for name, value in begun.items() if name != _FORMAT}
+
+    def _begun_with(self) -> dict[str, Any]:
         if not self.begun:
             raise ValueError(
                 f"{self.directory} holds no run to go on with: {_FILE} is missing. Expected the "
                 "folder of a run that was begun"
             )
-        return _files.read_json(self.directory / _FILE)
+        begun = _files.read_json(self.directory / _FILE)
+        if not isinstance(begun, dict) or not isinstance(begun.get(_FORMAT, 1), int):
+            raise ValueError(f"{self.directory / _FILE} is damaged: expected a run's settings")
+        if (version := begun.get(_FORMAT, 1)) > _VERSION:
+            raise ValueError(
+                f"{self.directory} is a run of format version {version}: this jlora reads versions "
+                f"up to {_VERSION}"
+            )
+        return begun
 
     @property
     def latest_step(self) -> int | None:
@@ -107,7 +136,7 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{self.directory} can't be made: {error.strerror}") from None
-        _files.write_json(self.directory / _FILE, settings)
+        _files.write_json(self.directory / _FILE, {_FORMAT: _VERSION, **settings})
 
     def record(self, name: str, content: Any) -> None:
         """Keeps something small beside the states, as ``<name>.json``, replaced in one step.
@@ -138,17 +167,51 @@ class Run:
             _arrays.require_room(where, arrays)
             with _arrays.quiet(), _arrays.unwritten(where):
                 self._manager.save(step, args=_arrays.save_args(arrays))
+                _sealed_states.seal(where, self.directory / _FILE)
 
-    def restore(self, state: Any) -> tuple[int, Any]:
-        """The pair (step, state) of the last save, in the structure and shardings of ``state``.
+    def restore(self, state: Any, *, say: Callable[[str], object] = print) -> tuple[int, Any]:
+        """The pair (step, state) of the newest good save, in the structure of ``state``.
+
+        A state whose files are not as they were written is passed over, and deleted once an older
+        one was read in its place.
+
+        Args:
+            state: a tree of the same structure, whose shardings the arrays get.
+            say: is given a line for each state that is passed over.
 
         Raises:
-            ValueError: when there is none, or when it was another model's or another adapter's:
-                every array that differs is named.
+            ValueError: when there is none, when all are damaged, or when it was another model's or
+                another adapter's: every array that differs is named.
         """
-        step = self.latest_step
-        if step is None:
+        if self.latest_step is None:
             raise ValueError(f"{self.directory} holds no checkpoint to go on from")
+        step, damaged = self._newest_good()
+        restored = self._restored(step, state)
+        for other, problem in damaged.items():
+            say(
+                f"the checkpoint of step {other} in {self.directory} is damaged ({problem}): going "
+                f"on from the one of step {step}"
+            )
+            self._manager.delete(other)
+        return restored
+
+    def _newest_good(self) -> tuple[int, dict[int, str]]:
+        """The newest state that is as it was written, and what is wrong with those after it."""
+        sealed = self._begun_with().get(_FORMAT, 1) > 1
+        damaged = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            where = self.directory / _STATES / str(step)
+            problem = _sealed_states.problem(where, self.directory / _FILE) if sealed else None
+            if problem is None:
+                return step, damaged
+            damaged[step] = problem
+        raise ValueError(
+            f"every checkpoint in {self.directory} is damaged: "
+            + "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
+            + ". Begin the run again"
+        )
+
+    def _restored(self, step: int, state: Any) -> tuple[int, Any]:
         leaves, structure = _paths.arrays(state)
         expected = {
             path: _arrays.abstract(leaf.shape, leaf.dtype, getattr(leaf, "sharding", None))

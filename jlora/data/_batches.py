@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,10 +100,14 @@ class Batches:
             batch["weights"][place, : len(positions)] = 1
         return batch
 
+    def rows(self, step: int) -> list[int]:
+        """Which examples make up the step's batch, in its order."""
+        epoch, index = divmod(step, self.per_epoch)
+        return self._epoch(epoch)[index][1]
+
     def tokens(self, step: int) -> int:
         """How many tokens the step's batch holds, padding left out."""
-        epoch, index = divmod(step, self.per_epoch)
-        return sum(len(self.examples[row].tokens) for row in self._epoch(epoch)[index][1])
+        return sum(len(self.examples[row].tokens) for row in self.rows(step))
 
     def _plan(self, epoch: int) -> list[tuple[int, list[int]]]:
         """The (bucket, rows) of each batch of the epoch."""
@@ -132,20 +137,23 @@ class Batches:
 def _bucket_lengths(lengths: Sequence[int], count: int) -> list[int]:
     """At most ``count`` lengths, rising, that hold all rows with the least padding."""
     unit = 8 * _round_up(max(lengths), 256) // 256  # some 32 candidates, however long the rows
-    rounded = [_round_up(length, unit) for length in lengths]
-    candidates = sorted(set(rounded))
-    rows_up_to = {limit: sum(length <= limit for length in rounded) for limit in candidates}
+    rows = sorted(Counter(_round_up(length, unit) for length in lengths).items())
+    candidates = [length for length, _ in rows]
+    up_to = [0, *itertools.accumulate(number for _, number in rows)]
 
-    def tokens(limits: tuple[int, ...]) -> int:
-        shorter = (0, *(rows_up_to[limit] for limit in limits))
-        return sum(
-            limit * (rows_up_to[limit] - below)
-            for limit, below in zip(limits, shorter, strict=False)
-        )
+    @functools.cache
+    def best(first: int, buckets: int) -> tuple[int, tuple[int, ...]]:
+        """(tokens, limits) of so many buckets for the candidates from ``first`` on."""
+        if buckets == 1:
+            return candidates[-1] * (up_to[-1] - up_to[first]), (candidates[-1],)
+        found = []
+        for at in range(first, len(candidates) - buckets + 1):
+            tokens, limits = best(at + 1, buckets - 1)
+            own = candidates[at] * (up_to[at + 1] - up_to[first])
+            found.append((own + tokens, (candidates[at], *limits)))
+        return min(found)
 
-    inner = min(count, len(candidates)) - 1
-    choices = itertools.combinations(candidates[:-1], inner)
-    return list(min(((*choice, candidates[-1]) for choice in choices), key=tokens))
+    return list(best(0, min(count, len(candidates)))[1])
 
 
 def _parts(rows: Sequence[int], size: int) -> list[Sequence[int]]:

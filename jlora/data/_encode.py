@@ -189,6 +189,8 @@ def _of_text(text: str, tokenizer: Tokenizer) -> Example:
     """All of a text, between the tokens that the model knows as beginning and end."""
     begins = tokenizer.begin and not text.startswith(tokenizer.begin)
     tokens = tokenizer.encode(tokenizer.begin + text if begins else text)
+    if not tokens:
+        raise ValueError("the model's tokenizer makes no token of the text")
     if tokens[-1] not in tokenizer.stop_ids:
         tokens = [*tokens, tokenizer.stop_ids[0]]
     return Example(tokens, list(range(len(tokens) - 1)))

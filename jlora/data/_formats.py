@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -85,6 +86,8 @@ def _table(delimiter: str) -> Callable[[str, bytes], Iterator[Record]]:
         previous = csv.field_size_limit(len(content) + 1)  # no smaller one is meant
         try:
             names = next(lines)
+            if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+                raise ValueError(f"{name}: two columns are called {twice[0]!r}: rename one of them")
             for values in lines:
                 if values and len(values) != len(names):
                     problem = f"{len(values)} fields under {len(names)} names"

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jlora import _words
+from jlora import _hub, _words
+from jlora._hub import HubId
 from jlora._requires import requires
 from jlora.data._formats import ENDINGS, Record, records, without_nulls
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+)?")
+_SPLIT = re.compile(r"[\w.-]+")
 STANDARD_INPUT = "-"
 
 
@@ -36,8 +37,8 @@ def sources(source: str | Path) -> list[Source]:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        if not _has_known_ending(path) and _HUB_ID.fullmatch(str(source)):
-            return [Source(str(source), _on_the_hub(str(source)))]
+        if not _has_known_ending(path) and (named := _data_set(str(source))):
+            return [Source(str(source), _on_the_hub(str(source), *named))]
         raise ValueError(f"{path} can't be read: No such file or directory") from None
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
@@ -79,17 +80,24 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _on_the_hub(source: str) -> Iterator[Record]:
-    """The rows of ``owner/name``, ``owner/name@revision`` or ``owner/name:split``."""
+def _data_set(source: str) -> tuple[HubId, str] | None:
+    """The data set and its split that ``owner/name@revision:split`` names, if it is such a text."""
+    name, colon, split = source.partition(":")
+    hub_id = _hub.parsed(name)
+    if hub_id is None or (colon and not _SPLIT.fullmatch(split)):
+        return None
+    return hub_id, split or "train"
+
+
+def _on_the_hub(source: str, hub_id: HubId, split: str) -> Iterator[Record]:
+    """The rows of a data set's split."""
     here = f"{source!r} is no file or folder here, and as a data set on the Hugging Face hub"
     try:
         datasets = requires("datasets", '"jlora[data]"')
     except ValueError as error:
         raise ValueError(f"{here} it can't be fetched: {error}") from None
-    name, _, split = source.partition(":")
-    name, _, revision = name.partition("@")
     try:
-        rows = datasets.load_dataset(name, split=split or "train", revision=revision or None)
+        rows = datasets.load_dataset(hub_id.name, split=split, revision=hub_id.revision)
     except Exception as error:  # a dozen types, of several libraries
         raise ValueError(
             f"{here} it could not be fetched: {type(error).__name__}: "

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
+from jlora._config import ALL_LINEAR
 from jlora._lora_dict import Lora
+from jlora._lowrank import promoted
 from jlora._methods import DoraWeight, LoraWeight
 from jlora.peft import _lora_bias, _matching, _pairs
 from jlora.peft._file import AdapterFile
@@ -49,7 +51,7 @@ def _targets(file: AdapterFile) -> list[Parameter]:
             continue
         has = any(n in file.tensors for n in _pairs.tensor_names(parameter, parameter.module))
         targets = settings["target_modules"]
-        by_file = isinstance(targets, str) and targets.lower() == _matching.ALL_LINEAR
+        by_file = isinstance(targets, str) and targets.lower() == ALL_LINEAR
         # without any list the file itself says it, as for "all-linear"
         by_file = by_file or (targets is None and settings["target_parameters"] is None)
         if has if by_file else _matching.is_target(settings, theirs(parameter.module)):
@@ -95,7 +97,9 @@ def _node(
                 pieces.setdefault(part.layer, []).append((part.ours, piece))
     joined = {layer: _pairs.beside(each, leaf.outputs) for layer, each in pieces.items()}
     rank = max(pair.rank for pair in joined.values())
-    dtype = file.dtype or jnp.result_type(*(p.a.dtype for p in joined.values()))
+    # of A and B together: neither is rounded to the other's
+    dtypes = (factor.dtype for pair in joined.values() for factor in (pair.a, pair.b))
+    dtype = file.dtype or promoted(*dtypes)
     a = np.zeros((*leaf.stack, leaf.inputs, rank), dtype)
     b = np.zeros((*leaf.stack, rank, leaf.outputs), dtype)
     scaling = np.zeros((*leaf.stack, rank), np.float32)
@@ -124,8 +128,8 @@ def _dora(file: AdapterFile, leaf: Leaf, node: LoraWeight, pieces) -> DoraWeight
     covered = sum(span.stop - span.start for each in pieces.values() for span, _ in each)
     places = math.prod(leaf.stack[: leaf.layers]) * leaf.outputs
     if covered == places:
-        dtype = next(iter(pieces.values()))[0][1].magnitude.dtype
-        magnitude = np.zeros((*leaf.stack, leaf.outputs), dtype)
+        dtypes = (pair.magnitude.dtype for each in pieces.values() for _, pair in each)
+        magnitude = np.zeros((*leaf.stack, leaf.outputs), promoted(*dtypes))
     else:
         magnitude = np.array(DoraWeight.from_lora(node, leaf.base()).magnitude)
         magnitude = magnitude.reshape(*leaf.stack, leaf.outputs)

@@ -152,9 +152,6 @@ def wrong(settings: Mapping[str, Any]):
     for name in ("base_model_name_or_path", "revision"):
         if not isinstance(settings[name], str | None):
             yield f"{name} is {settings[name]!r}: expected a name"
-    layers = settings["layers_to_transform"]
-    if layers is not None and not _are_whole(layers if isinstance(layers, list) else [layers]):
-        yield f"layers_to_transform is {layers!r}: expected numbers of layers"
     rows = settings["trainable_token_indices"]
     tables = list(rows.values()) if isinstance(rows, dict) else [[] if rows is None else rows]
     if not all(isinstance(tokens, list) and _are_whole(tokens) for tokens in tables):
@@ -177,18 +174,7 @@ def wrong(settings: Mapping[str, Any]):
         yield f"lora_dropout is {dropout!r}: expected a number from 0 to below 1"
     if settings["bias"] not in ("none", "all", "lora_only"):
         yield f"bias is {settings['bias']!r}: expected none, all or lora_only"
-    for name in (
-        *("target_modules", "exclude_modules", "modules_to_save", "target_parameters"),
-        "layers_pattern",
-    ):
-        value = settings[name]
-        # PEFT takes one text for a pattern, but the letters of one for parameters
-        one = isinstance(value, str) and name != "target_parameters"
-        texts = [value] if one else value
-        if texts is not None and not (
-            isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-        ):
-            yield f"{name} is {value!r}: expected names"
+    yield from wrong_choice(settings)
     start = settings["init_lora_weights"]
     if isinstance(start, str) and start.lower() in REPEATED:
         return
@@ -198,6 +184,25 @@ def wrong(settings: Mapping[str, Any]):
         yield "init_lora_weights is 'loftq': it belongs to a base that was quantised in PEFT"
     elif not isinstance(start, (bool, str)) or start not in STARTS:
         yield f"init_lora_weights is {start!r}: this jlora does not know the start"
+
+
+def wrong_choice(settings: Mapping[str, Any]):
+    """What is wrong with the fields that choose modules, of whatever type of adapter."""
+    layers = settings.get("layers_to_transform")
+    if layers is not None and not _are_whole(layers if isinstance(layers, list) else [layers]):
+        yield f"layers_to_transform is {layers!r}: expected numbers of layers"
+    for name in (
+        *("target_modules", "exclude_modules", "modules_to_save", "target_parameters"),
+        "layers_pattern",
+    ):
+        value = settings.get(name)
+        # PEFT takes one text for a pattern, but the letters of one for parameters
+        one = isinstance(value, str) and name != "target_parameters"
+        texts = [value] if one else value
+        if texts is not None and not (
+            isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        ):
+            yield f"{name} is {value!r}: expected names"
 
 
 def _are_whole(numbers: Any) -> bool:

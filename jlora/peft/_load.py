@@ -83,12 +83,13 @@ def load(
         ((7, 2), 2)
     """
     directory = located(directory)
+    dtype = None if dtype is None else jnp.dtype(dtype)
     if (method := _own_format.method_in(directory)) is not None:
-        return _own_format.load(directory, method, model, names, axes)
+        return _own_format.load(directory, method, model, names, axes, dtype)
     settings, tensors = _read.contents(directory)
     apart = any(_OF_ONE_EXPERT.search(name) for name in tensors)
     known = _names.layout(model, names, axes, apart=apart)
-    file = AdapterFile(settings, tensors, known, None if dtype is None else jnp.dtype(dtype))
+    file = AdapterFile(settings, tensors, known, dtype)
     lora = _nodes(file)
     if not any(node.targeted for node in lora.values()) and not file.problems:
         file.problems.append("no leaf is adapted: expected at least one lora_A and lora_B")

@@ -12,8 +12,6 @@ import numpy as np
 from jlora import _patterns
 from jlora._config import LoraConfig
 
-ALL_LINEAR = "all-linear"
-
 
 def is_target(settings: Mapping[str, Any], module: str) -> bool:
     """Whether ``target_modules`` and all that narrows it down choose the module."""

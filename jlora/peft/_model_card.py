@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,8 +44,8 @@ def card(
 
     run = about.get("settings") or {}
     head = {"library_name": LIBRARY[form], "pipeline_tag": "text-generation"}
-    if base and _hub.is_id(base):
-        head["base_model"] = base.partition("@")[0]
+    if base and (on_hub := _hub.parsed(base)):
+        head["base_model"] = on_hub.name
     lines = [
         "---",
         *(f"{name}: {json.dumps(value)}" for name, value in head.items()),
@@ -60,7 +61,9 @@ def card(
     if scores:
         lines += ["", "## Scores on rows that were held out", "", *_scores(scores)]
     if system := about.get("system"):
-        lines += ["", "## System message of its training", "", "```text", str(system), "```"]
+        fence = _fence(str(system))
+        lines += ["", "## System message of its training", ""]
+        lines += [f"{fence}text", str(system), fence]
     if run:
         shown = {n: v for n, v in run.items() if v not in (None, "", False) and n != "data"}
         few = dict(list(shown.items())[:_MOST_SETTINGS])
@@ -110,6 +113,12 @@ def _for_vllm(settings: Mapping[str, Any]) -> list[str]:
         return [f"vLLM does not honour {', '.join(obstacles)}: merge the adapter for it."]
     rank = settings.get("r")
     return [f"`vllm serve BASE --enable-lora --max-lora-rank {rank} --lora-modules NAME=FOLDER`"]
+
+
+def _fence(text: str) -> str:
+    """What encloses a text in Markdown: more backticks than stand together in it, at least 3."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    return "`" * max(3, longest + 1)
 
 
 def _cell(value: Any) -> str:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from jlora import _paths
+from jlora._frozen_leaf import plain
 from jlora._lowrank import Axes
 from jlora._words import first_few
 
@@ -72,14 +73,14 @@ class Leaf:
         return moved.transpose(np.argsort(self._order))
 
     def base(self) -> Any:
-        """The leaf's own value.
+        """The leaf's own value, an array also where a frozen leaf stands for it.
 
         Raises:
             ValueError: when only its shape is known.
         """
         if isinstance(self.value, jax.ShapeDtypeStruct):
             raise ValueError(f"{self.path}: its value is needed, but only its shape is given")
-        return self.value
+        return plain(self.value)
 
     @property
     def _order(self) -> tuple[int, ...]:
@@ -180,6 +181,11 @@ class Layout:
     def of_leaf(self, path: str) -> list[Parameter]:
         """The parameters that a leaf has a part in."""
         return [p for p in self.parameters.values() if any(q.leaf.path == path for q in p.parts)]
+
+    def is_one_parameter(self, path: str) -> bool:
+        """Whether a leaf is a parameter of torch, whole: no stack of them, no part, no parts."""
+        parameters = self.of_leaf(path)
+        return len(parameters) == 1 and len(parameters[0].parts) == 1
 
     def of_module(self, module: str) -> list[Parameter]:
         return [p for p in self.parameters.values() if p.module == module]

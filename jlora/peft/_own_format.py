@@ -12,7 +12,7 @@ import numpy as np
 
 from jlora._config import LoraConfig
 from jlora._lora_dict import Lora, of_leaves, shared_name, shared_of
-from jlora._lowrank import Axes
+from jlora._lowrank import Axes, promoted
 from jlora._method import Method
 from jlora._node import Node
 from jlora._peft_form import Own
@@ -106,8 +106,9 @@ def load(
     model: Any,
     names: _names.Names | None,
     axes: Mapping[str, Axes] | None,
+    dtype: Any,
 ) -> tuple[Lora, LoraConfig]:
-    """The pair (lora, config) of an adapter in such a format.
+    """The pair (lora, config) of an adapter in such a format, in the file's dtype unless given one.
 
     Raises:
         ValueError: when it is damaged, asks for what the method does not have, or does not fit the
@@ -135,8 +136,11 @@ def load(
         problems.append(f"target_modules {settings['target_modules']!r} finds no module")
     if problems:
         raise _unfit(directory, problems)
+    dtype = dtype or promoted(*(tensor.dtype for tensor in (*tensors.values(), *beside.values())))
     config = LoraConfig(
-        targets=tuple(LoraConfig.pattern_of(path) for path in chosen), method=method, **fields
+        targets=tuple(LoraConfig.pattern_of(path) for path in chosen),
+        method=method,
+        **{"dtype": str(dtype), **fields},
     )
     lora: Lora = {}
     for path, parameters in chosen.items():
@@ -145,7 +149,7 @@ def load(
         spec = leaf_of(path, leaf.value, jax.random.key(0), config, leaf.axes, config.rank)
         stacked: dict[str, Any] = {}
         for name, shape in form.tensors(spec).items():
-            whole = np.zeros((*leaf.stack, *shape), np.float32)
+            whole = np.zeros((*leaf.stack, *shape), dtype)
             for parameter in parameters:
                 full = f"{parameter.module}.{name}"
                 tensor = tensors.pop(full, None)
@@ -157,7 +161,10 @@ def load(
             stacked[name] = jnp.asarray(whole)
         if not problems:
             lora[path] = form.node(spec, stacked)
-    found = {name.removeprefix(_tensors.BESIDE): jnp.asarray(t) for name, t in beside.items()}
+    found = {
+        name.removeprefix(_tensors.BESIDE): jnp.asarray(tensor, dtype)
+        for name, tensor in beside.items()
+    }
     for name, factor in form.read_shared(found).items():
         lora[shared_name(name)] = factor
     shared = shared_of(lora)
@@ -182,6 +189,7 @@ def _settings(directory: Path, form: PeftFormat) -> tuple[dict[str, Any], dict[s
     if _fields.says_something(found.get("modules_to_save")):
         problems.append("modules_to_save: jlora reads it in adapters of LoRA alone")
     settings = {name: found.get(name, default) for name, default in known.items()}
+    problems += _fields.wrong_choice(settings)
     fields: dict[str, Any] = {}
     try:
         fields = form.config(settings)

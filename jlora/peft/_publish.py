@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jlora import _files
 from jlora._config import LoraConfig
 from jlora._lowrank import Axes
 from jlora._node import Node
@@ -31,7 +30,7 @@ def publish(
     axes: Mapping[str, Axes] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes the adapter for PEFT or for mlx-lm, with a model card (README.md).
+    """Writes the adapter for PEFT or for mlx-lm, with a model card (README.md): all of it or none.
 
     Args:
         directory: as for `save`.
@@ -73,18 +72,15 @@ def publish(
     where = _tensors.IN_PEFT
     if format == "mlx":
         known = _names.layout(model, names, axes)
-        layers = model.config.layers if known.is_language_model else 0
+        layers = model.config.layers if known.is_language_model else None
         tensors, written, problems = _write_mlx.contents(tensors, settings, known, layers)
-        if not layers:
-            problems = ["mlx-lm adapts language models alone"]
         if problems:
             raise ValueError(f"the adapter can't be written for mlx-lm:{first_few(problems, 12)}")
         settings, where = {**written, "model": base}, _tensors.Where(_mlx.FILE, "")
     card = _model_card.card(format, base, settings, about or {}, scores or {})
-    _tensors.write(directory, tensors, settings, overwrite=overwrite, where=where)
-    beside = {directory / "README.md": card.encode()}
+    beside = {"README.md": card.encode()}
     if tokenizer_of is not None:
         from jlora.models import tokenizer_files
 
-        beside |= {directory / name: data for name, data in tokenizer_files(tokenizer_of).items()}
-    _files.write_together(beside)
+        beside |= tokenizer_files(tokenizer_of)
+    _tensors.write(directory, tensors, settings, overwrite=overwrite, where=where, beside=beside)

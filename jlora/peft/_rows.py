@@ -42,7 +42,11 @@ def read(file: AdapterFile) -> Lora:
 def _rows_of(file: AdapterFile, module: str, tokens: list[int], lora: Lora) -> None:
     parameter = file.layout.parameters.get(f"{module}.weight")
     rows = file.take(f"{module}{SUFFIX}")
-    if parameter is None or len(parameter.parts) != 1 or not parameter.is_matrix:
+    if (
+        parameter is None
+        or not parameter.is_matrix
+        or not file.layout.is_one_parameter(parameter.parts[0].leaf.path)
+    ):
         file.problems.append(f"{module}: expected a table of rows for tokens")
         return
     leaf = parameter.parts[0].leaf
@@ -51,6 +55,8 @@ def _rows_of(file: AdapterFile, module: str, tokens: list[int], lora: Lora) -> N
     if rows is None or rows.shape != shape:
         got = "missing" if rows is None else f"got {rows.shape}"
         file.problems.append(f"{module}{SUFFIX}: expected {shape}, {got}")
+    elif not tokens:
+        return  # no row trains
     elif max(tokens) >= count:
         file.problems.append(f"{module} has {count} rows: tokens names row {max(tokens)}")
     elif leaf.axes is None or len(leaf.shape) != 2:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from jlora import _hub
 from jlora._config import LoraConfig
 from jlora._lora_dict import check, of_leaves
 from jlora._lowrank import Axes
@@ -98,9 +99,10 @@ def contents(
             "the adapter can't be written in the PEFT format:" + first_few(problems, 12)
         )
     own = model.name if known.is_language_model else None
-    base, _, revision = (base_model or own or "").partition("@")
-    settings["base_model_name_or_path"] = base or None
-    settings["revision"] = revision or None
+    base = base_model or own
+    on_hub = _hub.parsed(base or "")
+    settings["base_model_name_or_path"] = on_hub.name if on_hub else base
+    settings["revision"] = on_hub.revision if on_hub else None
     settings["task_type"] = "CAUSAL_LM" if known.is_language_model else None
     return tensors, settings
 
@@ -166,6 +168,8 @@ class _Adapter:
                 problems.append(self._layout.unclear[path])
             elif form is None or isinstance(form, Own):
                 problems.append(f"{path}: PEFT's LoRA has nothing like {type(lora[path]).__name__}")
+            elif isinstance(form, Rows) and not self._layout.is_one_parameter(path):
+                problems.append(f"{path}: expected one table of torch for rows that train")
             elif low_rank and (axes := lora[path].axes) != leaves[path].axes:  # type: ignore
                 problems.append(
                     f"{path}: the adapter reads it as {axes}, the names as {leaves[path].axes}"

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -83,8 +84,9 @@ def write(
     *,
     overwrite: bool,
     where: Where = IN_PEFT,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
-    """Writes both files; neither takes its place before both are complete.
+    """Writes both files, and those ``beside`` them; none takes its place before all are complete.
 
     Names of tensors are those in the model; one that begins with `BESIDE` stands beside it.
 
@@ -113,11 +115,10 @@ def write(
         metadata={"format": "pt"},
     )
     text = json.dumps(dict(sorted(settings.items())), indent=2, ensure_ascii=False)
-    _files.require_room(directory, len(content) + len(text))
+    files = {where.file: content, _fields.FILE: text.encode(), **beside}
+    _files.require_room(directory, sum(map(len, files.values())))
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{directory} could not be made: {error.strerror}") from error
-    _files.write_together(
-        {directory / where.file: content, directory / _fields.FILE: text.encode()}
-    )
+    _files.write_together({directory / name: content for name, content in files.items()})

@@ -11,8 +11,6 @@ from jlora.peft import _names, _own_format, _read, _tied, _whole_leaves
 from jlora.peft._file import AdapterFile
 from jlora.peft._load import located
 
-_EMBED, _HEAD = "embed/embedding", "head/kernel"
-
 
 def vocabulary(directory: str | Path, model: Any) -> Any:
     """The `jlora.models.Vocabulary` that the model needs before the adapter fits it.
@@ -49,7 +47,7 @@ def vocabulary(directory: str | Path, model: Any) -> Any:
         ...     jlora.peft.vocabulary(folder, model)  # no tokens were added
         Vocabulary(rows={}, untied=False)
     """
-    from jlora.models import Vocabulary
+    from jlora.models._vocabulary import EMBED, HEAD, Vocabulary
 
     directory = located(directory)
     if _own_format.method_in(directory) is not None:
@@ -57,20 +55,20 @@ def vocabulary(directory: str | Path, model: Any) -> Any:
     settings, tensors = _read.contents(directory)
     file = AdapterFile(settings, tensors, _names.layout(model, None, None), None)
     untied = _tied.differing(file) is not None
-    embedding = model.stored[_EMBED].name.removesuffix(".weight")
+    embedding = model.stored[EMBED].name.removesuffix(".weight")
     rows: dict[str, np.ndarray] = {}
     now = model.config.vocabulary
     found = _added(file, embedding, now)
     if found is not None:
-        rows[_EMBED] = found
+        rows[EMBED] = found
     if not model.config.tied:
         if (head := _added(file, _names.HEAD, now)) is not None:
-            rows[_HEAD] = head
+            rows[HEAD] = head
         elif found is not None:
             raise ValueError(f"{directory}: {embedding} has more rows than {_names.HEAD}")
     elif untied and found is not None:
         head = _added(file, _names.HEAD, now)
-        rows[_HEAD] = found if head is None else head
+        rows[HEAD] = found if head is None else head
     return Vocabulary(rows, untied)
 
 

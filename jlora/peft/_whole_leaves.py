@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 
 from jlora._lora_dict import Lora
+from jlora._lowrank import promoted
 from jlora._methods import WholeWeight
 from jlora.peft import _matching
 from jlora.peft._file import AdapterFile
-from jlora.peft._names import Parameter
+from jlora.peft._names import Leaf, Parameter, Part
 
 BASE_COPY = ".base_layer.weight"
 _BASE_BIAS = ".base_layer.bias"
@@ -17,7 +20,7 @@ _BASE_BIAS = ".base_layer.bias"
 
 def read(file: AdapterFile) -> Lora:
     """The nodes of all leaves that the file has whole; what is wrong goes to its problems."""
-    values: dict[str, np.ndarray] = {}
+    found: dict[str, list[tuple[Part, np.ndarray]]] = {}
     for name in list(file.left):
         copied = name.endswith(BASE_COPY)
         inside = ".base_layer." if name.endswith((BASE_COPY, _BASE_BIAS)) else "."
@@ -38,15 +41,25 @@ def read(file: AdapterFile) -> Lora:
             continue
         ours = parameter.from_torch(tensor)
         for part in parameter.parts:
-            leaf = part.leaf
-            if leaf.path not in values:
-                values[leaf.path] = leaf.matrices(leaf.base()).astype(tensor.dtype)
-            values[leaf.path][part.layer][..., part.ours] = ours[..., part.theirs]
+            found.setdefault(part.leaf.path, []).append((part, ours[..., part.theirs]))
     _check_saved(file)
     return {
-        path: WholeWeight(jnp.asarray(file.layout.leaves[path].from_matrices(value)))
-        for path, value in values.items()
+        path: WholeWeight(jnp.asarray(_joined(file.layout.leaves[path], pieces)))
+        for path, pieces in found.items()
     }
+
+
+def _joined(leaf: Leaf, pieces: list[tuple[Part, np.ndarray]]) -> np.ndarray:
+    """The leaf's value: the file's pieces of it, the base's elsewhere, and none of them rounded."""
+    dtype = promoted(*(piece.dtype for _, piece in pieces))
+    if sum(piece.size for _, piece in pieces) == math.prod(leaf.shape):
+        value = leaf.matrices(np.zeros(leaf.shape, dtype))
+    else:
+        base = np.asarray(leaf.base())
+        value = leaf.matrices(base).astype(promoted(dtype, base.dtype))
+    for part, piece in pieces:
+        value[part.layer][..., part.ours] = piece
+    return leaf.from_matrices(value)
 
 
 def _is_base(file: AdapterFile, parameter: Parameter, tensor: np.ndarray) -> bool:

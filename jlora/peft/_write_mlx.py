@@ -31,12 +31,25 @@ _PARTS = {
 
 
 def contents(
-    tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any], layout: Layout, layers: int
+    tensors: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
+    layout: Layout,
+    layers: int | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
     """The tensors and the configuration, or what mlx-lm has nothing like.
 
     Ranks are filled up with zeros to the highest; where scalings differ, B takes the difference.
+
+    Args:
+        tensors: as for PEFT, by their names in the model.
+        settings: all fields of PEFT's configuration.
+        layout: of the model.
+        layers: how many the model has; None where it is no language model.
     """
+    if layers is None:
+        return {}, {}, ["mlx-lm adapts language models alone"]
+    if (kind := settings["peft_type"]) != "LORA":
+        return {}, {}, [f"it is of the type {kind}: mlx-lm has LoRA and DoRA alone"]
     problems = [
         f"{name} is {settings[name]!r}: mlx-lm has nothing like it"
         for name, nothing in _NOTHING.items()

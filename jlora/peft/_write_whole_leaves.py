@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora._peft_form import Rows, Whole
-from jlora.peft import _names
+from jlora.peft import _names, _rows
 from jlora.peft._names import Layout, Parameter
 from jlora.peft._pairs import Pair
 from jlora.peft._short_names import short_ends
@@ -35,12 +35,11 @@ class WholeLeafWriter:
         tokens: dict[str, list[int]] = {}
         for path, form in self._tables.items():
             [parameter] = self._layout.of_leaf(path)
-            table = np.asarray(self._layout.leaves[path].base(), np.float32)
-            rows = np.take(table, form.tokens, axis=form.vocabulary)
+            table = np.asarray(self._layout.leaves[path].base())
+            rows = np.take(table, form.tokens, axis=form.vocabulary).astype(np.float32)
             rows = rows.T if form.vocabulary == 1 else rows
             rows = rows + np.asarray(form.delta)
-            name = f"{parameter.module}.token_adapter.trainable_tokens_delta"
-            tensors[name] = rows.astype(jnp.dtype(self._dtype))
+            tensors[f"{parameter.module}{_rows.SUFFIX}"] = rows.astype(jnp.dtype(self._dtype))
             tokens[parameter.module] = list(form.tokens)
         return tokens
 

@@ -4,7 +4,15 @@ import importlib
 import inspect
 from typing import Any
 
-ROOMS = ("jlora", "jlora.extend", "jlora.checkpoint", "jlora.peft", "jlora.models", "jlora.data")
+ROOMS = (
+    "jlora",
+    "jlora.extend",
+    "jlora.checkpoint",
+    "jlora.peft",
+    "jlora.models",
+    "jlora.data",
+    "jlora.trainer",
+)
 
 
 def public_names(room: str) -> dict[str, Any]:

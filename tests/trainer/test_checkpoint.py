@@ -1,6 +1,7 @@
 import contextlib
 import json
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -276,6 +277,109 @@ def test_a_run_goes_on_from_its_last_state(tmp_path):
     assert kept == [2, 3]
     again.begin({"rank": 4})
     assert again.latest_step is None
+
+
+def damages(folder):
+    """(name, what damages the folder) for each file in it, and for the folder itself."""
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
+        name, content = path.relative_to(folder).as_posix(), path.read_bytes()
+        flipped = content[:-1] + bytes([content[-1] ^ 1]) if content else b"x"
+        half = content[: len(content) // 2]
+        yield f"{name} with a bit flipped", lambda path=path, to=flipped: path.write_bytes(to)
+        yield f"{name} cut", lambda path=path, to=half: path.write_bytes(to)
+        yield f"{name} gone", lambda path=path: path.unlink()
+    yield "another file", lambda: (folder / "more").write_text("")
+    yield "a folder of files that were lost", lambda: shutil.rmtree(folder / "default")
+
+
+def test_a_damaged_state_is_passed_over_for_the_newest_good_one(tmp_path):
+    run = checkpoint.Run(tmp_path / "run", keep=3)
+    run.begin({"rank": 3})
+    values = {step: {"a": jnp.arange(7.0) * step, "n": jnp.int32(step)} for step in (1, 2, 3)}
+    for step, each in values.items():
+        run.save(step, each)
+    run.close()
+    count = len(list(damages(run.directory / "checkpoints" / "3")))
+    assert count > 20
+    for at in range(count):
+        folder = tmp_path / f"damaged-{at}"
+        shutil.copytree(run.directory, folder)
+        name, damage = list(damages(folder / "checkpoints" / "3"))[at]
+        content = (folder / "checkpoints" / "3" / "seal.json").read_bytes()
+        damage()
+        said = []
+        step, got = checkpoint.Run(folder).restore(values[3], say=said.append)
+        seal = folder / "checkpoints" / "3" / "seal.json"
+        if step == 3:  # nothing but the white space of the seal
+            assert "seal.json with a bit flipped" in name
+            assert json.loads(seal.read_bytes()) == json.loads(content)
+        else:
+            assert step == 2, name
+            assert len(said) == 1
+            assert "the checkpoint of step 3" in said[0]
+            assert "going on from the one of step 2" in said[0]
+            assert not seal.parent.exists()
+        assert_same(got, values[step])
+
+
+def test_states_that_changed_places_are_not_taken_for_each_other(tmp_path):
+    runs = [checkpoint.Run(tmp_path / name) for name in ("one", "other")]
+    value = {"a": jnp.arange(7.0)}
+    for rank, run in enumerate(runs):
+        run.begin({"rank": rank})
+        run.save(1, value)
+        run.save(2, value)
+        run.close()
+    one, other = (run.directory / "checkpoints" for run in runs)
+    shutil.rmtree(one / "2")
+    shutil.copytree(one / "1", one / "2")
+    shutil.rmtree(other / "1")
+    shutil.copytree(one / "1", other / "1")
+    said = []
+    assert checkpoint.Run(runs[0].directory).restore(value, say=said.append)[0] == 1
+    assert "(it is the state of step 1)" in said[0]
+    shutil.rmtree(other / "2")
+    with pytest.raises(ValueError, match=r"every checkpoint .* step 1: it is another run's"):
+        checkpoint.Run(runs[1].directory).restore(value)
+
+
+def test_a_folder_is_held_by_one_process_and_free_once_it_died(tmp_path):
+    folder = tmp_path / "run"
+    code = (
+        "import sys, time; from jlora import checkpoint\n"
+        "with checkpoint.Run(sys.argv[1]).locked():\n"
+        "    print('held', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with (
+            pytest.raises(ValueError, match=f"is being written by process {process.pid} on "),
+            checkpoint.Run(folder).locked(),
+        ):
+            pass
+        process.kill()
+    run = checkpoint.Run(folder)
+    with run.locked():
+        run.claim()
+        run.begin({})
+    assert run.begun
+    with checkpoint.Run(tmp_path / "unused" / "run").locked():
+        pass
+    assert not (tmp_path / "unused" / "run").exists()
+
+
+def test_what_an_interrupted_start_left_is_in_nobodys_way(tmp_path):
+    (tmp_path / ".run.json.4711").write_text("{")
+    checkpoint.Run(tmp_path).claim()
+
+
+def test_a_run_of_a_newer_version_is_refused(tmp_path):
+    run = checkpoint.Run(tmp_path)
+    run.begin({"rank": 3})
+    (tmp_path / "run.json").write_text('{"format": 3}')
+    with pytest.raises(ValueError, match=r"format version 3: this jlora reads versions up to 2"):
+        _ = run.settings
 
 
 def test_a_folder_that_is_taken_is_told_in_the_librarys_own_words(tmp_path):

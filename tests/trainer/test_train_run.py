@@ -8,8 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 import train
-from jlora import checkpoint, monitor
+from jlora import checkpoint, data, monitor
 
 ROOT = Path(train.__file__).parent
 
@@ -81,28 +84,98 @@ def test_sigterm_saves_and_leaves_cleanly(flags, tmp_path):
     assert checkpoint.Run(out).latest_step == len(losses(out)) >= 2
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
-    flags, tmp_path, monkeypatch, capsys
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes the batches of these steps, counted from 1, ones whose loss is no number."""
+
+    def poison(*steps):
+        whole = data.Batches.__call__
+
+        def batch(batches, number):
+            made = whole(batches, number)
+            return made | {"weights": made["weights"] * np.nan} if number + 1 in steps else made
+
+        monkeypatch.setattr(data.Batches, "__call__", batch)
+
+    return poison
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_state(
+    flags, finished, tmp_path, monkeypatch, capsys, poisoned
 ):
-    update = train.update_step
-
-    def broken(job):
-        step_fn, calls = update(job), iter(range(99))
-
-        def step(*args):
-            lora, opt_state, values = step_fn(*args)
-            return lora, opt_state, values | {"loss": math.nan if next(calls) == 4 else 1.0}
-
-        return step
-
-    monkeypatch.setattr(train, "update_step", broken)
     out = tmp_path / "run"
-    assert train.main([*flags, f"--out={out}"]) == 1
+    with monkeypatch.context() as patch:
+        whole = data.Batches.__call__
+        poisoned(5)
+        assert train.main([*flags, f"--out={out}"]) == 1
+        patch.setattr(data.Batches, "__call__", whole)
+        told = capsys.readouterr().err
+        assert "at step 5 the loss is nan" in told
+        assert f"{out}/not-finite-5.json holds the rows" in told
+        assert "The checkpoint of step 4" in told
+        assert "Try a --learning-rate below 0.003" in told
+        written = json.loads((out / "not-finite-5.json").read_text())
+        assert len(written["rows"]) == 4
+        assert all("?" in row for row in written["rows"])
+        assert train.main([f"--out={out}", "--resume"]) == 0
+    assert losses(out) == losses(finished)
+
+
+def test_a_batch_whose_loss_is_no_number_is_skipped_when_asked(flags, tmp_path, capsys, poisoned):
+    out = tmp_path / "run"
+    poisoned(3, 5)
+    assert train.main([*flags, f"--out={out}", "--on-nonfinite=skip"]) == 0
+    seen = losses(out)
+    assert [step for step, loss in enumerate(seen, 1) if math.isnan(loss)] == [3, 5]
+    assert len(seen) == 8
+    assert {path.name for path in out.glob("not-finite-*")} == {
+        "not-finite-3.json",
+        "not-finite-5.json",
+    }
+    assert "step 3: the loss is nan" in capsys.readouterr().err
+
+
+def test_a_run_of_such_batches_ends_though_they_are_skipped(flags, tmp_path, capsys, poisoned):
+    out = tmp_path / "run"
+    poisoned(*range(3, 99))
+    assert train.main([*flags, "--steps=20", f"--out={out}", "--on-nonfinite=skip"]) == 1
     told = capsys.readouterr().err
-    assert "at step 5 the loss is nan" in told
-    assert "The checkpoint of step 3" in told
-    assert "Try a --learning-rate below 0.003" in told
-    assert checkpoint.Run(out).latest_step == 3
+    assert "at step 12 the loss is nan" in told
+    assert "for the 10th time in a row" in told
+    assert "The checkpoint of step" in told
+
+
+def test_a_second_process_on_the_same_folder_is_told_who_holds_it(flags, tmp_path, capsys):
+    out = tmp_path / "run"
+    with checkpoint.Run(out).locked():
+        assert train.main([*flags, f"--out={out}"]) == 2
+        assert f"{out} is being written by process {os.getpid()} on" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_an_interrupted_preparation_leaves_one_line_and_no_folder(
+    flags, tmp_path, capsys, monkeypatch
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "prepare", interrupted)
+    out = tmp_path / "run"
+    assert train.main([*flags, f"--out={out}"]) == 130
+    assert capsys.readouterr().err == "train.py: interrupted before the first step\n"
+    assert not out.exists()
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    array = max((out / "checkpoints" / "8").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(array.read_bytes())
+    content[len(content) // 2] ^= 1
+    array.write_bytes(content)
+    assert train.main([f"--out={out}", "--resume"]) == 0
+    assert f"the checkpoint of step 8 in {out} is damaged" in capsys.readouterr().out
+    assert losses(out) == losses(finished)
 
 
 def test_overwrite_begins_afresh(flags, finished, tmp_path):

@@ -10,20 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jlora._lift._movement import Movement, unmoved
+from jlora._lift._decline import Decline
+from jlora._lift._movement import Movement, relabel, unmoved
+from jlora._lift._operands import bases, gains, refuse_form, refuse_gain
 from jlora._lift._sums import Squares
+from jlora._lift._term import Term
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import (
-    Decline,
-    Term,
-    Weight,
-    bases,
-    gains,
-    put_together,
-    refuse_form,
-    refuse_gain,
-    relabel,
-)
+from jlora._lift._weight import Weight, put_together
 from jlora._lowrank import Factor, promoted
 
 

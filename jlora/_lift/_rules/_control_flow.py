@@ -15,9 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from jlora._lift import _jax
+from jlora._lift._base import Base
 from jlora._lift._movement import with_new, without
+from jlora._lift._operands import fold_in
+from jlora._lift._term import Term
 from jlora._lift._walk import PRODUCTS, RULES, Walk, rule
-from jlora._lift._weight import Base, Term, Weight, fold_in
+from jlora._lift._weight import Weight
 from jlora._lowrank import RANK, Factor
 
 

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora._lift import _jax
+from jlora._lift._decline import Decline
 from jlora._lift._rules._products import report_factored
 from jlora._lift._sums import ProductSum
+from jlora._lift._term import Term
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import Decline, Term, Weight
+from jlora._lift._weight import Weight
 from jlora._lowrank import RANK, Factor, scaled
 
 Parts = tuple[Factor, Factor, Factor | None]

@@ -11,8 +11,9 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jlora._lift import _jax
+from jlora._lift._decline import Decline
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import Decline, Weight
+from jlora._lift._weight import Weight
 
 
 @rule(

@@ -9,9 +9,12 @@ import jax
 from jax import lax
 
 from jlora import _placement
+from jlora._lift._decline import Decline
 from jlora._lift._movement import unmoved
+from jlora._lift._operands import fold_in
+from jlora._lift._term import Term
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import Decline, Term, Weight, fold_in
+from jlora._lift._weight import Weight
 from jlora._lowrank import Factor
 
 

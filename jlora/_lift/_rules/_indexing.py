@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jlora._lift._movement import Movement, unmoved, without
+from jlora._lift._base import Base
+from jlora._lift._decline import Decline
+from jlora._lift._movement import Movement, relabel, unmoved, without
+from jlora._lift._term import Term
 from jlora._lift._walk import Walk, rule
 from jlora._lift._watched import is_rows
-from jlora._lift._weight import Base, Decline, Term, Weight, relabel
+from jlora._lift._weight import Weight
 from jlora._lowrank import RANK, Factor, along
 
 Ranges = dict[int, tuple[int, int, int]]  # from a dimension to start, limit and stride

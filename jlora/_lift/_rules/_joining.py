@@ -9,18 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jlora._lift._movement import unmoved, with_new
+from jlora._lift._decline import Decline
+from jlora._lift._movement import relabel, unmoved, with_new
+from jlora._lift._operands import bases, gains, refuse_form
+from jlora._lift._term import Term
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import (
-    Decline,
-    Term,
-    Weight,
-    bases,
-    gains,
-    put_together,
-    refuse_form,
-    relabel,
-)
+from jlora._lift._weight import Weight, put_together
 from jlora._lowrank import Factor
 
 

@@ -8,9 +8,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jlora._lift._movement import Movement, unmoved, without
+from jlora._lift._decline import Decline
+from jlora._lift._movement import Movement, relabel, unmoved, without
+from jlora._lift._operands import refuse_form
+from jlora._lift._term import Term
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import Decline, Term, Weight, refuse_form, relabel
+from jlora._lift._weight import Weight
 from jlora._lowrank import RANK, Factor
 
 

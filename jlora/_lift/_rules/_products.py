@@ -13,9 +13,11 @@ from jax import lax
 
 from jlora import _placement
 from jlora._lift import _jax
+from jlora._lift._decline import Decline
 from jlora._lift._sums import ProductSum
+from jlora._lift._term import Term, padded
 from jlora._lift._walk import Walk, rule
-from jlora._lift._weight import Decline, Term, Weight, gained, padded
+from jlora._lift._weight import Weight, gained
 from jlora._lowrank import RANK, Factor, along, scaled
 
 Labels = tuple[int, ...]

@@ -170,9 +170,15 @@ def prompt_of(model: Any, row: Sequence[Any], max_new_tokens: int) -> list[int]:
     """The tokens before the answer to a conversation.
 
     Raises:
-        ValueError: when they and the answer are longer than the model's positions.
+        ValueError: when there are none, or they and the answer are longer than the model's
+            positions.
     """
     prompt = model.tokenizer.encode(model.tokenizer.render(row, add_generation_prompt=True))
+    if not prompt:
+        raise ValueError(
+            f"the chat template of {model.name} writes nothing of the conversation: expected at "
+            "least one token to go on from"
+        )
     if len(prompt) + max_new_tokens > model.config.max_length:
         raise ValueError(
             f"a prompt of {len(prompt)} tokens and an answer of {max_new_tokens} are longer than "
@@ -181,10 +187,11 @@ def prompt_of(model: Any, row: Sequence[Any], max_new_tokens: int) -> list[int]:
     return prompt
 
 
-def check(max_new_tokens: int, seed: int) -> None:
+def check(max_new_tokens: int, seed: int, batch_size: int = 1) -> None:
     """Raises ValueError for a number that no answer can have."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
+    for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}: expected at least 1")
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
         raise ValueError(f"seed is {seed}: expected a whole number from 0 to 2**32 - 1")
 
@@ -223,8 +230,8 @@ def answer(
 
     Raises:
         ValueError: when a prompt and its answer are longer than the model's positions,
-            ``max_new_tokens`` or ``seed`` is out of its range, ``stop`` holds an empty string, or
-            the model has no chat template.
+            ``max_new_tokens``, ``batch_size`` or ``seed`` is out of its range, ``stop`` holds an
+            empty string, or the model's chat template refuses a conversation.
 
     Example:
         >>> import jax
@@ -244,7 +251,7 @@ def answer(
         >>> len(answers)
         1
     """
-    check(max_new_tokens, seed)
+    check(max_new_tokens, seed, batch_size)
     stops = stops_of(model.tokenizer, stop)
     prompts = [prompt_of(model, row, max_new_tokens) for row in rows]
     rules = Rules(np.array(stops.tokens, np.int32), sampling.numbers())

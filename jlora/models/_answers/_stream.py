@@ -86,7 +86,7 @@ def stream(
     Raises:
         ValueError: when the prompt and its answer are longer than the model's positions,
             ``max_new_tokens`` or ``seed`` is out of its range, ``stop`` holds an empty string, or
-            the model has no chat template.
+            the model's chat template refuses the conversation.
 
     Example:
         >>> import jax

@@ -36,6 +36,7 @@ def read(
     Raises:
         ValueError: when one can't be read.
     """
+    own = None
     if tokenizer_of is not None:
         own = _own_tokenizer.beside(tokenizer_of, opened.tokenizer, opened.config.vocabulary)
         opened = opened if own is None else dataclasses.replace(opened, tokenizer=own)
@@ -50,18 +51,10 @@ def read(
         settings["vocab_size"] = opened.config.vocabulary
     if not opened.config.tied:
         settings["tie_word_embeddings"] = False
-    copied = _copied(where, _COPIED)
-    if tokenizer_of is not None:
-        copied |= _own_tokenizer.tokenizer_files(tokenizer_of)
+    copied = _own_tokenizer.files_of(where, _COPIED)
+    if tokenizer_of is not None and own is not None:
+        copied = _own_tokenizer.in_place_of(copied, tokenizer_of, own)
     return {"config.json": _json(settings), **copied}
-
-
-def _copied(folder: Path, patterns: tuple[str, ...]) -> dict[str, bytes]:
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    try:
-        return {path.name: path.read_bytes() for path in files if path.is_file()}
-    except OSError as error:
-        raise ValueError(f"{folder} can't be read: {error}") from None
 
 
 def provenance(source: str | Path, lora: Mapping[str, Node], metadata: Mapping[str, Any]) -> bytes:

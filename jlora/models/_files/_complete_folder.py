@@ -17,6 +17,8 @@ MARK = "jlora.json"  # in every folder that is written here, and in no other
 def claim(out: Path, *, overwrite: bool, sources: tuple[Path, ...]) -> Path:
     """The folder's own path, links followed, once it may be written; nothing is written yet.
 
+    What a process that was killed had moved aside stands there again.
+
     Args:
         out: the folder to be.
         overwrite: whether it may replace a folder that was written here.
@@ -30,6 +32,7 @@ def claim(out: Path, *, overwrite: bool, sources: tuple[Path, ...]) -> Path:
         source = source.resolve()
         if out == source or out in source.parents:
             raise ValueError(f"{out} is what is read, or holds it: choose another folder")
+    _put_back(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: expected a folder")
     if out.exists() and any(out.iterdir()):
@@ -49,7 +52,9 @@ def complete(out: Path, needed: int) -> Iterator[Path]:
     """A folder beside ``out`` to write in, which takes its place when the block ends without error.
 
     Until then ``out`` stays as it is. A process that is killed leaves a hidden folder
-    ``.<name>.unfinished-<process>``, which the next one removes.
+    ``.<name>.unfinished-<process>``, which the next one removes. Killed in the moment of the
+    change, it leaves what stood there as ``.<name>.former-<process>``; the next `claim` puts it
+    back.
 
     Args:
         out: from `claim`.
@@ -64,8 +69,8 @@ def complete(out: Path, needed: int) -> Iterator[Path]:
         if problem := lack_of_room(out, needed):
             raise OSError(0, problem)
         aside = out.with_name(f".{out.name}.unfinished-{os.getpid()}")
+        aside.mkdir()
         try:
-            aside.mkdir()
             yield aside
             _replace(out, aside)
         finally:
@@ -78,7 +83,7 @@ def _replace(out: Path, aside: Path) -> None:
     if not out.exists():
         aside.rename(out)
         return
-    former = aside.with_name(f"{aside.name}-former")
+    former = out.with_name(f".{out.name}.former-{os.getpid()}")
     out.rename(former)
     try:
         aside.rename(out)
@@ -88,15 +93,32 @@ def _replace(out: Path, aside: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
+def _put_back(out: Path) -> None:
+    """What stood at ``out`` before a process was killed that had moved it aside."""
+    if not out.exists() and out.parent.is_dir() and (former := _left_over(out, "former")):
+        former[0].rename(out)
+
+
 def _remove_left_over(out: Path) -> None:
     """What processes that were killed left behind."""
-    for path in out.parent.glob(f".{out.name}.unfinished-*"):
-        number = path.name.rpartition("unfinished-")[2]
-        if number.isdigit() and not _runs(int(number)):
-            shutil.rmtree(path, ignore_errors=True)
+    for path in (*_left_over(out, "unfinished"), *_left_over(out, "former")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _left_over(out: Path, what: str) -> list[Path]:
+    found = [path for path in out.parent.iterdir() if path.name.startswith(f".{out.name}.{what}-")]
+    numbers = [path.name.rpartition("-")[2] for path in found]
+    return [
+        path
+        for path, number in zip(found, numbers, strict=True)
+        if number.isdigit() and not _runs(int(number))
+    ]
 
 
 def _runs(process: int) -> bool:
+    """Whether another process has this number: in a container the next one often gets it again."""
+    if process == os.getpid():
+        return False
     if sys.platform == "win32":  # os.kill would end it
         return True
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ FILES = (
     "vocab.*",
     "merges.txt",
     "chat_template*",
+)
+_BESIDE_TOKENIZER_JSON = (
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.*",
+    "merges.txt",
 )
 _OTHER_FORMS = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 
@@ -111,12 +119,44 @@ def tokenizer_files(directory: str | Path) -> dict[str, bytes]:
         ...     models.tokenizer_files(folder)
         {'chat_template.jinja': b'{{ messages }}'}
     """
-    directory = Path(directory)
-    files = sorted({path for pattern in FILES for path in directory.glob(pattern)})
+    return files_of(Path(directory), FILES)
+
+
+def files_of(directory: Path, patterns: Sequence[str]) -> dict[str, bytes]:
+    """The contents of a folder's files of these patterns, by name.
+
+    Raises:
+        ValueError: when one can't be read.
+    """
+    files = sorted({path for pattern in patterns for path in directory.glob(pattern)})
     try:
         return {path.name: path.read_bytes() for path in files if path.is_file()}
     except OSError as error:
         raise ValueError(f"{directory} can't be read: {error}") from None
+
+
+def in_place_of(
+    files: Mapping[str, bytes], directory: Path, tokenizer: Tokenizer
+) -> dict[str, bytes]:
+    """A base's files with those of the folder in place of its tokenizer's.
+
+    Args:
+        files: the base's, by name.
+        directory: the adapter's folder.
+        tokenizer: what `beside` made of the two. Its template is written where it is looked for
+            first, whichever of the files it came from.
+    """
+    template = tokenizer.template
+    first = {} if template is None else {"chat_template.jinja": template.encode()}
+    own = tokenizer_files(directory)
+    if "tokenizer.json" not in own:  # the base's, and all that its files say of it
+        return {**files, **first}
+    kept = {
+        name: content
+        for name, content in files.items()
+        if not any(fnmatch.fnmatch(name, form) for form in _BESIDE_TOKENIZER_JSON)
+    }
+    return {**kept, **own, **first}
 
 
 def _check_without(directory: Path, base: Tokenizer) -> None:

@@ -122,7 +122,8 @@ def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
         dtype: of the parameters; buffers are float32.
 
     Raises:
-        ValueError: when the file does not hold the tensors that its configuration asks for.
+        ValueError: when the file does not hold the tensors that its configuration asks for, or a
+            weight has no finite value in ``dtype``.
     """
     opened.check()
     opened.check_head()
@@ -132,9 +133,23 @@ def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
         leaf = np.empty(shape, jnp.dtype(jnp.float32 if wide else dtype))
         for at, layer in enumerate(layers_of(path, shape)):
             one = opened.layer(path, layer, per_layer(path, shape))
-            leaf[at if stacked(path) else ...] = one
+            place = at if stacked(path) else ...
+            with np.errstate(over="ignore"):  # said below
+                leaf[place] = one
+            if overflowed(one, leaf[place]):
+                raise ValueError(
+                    f"{opened.where}: {path} has values that {leaf.dtype.name} can't hold: load it "
+                    "as bfloat16 or float32"
+                )
         params[path] = jnp.asarray(leaf)
     return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def overflowed(weight: np.ndarray, cast: np.ndarray) -> bool:
+    """Whether a cast has lost a finite value, which a narrower range alone can do."""
+    if jnp.finfo(cast.dtype).max >= jnp.finfo(weight.dtype).max:
+        return False
+    return bool(np.isfinite(weight).all()) and not np.isfinite(cast).all()
 
 
 class _Read(Mapping[str, np.ndarray]):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jlora._words import one_line
 from jlora.models._text._renderer import RefusedError, Rendered, rendered
 
 Message = Mapping[str, Any]
@@ -42,8 +43,10 @@ def written(
     that the model may call are the first message's ``tools``.
 
     Raises:
-        ValueError: when the template refuses the messages in each form, or takes too long.
+        ValueError: when a message has no role, or the template refuses the messages in each form or
+            takes too long.
     """
+    _check(messages)
     takes_text, takes_parts = _contents(template, tuple(special.items()), now)
     developer = "system" if "developer" not in template else "developer"
     first: RefusedError | None = None
@@ -69,6 +72,15 @@ def written(
         first = first or RefusedError("it writes tool calls' arguments as Python, not as JSON")
     assert first is not None
     raise first
+
+
+def _check(messages: Sequence[Message]) -> None:
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ValueError(
+                f"message {number} is {one_line(repr(message), 60)}: expected "
+                '{"role": ..., "content": ...}'
+            )
 
 
 def text_of(content: Any) -> str:

@@ -21,6 +21,9 @@ def today() -> str:
 class Tokenizer:
     """A model's tokenizer and chat template.
 
+    Raises:
+        ValueError: when ``date`` is no date such as 2026-11-27.
+
     Example:
         >>> import tokenizers
         >>> from jlora import models
@@ -39,6 +42,12 @@ class Tokenizer:
     begin: str = ""  # the special token that the tokenizer puts before every text, if it does
     rows: int | None = None  # of the embedding: no token may be beyond it
     date: str = dataclasses.field(default_factory=today)  # for templates that print it
+
+    def __post_init__(self):
+        try:
+            datetime.datetime.fromisoformat(self.date)
+        except (ValueError, TypeError):
+            raise ValueError(f"date is {self.date!r}: expected one such as 2026-11-27") from None
 
     def encode(self, text: str) -> list[int]:
         """The tokens of the text; special tokens in it are recognised, none are added.

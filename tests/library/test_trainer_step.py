@@ -1,0 +1,281 @@
+"""A step is the update that plain optax makes: every setting of it, three steps written out."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+import jlora
+from jlora import trainer
+
+KEY = jax.random.key(7)
+STEPS = 3
+PEAK = 0.05
+
+
+def losses(params, batch):
+    """Squared errors of a layer and a bias, over rows that count."""
+    errors = (jnp.tanh(batch["x"] @ params["kernel"]) - batch["y"]) ** 2
+    return (errors.sum(-1) * batch["weights"]).sum(), batch["weights"].sum()
+
+
+def batch_of(number, weights=(1, 1, 0, 1, 1, 1)):
+    x, y = (
+        np.random.default_rng([number, width]).normal(size=(6, width)).astype(np.float32)
+        for width in (7, 5)
+    )
+    return {"x": x, "y": y, "weights": np.asarray(weights, np.float32)}
+
+
+def split(method="lora"):
+    config = jlora.LoraConfig(targets="kernel", rank=3, alpha=6, method=method)
+    params = {"kernel": jax.random.normal(KEY, (7, 5))}
+    frozen, lora = jlora.split(params, config, KEY)
+    node = dataclasses.replace(lora["kernel"], b=jax.random.normal(KEY, (3, 5)))
+    return frozen, {"kernel": node}
+
+
+def rate(count, schedule="cosine", steps=STEPS):
+    """The learning rate of the update after ``count`` others, by hand: one of warm-up."""
+    if count == 0:
+        return PEAK
+    return {
+        "cosine": PEAK * (1 + np.cos(np.pi * (count - 1) / (steps - 1))) / 2,
+        "linear": PEAK * (1 - (count - 1) / (steps - 1)),
+        "constant": PEAK,
+    }[schedule]
+
+
+def by_hand(lora, frozen, *, optimizer="adamw", decay=0.0, clip=0.0, plus=1.0, freeze_a=False):
+    """A and B after three updates, with optax's own parts and nothing of jlora's."""
+    node = lora["kernel"]
+    trained = {"a": node.a, "b": node.b}
+    direction = {
+        "adamw": optax.scale_by_adam(),
+        "lion": optax.scale_by_lion(),
+        "sgd": optax.identity(),
+        "muon": optax.chain(optax.contrib.muon(1.0), optax.scale(-1.0)),
+        "adafactor": optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
+    }[optimizer]
+    state = direction.init(trained)
+    for number in range(STEPS):
+        batch = batch_of(number)
+
+        def mean(trained, batch=batch):
+            total, count = losses(
+                {"kernel": frozen["kernel"] + 2 * trained["a"] @ trained["b"]}, batch
+            )
+            return total / count
+
+        grads = jax.grad(mean)(trained)
+        if freeze_a:
+            grads["a"] = jnp.zeros_like(grads["a"])
+        if clip:
+            norm = jnp.sqrt(sum((g**2).sum() for g in grads.values()))
+            assert norm > clip
+            grads = {name: g * clip / norm for name, g in grads.items()}
+        moves, state = direction.update(grads, state, trained)
+        for name, faster in (("a", 1.0), ("b", plus)):
+            if not (freeze_a and name == "a"):
+                move = moves[name] + decay * trained[name]
+                trained[name] = trained[name] - rate(number) * faster * move
+    return trained
+
+
+def three_steps(frozen, lora, tx, **options):
+    step = trainer.make_step(jlora.lift(losses), tx, **options)
+    state = trainer.init(lora, tx, KEY)
+    for number in range(STEPS):
+        state, metrics = step(frozen, state, batch_of(number))
+        assert metrics["finite"]
+    return state
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"decay": 0.3},
+        {"clip": 0.2},
+        {"plus": 4.0},
+        {"freeze_a": True, "clip": 0.2},
+        {"optimizer": "lion", "decay": 0.3},
+        {"optimizer": "sgd", "decay": 0.3, "clip": 0.2},
+        {"optimizer": "adafactor", "decay": 0.3},
+        {"optimizer": "muon", "decay": 0.3},
+    ],
+    ids=str,
+)
+def test_three_steps_are_those_of_plain_optax(settings):
+    frozen, lora = split()
+    wanted = by_hand(lora, frozen, **settings)
+    freeze = "a" if settings.get("freeze_a") else ()
+    rule = trainer.update_rule(
+        settings.get("optimizer", "adamw"),
+        trainer.schedule("cosine", PEAK, steps=STEPS, warmup=1),
+        weight_decay=settings.get("decay", 0.0),
+        clip=settings.get("clip", 0.0),
+        lora_plus=settings.get("plus", 1.0),
+    )
+    tx = jlora.optimizer(rule, freeze=freeze)
+    state = three_steps(frozen, lora, tx, trains=functools.partial(jlora.mask, freeze=freeze))
+    node = state.lora["kernel"]
+    for name in ("a", "b"):
+        np.testing.assert_allclose(getattr(node, name), wanted[name], rtol=2e-5, atol=2e-6)
+        moved = not np.array_equal(getattr(node, name), getattr(lora["kernel"], name))
+        assert moved == (name == "b" or not freeze)
+
+
+@pytest.mark.parametrize("optimizer", trainer.OPTIMIZERS)
+def test_weight_decay_takes_nothing_off_a_magnitude(optimizer):
+    _, lora = split("dora")
+    ends = []
+    for decay in (0.0, 0.5):
+        rule = trainer.update_rule(optimizer, optax.constant_schedule(0.1), weight_decay=decay)
+        tx = jlora.optimizer(rule)
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, lora), tx.init(lora), lora)
+        ends.append(updates["kernel"])
+    none, some = ends
+    assert not np.asarray(some.magnitude).any()
+    assert not np.asarray(none.b).any()
+    np.testing.assert_allclose(some.b, -0.1 * 0.5 * lora["kernel"].b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", trainer.SCHEDULES)
+def test_a_schedule_rises_to_its_peak_and_ends_where_it_says(schedule):
+    at = trainer.schedule(schedule, PEAK, steps=50, warmup=10)
+    rates = np.array([at(count) for count in range(51)])
+    np.testing.assert_allclose(rates[:10], PEAK * (0.1 + 0.9 * np.arange(10) / 10), rtol=1e-5)
+    assert rates.argmax() in range(10, 51)
+    assert rates.max() == pytest.approx(PEAK)
+    assert (np.diff(rates[10:]) <= 1e-9).all()
+    wanted = {"constant": (PEAK, PEAK), "wsd": (PEAK, 0)}.get(schedule, (PEAK / 2, 0))
+    assert (rates[30], rates[50]) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_rate_of_each_step_is_the_one_by_hand(schedule):
+    at = trainer.schedule(schedule, PEAK, steps=STEPS, warmup=1)
+    assert [float(at(n)) for n in range(STEPS)] == pytest.approx(
+        [rate(n, schedule) for n in range(STEPS)]
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Parts
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 1, 1, 1, 1), (0, 0, 1, 0, 5, 50), (0, 0, 0, 0, 0, 2)])
+def test_parts_give_the_gradient_of_the_whole_weighted_by_what_counts(weights):
+    frozen, lora = split()
+    tx = jlora.optimizer(optax.sgd(0.1))
+    batch = batch_of(0, weights)
+    (whole, seen), *others = (
+        trainer.make_step(jlora.lift(losses), tx, accumulate=parts)(
+            frozen, trainer.init(lora, tx, KEY), batch
+        )
+        for parts in (1, 2, 3, 6)
+    )
+    for state, metrics in others:
+        for name in ("loss", "grad_norm", "count"):
+            np.testing.assert_allclose(metrics[name], seen[name], rtol=1e-6)
+        for name in ("a", "b"):
+            np.testing.assert_allclose(
+                getattr(state.lora["kernel"], name),
+                getattr(whole.lora["kernel"], name),
+                atol=1e-6,
+            )
+
+
+def test_parts_need_the_memory_of_one():
+    def wide(params, x):
+        hidden = jnp.tanh(x @ params["kernel"])
+        return (jnp.tanh(hidden @ hidden.T) ** 2).sum(), x.shape[0]
+
+    config = jlora.LoraConfig(targets="kernel", rank=2)
+    frozen, lora = jlora.split({"kernel": jnp.ones((16, 256))}, config, KEY)
+    tx = jlora.optimizer(optax.sgd(0.1))
+    state, x = trainer.init(lora, tx, KEY), jnp.ones((512, 16))
+    whole, parts = (
+        trainer.make_step(jlora.lift(wide), tx, accumulate=count)
+        .lower(frozen, state, x)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+        for count in (1, 8)
+    )
+    assert parts < whole / 6
+
+
+def test_each_step_and_each_part_has_a_dropout_key_of_its_own():
+    keys = []
+
+    def note(data):
+        keys.append(tuple(data.tolist()))
+
+    def loss(frozen, lora, batch, *, dropout_key):
+        jax.debug.callback(note, jax.random.key_data(dropout_key))
+        return (batch * lora["w"]).sum(), batch.shape[0]
+
+    tx = optax.sgd(0.1)
+    step = trainer.make_step(loss, tx, accumulate=2, trains=lambda lora: {"w": True})
+    for _ in range(2):  # the same again from the same key
+        state = trainer.init({"w": jnp.ones(3)}, tx, KEY)
+        for _ in range(2):
+            state, _ = step(None, state, jnp.ones((4, 3)))
+        jax.block_until_ready(state)
+    jax.effects_barrier()
+    assert len(keys) == 8
+    assert len(set(keys)) == 4
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [(0, "accumulate is 0: expected a number of parts"), (4, "accumulate=4 parts of 6 rows")],
+)
+def test_parts_that_do_not_divide_the_rows_are_an_error(parts, said):
+    frozen, lora = split()
+    tx = jlora.optimizer(optax.sgd(0.1))
+    with pytest.raises(ValueError, match=said):
+        trainer.make_step(jlora.lift(losses), tx, accumulate=parts)(
+            frozen, trainer.init(lora, tx, KEY), batch_of(0)
+        )
+
+
+# ------------------------------------------------------------------------------------------------
+# What is not finite
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_what_is_not_finite_changes_no_bit_of_adapter_and_moments(accumulate):
+    frozen, lora = split("dora")
+    tx = jlora.optimizer(trainer.update_rule("adamw", optax.constant_schedule(0.1), clip=1.0))
+    step = trainer.make_step(jlora.lift(losses), tx, accumulate=accumulate)
+    state, _ = step(frozen, trainer.init(lora, tx, KEY), batch_of(0))
+    before = jax.tree.map(np.array, (state.lora, state.opt_state))
+    bad = batch_of(1)
+    bad["x"][3, 2] = np.nan
+    state, metrics = step(frozen, state, bad)
+    assert not metrics["finite"]
+    assert np.isnan(metrics["loss"])
+    jax.tree.map(np.testing.assert_array_equal, before, (state.lora, state.opt_state))
+    assert int(state.step) == 2
+    state, metrics = step(frozen, state, batch_of(2))
+    assert metrics["finite"]
+    assert not np.array_equal(state.lora["kernel"].a, before[0]["kernel"].a)
+
+
+def test_an_unknown_name_is_told_with_those_there_are():
+    with pytest.raises(ValueError, match="optimizer is 'adam': expected one of adamw, adafactor"):
+        trainer.update_rule("adam", optax.constant_schedule(0.1))
+    with pytest.raises(ValueError, match="schedule is 'step': expected one of cosine, linear"):
+        trainer.schedule("step", 0.1, steps=3, warmup=1)
+    with pytest.raises(ValueError, match=r"clip is -1: expected a number of at least 0"):
+        trainer.update_rule("sgd", optax.constant_schedule(0.1), clip=-1)
