@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora import _methods as _methods  # they register themselves
-from jlora import _registry
+from jlora import _paths, _registry
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "adapted", "all", "lora")
@@ -38,8 +38,10 @@ class LoraConfig:
         rslora: multiply by ``alpha / sqrt(rank)`` instead (Kalajdzievski 2023, arXiv 2312.03732).
         exclude: leaves that ``targets`` finds and that shall stay as they are.
         layers: adapt these layers alone, counted from 0: along a stacked leaf's first stack
-            dimension, or by the first number in an unstacked leaf's path.
-        rank_pattern: other ranks, by pattern; for a stacked leaf also one for each layer.
+            dimension, or by the first number in an unstacked leaf's path. A stack that is named by
+            its layers (``layers/3-60/attn/q_proj/kernel``) is counted from the first of them.
+        rank_pattern: other ranks, by pattern; for a stacked leaf also one for each layer, or for
+            each of the model's, where the stack is named by its own.
         alpha_pattern: other alphas, in the same form. The first pattern found in a path holds.
         method: ``"lora"``, ``"dora"`` (Liu et al. 2024, arXiv 2402.09353), or a registered class of
             your own, or its name (`jlora.extend.Method`). The name is what is kept.
@@ -125,11 +127,11 @@ class LoraConfig:
 
     def ranks_for(self, path: str) -> Ranks:
         """The rank of one leaf, or of each layer of it."""
-        return _first(self.rank_pattern, path, self.rank)
+        return _of_its_layers(path, _first(self.rank_pattern, path, self.rank))
 
     def alphas_for(self, path: str) -> float | tuple[float, ...]:
         """The alpha of one leaf, or of each layer of it."""
-        return _first(self.alpha_pattern, path, self.alpha)
+        return _of_its_layers(path, _first(self.alpha_pattern, path, self.alpha))
 
     def scaling_for(self, path: str, rank: int, layer: int = 0) -> float:
         """What the product A B of one leaf is multiplied by, at this rank; 0 at rank 0."""
@@ -149,6 +151,14 @@ class LoraConfig:
 
 def _first(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
     return next((value for p, value in patterns.items() if re.search(p, path)), default)
+
+
+def _of_its_layers(path: str, each: Any) -> Any:
+    """Of one number for each layer of the model, those of the stack that the path names."""
+    named = _paths.span(path)
+    if named is None or not isinstance(each, tuple) or len(each) == len(named):
+        return each
+    return each[named.start : named.stop] if len(each) >= named.stop else each
 
 
 def _plain(value: Any) -> Any:

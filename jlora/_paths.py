@@ -89,6 +89,22 @@ def nearest(pattern: str, paths: Iterable[str], count: int = 5) -> str:
     return f"The nearest: {', '.join(map(shown, ranked))}." if ranked else "The tree has no leaves."
 
 
+_SPAN = re.compile(r"(?:^|/)(\d+)-(\d+)(?=/|$)")
+
+
+def span(path: str) -> range | None:
+    """The layers by which a stack is named: of ``layers/3-60/attn/...`` the range from 3 to 60."""
+    found = _SPAN.search(path)
+    named = range(0) if found is None else range(int(found[1]), int(found[2]) + 1)
+    return named or None
+
+
+def numbers(path: str, layers: int) -> range:
+    """The numbers of a stack's layers: from 0 on, unless it is named by them."""
+    named = span(path)
+    return range(layers) if named is None or len(named) != layers else named
+
+
 def shown(path: str) -> str:
     """A path as messages show it: a tree that is one array has the empty one."""
     return path or "''"

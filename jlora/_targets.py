@@ -143,7 +143,16 @@ def _adapted(paths, leaves, config: LoraConfig, axes, problems: list[str]):
             problems.append(f"{path} {problem}")
         elif ranks:
             adapted[path] = its_axes, ranks
+    problems += _beyond(paths, config)
     return adapted
+
+
+def _beyond(paths, config: LoraConfig) -> list[str]:
+    """What is wrong where stacks that are named by their layers end before one that is chosen."""
+    ends = [named.stop for path in paths if (named := _paths.span(path)) is not None]
+    if config.layers is None or not ends or max(config.layers) < max(ends):
+        return []
+    return [f"layers names {max(config.layers)}, but the stacks end with layer {max(ends) - 1}"]
 
 
 def _give(path: str) -> str:
@@ -176,11 +185,14 @@ def _ranks(path: str, shape, axes: Axes, config: LoraConfig) -> tuple[Ranks, str
         if int(number[0]) not in config.layers:
             return 0, None
     elif config.layers is not None and layers is not None:
-        if max(config.layers) >= layers:
+        numbers = _paths.numbers(path, layers)
+        if _paths.span(path) != numbers and max(config.layers) >= layers:
             return 0, f"has the layers 0 to {layers - 1}, but layers names {max(config.layers)}"
         each = ranks if isinstance(ranks, tuple) else (ranks,) * layers
-        ranks = tuple(r if layer in config.layers else 0 for layer, r in enumerate(each))
+        ranks = tuple(r if n in config.layers else 0 for n, r in zip(numbers, each, strict=True))
     highest = max(ranks) if isinstance(ranks, tuple) else ranks
+    if not highest:
+        return 0, None  # of another stack are the layers that are chosen
     inputs, outputs = matrix_shape(shape, axes)
     if not inputs * outputs:
         return 0, f"has shape {tuple(shape)}, and no entries: exclude it"
@@ -198,7 +210,7 @@ def _ranks(path: str, shape, axes: Axes, config: LoraConfig) -> tuple[Ranks, str
         return ranks if isinstance(ranks, tuple) else (ranks,) * layers, None
     if isinstance(ranks, tuple) and len(set(ranks)) == 1:
         return highest, None
-    return ranks if highest else 0, None
+    return ranks, None
 
 
 def _whole(leaves, config: LoraConfig, adapted, problems: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from jlora import _words
@@ -142,7 +142,7 @@ def _table(delimiter: str) -> Callable[[str, BinaryIO], Iterator[Record]]:
     return read
 
 
-def _lines_of_table(name: str, file: BinaryIO) -> Iterator[str]:
+def _lines_of_table(name: str, file: BinaryIO) -> Generator[str]:
     text = io.TextIOWrapper(file, "utf-8-sig", newline="")
     number = 0
     try:

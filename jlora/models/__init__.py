@@ -41,6 +41,7 @@ from jlora.models._net import _fused_attention
 from jlora.models._net._config import ClampedGate as ClampedGate
 from jlora.models._net._config import DecoderConfig as DecoderConfig
 from jlora.models._net._config import Experts as Experts
+from jlora.models._net._config import Latent as Latent
 from jlora.models._net._decoder import Decoder as Decoder
 from jlora.models._net._loss import answer_loss as answer_loss
 from jlora.models._net._rope_scalings import DynamicRopeScaling as DynamicRopeScaling
@@ -86,7 +87,7 @@ class Model:
         """How each parameter lies in a Hugging Face file, by our path."""
         leaves = _families.family_of(self.config.family, self.name).leaves
         paths: Any = flax.traverse_util.flatten_dict(self.params, sep="/")
-        return types.MappingProxyType({path: leaves[path] for path in paths})
+        return types.MappingProxyType({path: _stacking.stored_of(leaves, path) for path in paths})
 
     @property
     def names(self) -> Mapping[str, str]:

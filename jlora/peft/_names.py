@@ -106,7 +106,7 @@ class Parameter:
     name: str  # "weight", "bias", or that of a parameter without a module of its own
     parts: tuple[Part, ...]
     transposed: bool  # torch keeps (in, out), as we do
-    router: bool = False  # the weight of a module that is no linear layer
+    as_parameter: bool = False  # PEFT knows its module not, or not by this name
 
     @property
     def full_name(self) -> str:
@@ -119,8 +119,8 @@ class Parameter:
 
     @property
     def lone(self) -> bool:
-        """Whether PEFT adapts it as a parameter, for its module is nothing that it knows."""
-        return self.bare or self.router
+        """Whether PEFT adapts it as a parameter, not as its module."""
+        return self.bare or self.as_parameter
 
     @property
     def is_matrix(self) -> bool:
@@ -223,12 +223,14 @@ def layout(
     from jlora.models import Model
 
     kinds: Mapping[str, str] = {}
+    parameters_alone: set[str] = set()
     ours = False  # whether each name is that of a parameter
     if known := isinstance(model, Model):
         tree, stored = model.params, _stored(model)
         ours = names is None
         names = names or {path: _name(each, model, path, apart) for path, each in stored.items()}
         kinds = {path: each.kind for path, each in stored.items()}
+        parameters_alone = {p for p, s in stored.items() if s.kind == "router" or s.as_parameter}
     elif names is None:
         raise ValueError(
             "names is missing: expected a jlora.models.Model, or a tree of parameters with "
@@ -266,7 +268,8 @@ def layout(
         for layer in itertools.product(*map(range, leaf.stack[: leaf.layers])):
             start = 0
             for one, size in zip(each, sizes, strict=True):
-                module, parameter = _split(one.format(*layer), leaf, of_parameter=ours)
+                name = one.format(*_numbers(leaf, layer))
+                module, parameter = _split(name, leaf, of_parameter=ours)
                 place = found.setdefault(f"{module}.{parameter}", (module, parameter, []))
                 offset = sum(p.theirs.stop - p.theirs.start for p in place[2])
                 place[2].append(
@@ -276,7 +279,7 @@ def layout(
     parameters = {
         name: Parameter(
             *(module, parameter, tuple(parts), _transposed(parts, kinds)),
-            router=kinds.get(parts[0].leaf.path) == "router",
+            as_parameter=parts[0].leaf.path in parameters_alone,
         )
         for name, (module, parameter, parts) in found.items()
     }
@@ -294,6 +297,13 @@ def layout(
     return Layout(leaves, parameters, tied, unclear, known, aside)
 
 
+def _numbers(leaf: Leaf, layer: tuple[int, ...]) -> tuple[int, ...]:
+    """A place in the stack as names count it: its first number is that of a layer."""
+    if not layer:
+        return layer
+    return (_paths.numbers(leaf.path, leaf.stack[0])[layer[0]], *layer[1:])
+
+
 def _family(model: Any) -> Any:
     from jlora.models import _families
 
@@ -301,9 +311,13 @@ def _family(model: Any) -> Any:
 
 
 def _stored(model: Any) -> dict[str, Any]:
-    """How a model's leaves lie in transformers, in its order: the embedding first."""
-    leaves = _family(model).leaves
-    return {path: model.stored[path] for path in leaves if path in model.stored}
+    """How a model's leaves lie in transformers, in its order: the embedding first.
+
+    Without what is no parameter there.
+    """
+    stored = {path: each for path, each in model.stored.items() if each.kind != "buffer"}
+    order = {leaf.name: at for at, leaf in enumerate(_family(model).leaves.values())}
+    return dict(sorted(stored.items(), key=lambda item: order[item[1].name]))
 
 
 def _name(stored: Any, model: Any, path: str, apart: bool) -> Name:

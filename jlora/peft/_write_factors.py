@@ -56,7 +56,7 @@ class FactorWriter:
                 pair = self._with_magnitudes(parameter, pair, magnitudes)
             pairs[name] = _pairs.uniform(pair)
             if pair.magnitude is not None and parameter.lone:
-                self.problems.append(f"{name} has DoRA: PEFT has none for experts and routers")
+                self.problems.append(f"{name} has DoRA: PEFT has none for parameters")
         return pairs
 
     def _piece(self, part: _names.Part, form: LowRank) -> Pair | None:

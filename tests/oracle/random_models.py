@@ -14,6 +14,7 @@ from variants import EAGER, SMALL, STARTS, VARIANTS
 
 from jlora import models
 from jlora.models._families import FAMILIES
+from jlora.models._files._stacking import layers_of
 
 TOKENS = np.random.default_rng(0).integers(3, 83, (2, 61))
 PROMPTS = [list(range(5, 22)), [44, 9, 71], [17, 60, 61, 5, 5, 80, 12, 33, 8, 20, 31]]
@@ -34,6 +35,9 @@ def randomised(config):
     model = transformers.AutoModelForCausalLM.from_config(config, **EAGER)
     for parameter in model.parameters():  # norms and biases too: a one or zero would hide itself
         torch.nn.init.normal_(parameter, std=0.2)
+    for name, buffer in model.named_buffers():
+        if name.endswith("correction_bias"):
+            torch.nn.init.normal_(buffer, std=0.2)
     return model.eval()
 
 
@@ -52,7 +56,7 @@ def both(variant):
     oracle.save_pretrained(folder)
     save_tokenizer(folder)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*left aside, because only text is read")
+        warnings.filterwarnings("ignore", message=".*left aside, as no part of the decoder")
         return oracle, models.load(folder), folder
 
 
@@ -80,4 +84,5 @@ def flat(tree):
 
 def per_layer(path, leaf):
     """(layer, that layer's value) of a stacked leaf; (0, the leaf) of another."""
-    return enumerate(leaf) if path.startswith("layers/") else [(0, leaf)]
+    values = leaf if path.startswith("layers/") else [leaf]
+    return zip(layers_of(path, leaf.shape), values, strict=True)

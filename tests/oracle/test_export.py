@@ -95,6 +95,8 @@ FAMILIES = {
     "hunyuan_v1_dense": {"train": "q_norm"},
     "nemotron": {"train": "norm"},
     "arcee": {},
+    "deepseek_v3": {"layers": (0, 2), "train": "kv_a_norm"},
+    "deepseek_v2": {"rank_pattern": {"o_proj": (1, 0, 4)}},
 }
 
 

@@ -57,7 +57,10 @@ def test_names_are_those_of_the_parameters_in_memory(family):
         for path, leaf in flat(model.params).items()
         for layer, value in per_layer(path, np.asarray(leaf))
     }
-    theirs = dict(oracle.named_parameters())
+    # persistent buffers too, as files hold them
+    theirs = {name: value for name, value in oracle.state_dict().items() if name in named} | dict(
+        oracle.named_parameters()
+    )
     assert named == {name: tuple(theirs[name].shape) for name in of_the_decoder(family, theirs)}
 
 

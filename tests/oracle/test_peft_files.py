@@ -223,6 +223,28 @@ ADAPTERS = {
         "modules_to_save": ["post_attention_layernorm"],
     },
     "arcee": {"variant": "arcee", "target_modules": ["up_proj", "down_proj"]},
+    "deepseek_v3, attention": {
+        "variant": "deepseek_v3",
+        "target_modules": r".*self_attn.*_proj.*",
+        "rank_pattern": {r".*\.2\.self_attn\.kv_b_proj": 2},
+        "use_dora": True,
+        "modules_to_save": ["kv_a_layernorm"],
+    },
+    "deepseek_v3, experts and the MLPs of their names": {
+        "variant": "deepseek_v3",
+        "target_modules": ["q_b_proj", "kv_a_proj_with_mqa"],
+        "target_parameters": [
+            *("experts.gate_up_proj", "mlp.gate.weight"),
+            *("mlp.down_proj.weight", "1.mlp.shared_experts.up_proj.weight"),
+        ],
+        "layers_to_transform": [0, 2],
+    },
+    "deepseek_v2": {
+        "variant": "deepseek_v2",
+        "target_modules": ["o_proj", "kv_b_proj"],
+        "alpha_pattern": {"layers.1.self_attn.o_proj": 3},
+        "modules_to_save": ["shared_experts", "model.norm"],
+    },
     "tied, attention": {"variant": "llama, tied", "target_modules": ["q_proj"]},
     "tied, embedding": {
         "variant": "llama, tied",

@@ -83,6 +83,23 @@ GPT2 = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+DEEPSEEK = {
+    "num_key_value_heads": 6,
+    "head_dim": None,
+    "q_lora_rank": 13,
+    "kv_lora_rank": 10,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 11,
+    "n_shared_experts": 2,
+    "n_group": 3,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.7,
+}
 STARTS = {"gpt2": GPT2, "gemma3": {}}  # of a family's settings, where they are not SMALL
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 VARIANTS = {
@@ -271,6 +288,35 @@ VARIANTS = {
         {**PHI, "original_max_position_embeddings": 100, "rope_parameters": LONGROPE},
     ),
     "qwen2, yarn": ("qwen2", {"hidden_size": 36, "head_dim": None, "rope_parameters": YARN}),
+    "deepseek_v3": ("deepseek_v3", {**DEEPSEEK, "rope_parameters": YARN_IN_FULL}),
+    "deepseek_v3, two dense layers, queries of the input, biases": (
+        "deepseek_v3",
+        {
+            **DEEPSEEK,
+            "first_k_dense_replace": 2,
+            "q_lora_rank": None,
+            "attention_bias": True,
+            "rope_interleave": False,
+            "norm_topk_prob": False,
+            "n_group": 1,
+            "topk_group": 1,
+            "tie_word_embeddings": True,
+            "rms_norm_eps": 1e-3,
+        },
+    ),
+    "deepseek_v3, no dense layer": (
+        "deepseek_v3",
+        {**DEEPSEEK, "first_k_dense_replace": 0, "attention_bias": True, "v_head_dim": 12},
+    ),
+    "deepseek_v3, dense layers alone": ("deepseek_v3", {**DEEPSEEK, "first_k_dense_replace": 3}),
+    "deepseek_v2": (
+        "deepseek_v2",
+        {**DEEPSEEK, "topk_method": "group_limited_greedy", "rope_parameters": YARN_IN_FULL},
+    ),
+    "deepseek_v2, as Lite, biases": (
+        "deepseek_v2",
+        {**DEEPSEEK, **BOTH_BIASES, "q_lora_rank": None, "topk_method": "greedy"},
+    ),
     "gpt_oss": ("gpt_oss", {**GPT_OSS, "swiglu_limit": 0.8, "max_position_embeddings": 131072}),
     "gpt_oss, no biases on attention": (
         "gpt_oss",

@@ -21,6 +21,23 @@ MIXTRAL = {**SIZES, "num_local_experts": 5, "num_experts_per_tok": 2}
 QWEN_MOE = {**SIZES, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
 WINDOWS = {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2}
 GPT2 = {"vocab_size": 37, "n_embd": 28, "n_layer": 3, "n_head": 4, "n_positions": 64}
+DEEPSEEK = {
+    **SIZES,
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "q_lora_rank": 9,
+    "kv_lora_rank": 7,
+    "qk_nope_head_dim": 5,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 3,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "n_shared_experts": 2,
+    "n_group": 3,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+}
 SETTINGS = {
     "llama": SIZES,
     "mistral": {**SIZES, "sliding_window": 5},
@@ -70,6 +87,8 @@ SETTINGS = {
     },
     "nemotron": SIZES,
     "arcee": SIZES,
+    "deepseek_v3": DEEPSEEK,
+    "deepseek_v2": {**DEEPSEEK, "q_lora_rank": None, "topk_method": "group_limited_greedy"},
 }
 
 

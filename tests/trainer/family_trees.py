@@ -60,6 +60,41 @@ GEMMA2 = {
     "layers/attn_post_norm/scale": (3, 22),
     "layers/mlp_post_norm/scale": (3, 22),
 }
+
+
+def stack(name, layers, leaves):
+    return {f"layers/{name}/{path}": (layers, *shape) for path, shape in leaves.items()}
+
+
+LATENT = {
+    "attn_norm/scale": (22,),
+    "attn/q_a_proj/kernel": (22, 9),
+    "attn/q_a_norm/scale": (9,),
+    "attn/q_b_proj/kernel": (9, 36),
+    "attn/kv_a_proj/kernel": (22, 11),
+    "attn/kv_a_norm/scale": (7,),
+    "attn/kv_b_proj/kernel": (7, 32),
+    "attn/o_proj/kernel": (12, 22),
+    "mlp_norm/scale": (22,),
+}
+LATENT_OF_THE_INPUT = {
+    **{path: shape for path, shape in LATENT.items() if "/q_" not in path},
+    "attn/q_proj/kernel": (22, 36),
+}
+DENSE = {
+    "mlp/gate_proj/kernel": (22, 26),
+    "mlp/up_proj/kernel": (22, 26),
+    "mlp/down_proj/kernel": (26, 22),
+}
+SHARED_EXPERTS = {
+    "mlp/router/kernel": (22, 6),
+    "mlp/experts/gate_up_proj/kernel": (6, 22, 16),
+    "mlp/experts/down_proj/kernel": (6, 8, 22),
+    "mlp/shared/gate_proj/kernel": (22, 16),
+    "mlp/shared/up_proj/kernel": (22, 16),
+    "mlp/shared/down_proj/kernel": (16, 22),
+}
+NO_LAYERS = {path: shape for path, shape in LLAMA.items() if "layers/" not in path}
 TREES = {
     "llama": LLAMA,
     "mistral": LLAMA,
@@ -152,4 +187,14 @@ TREES = {
     "hunyuan_v1_dense": {**LLAMA, **HEAD_NORMS},
     "nemotron": {**NO_GATE, **NORM_BIASES},
     "arcee": NO_GATE,
+    "deepseek_v3": {
+        **NO_LAYERS,
+        **stack("0-0", 1, {**LATENT, **DENSE}),
+        **stack("1-2", 2, {**LATENT, **SHARED_EXPERTS, "mlp/router_correction": (6,)}),
+    },
+    "deepseek_v2": {
+        **NO_LAYERS,
+        **stack("0-0", 1, {**LATENT_OF_THE_INPUT, **DENSE}),
+        **stack("1-2", 2, {**LATENT_OF_THE_INPUT, **SHARED_EXPERTS}),
+    },
 }

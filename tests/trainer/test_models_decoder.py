@@ -54,7 +54,11 @@ THE_REST = dataclasses.replace(
 
 
 @pytest.mark.parametrize(
-    "config", [EVERYTHING, THE_REST, config_of("gpt2"), config_of("mistral"), config_of("olmo2")]
+    "config",
+    [
+        *(EVERYTHING, THE_REST, config_of("gpt2"), config_of("mistral"), config_of("olmo2")),
+        config_of("deepseek_v3"),
+    ],
 )
 def test_tokens_in_pieces_through_the_cache_are_as_all_at_once_and_in_blocks(config, monkeypatch):
     monkeypatch.setattr(_attention, "_block_size", lambda length: 5)

@@ -12,6 +12,8 @@ from jlora.models._families._bookkeeping import BOOKKEEPING
 from jlora.models._families._checks import mistyped, two_ropes, unknown_in_ropes
 from jlora.models._families._cohere import COHERE
 from jlora.models._families._cohere2 import COHERE2
+from jlora.models._families._deepseek_v2 import DEEPSEEK_V2
+from jlora.models._families._deepseek_v3 import DEEPSEEK_V3
 from jlora.models._families._ernie4_5 import ERNIE4_5
 from jlora.models._families._exaone4 import EXAONE4
 from jlora.models._families._family import Family as Family
@@ -74,6 +76,8 @@ FAMILIES: dict[str, Family] = {
     "arcee": ARCEE,
     "gpt2": GPT2,
     "gpt_oss": GPT_OSS,
+    "deepseek_v2": DEEPSEEK_V2,
+    "deepseek_v3": DEEPSEEK_V3,
 }
 
 

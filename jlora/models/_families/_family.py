@@ -60,6 +60,21 @@ class Family:
     # Beginnings of the names of tensors that are no part of the decoder: a vision tower.
     tensors_aside: tuple[str, ...] = ()
     gguf: Gguf | None = None  # where llama.cpp has the architecture
+    # The setting that counts layers behind the decoder's, which predict further tokens.
+    layers_behind: str | None = None
+
+    def beside(self, settings: Mapping[str, Any], layers: int) -> tuple[str, ...]:
+        """Beginnings of the names of a model's tensors that are no part of its decoder.
+
+        Args:
+            settings: from `flat`.
+            layers: of the decoder.
+        """
+        if self.layers_behind is None:
+            return self.tensors_aside
+        count = settings.get(self.layers_behind)
+        further = range(layers, layers + (count if isinstance(count, int) else 0))
+        return (*self.tensors_aside, *(f"layers.{layer}." for layer in further))
 
     def flat(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The decoder's settings out of a config.json, wherever they stand there."""

@@ -19,7 +19,7 @@ from jlora._lora_dict import check, of_leaves, shared_of
 from jlora._node import Node, Shared
 from jlora.models._files import _beside_weights, _complete_folder, _shards, _source
 from jlora.models._files._changed_vocabulary import with_vocabulary
-from jlora.models._files._layer_by_layer import Piece, in_file, pieces, shapes_in_file
+from jlora.models._files._layer_by_layer import Piece, in_file, is_buffer, pieces, shapes_in_file
 from jlora.models._files._stacking import expected_shapes, stacked
 from jlora.models._vocabulary import Vocabulary
 
@@ -114,7 +114,9 @@ def export(
     piece_of: dict[str, Piece] = {}
     tensors: list[_shards.Tensor] = []
     for piece in pieces(opened.config):
-        its_dtype = given or opened.dtype_of(piece.path, piece.layer or 0, piece.shape)
+        its_dtype = opened.dtype_of(piece.path, piece.layer or 0, piece.shape)
+        if given is not None and not is_buffer(opened.config, piece):
+            its_dtype = given
         for name, shape in shapes_in_file(opened.config, piece).items():
             piece_of[name] = piece
             tensors.append(_shards.Tensor(name, shape, its_dtype))
@@ -156,10 +158,10 @@ def _merged(
         return _cast(weight, dtype, piece)
     # as wide as the wider of the two, so that nothing is rounded before the sum
     wide = jnp.asarray(weight, jnp.promote_types(weight.dtype, dtype))
-    if piece.layer is None:
+    if piece.at is None:
         result = np.asarray(node.merged(wide, shared).astype(dtype))
     else:
-        part = node.part(0, piece.layer)
+        part = node.part(0, piece.at)
         result = np.asarray(part.merged(wide[None], shared)[0].astype(dtype))
     return _finite_as(weight, result, piece)
 
@@ -220,7 +222,7 @@ class _Base:
         sample = self._samples.get(piece.path)
         if sample is None:
             return
-        sample.see(weight, () if piece.layer is None else (piece.layer,))
+        sample.see(weight, () if piece.at is None else (piece.at,))
         if sample.digest not in (None, self._leaves[piece.path]["values"]):
             raise ValueError(f"{_ANOTHER} {piece.path}: the shape agrees, the values are others")
 

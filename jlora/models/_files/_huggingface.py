@@ -87,7 +87,8 @@ def opened(directory: Path, *, tensors: Mapping[str, Header] | None = None) -> O
     found = _weight_files.tensors_of(directory) if tensors is None else tensors
     named = _by_family(found, family, where)
     shapes = {name: tensor.shape for name, (_, tensor) in named.items()}
-    aside = [name for name in shapes if bare(name).startswith(family.tensors_aside)]
+    beside = family.beside(family.flat(settings), config.layers)
+    aside = [name for name in shapes if bare(name).startswith(beside)]
     ignored = {*aside, *(name for name in shapes if _BUFFERS.search(name))}
     head = family.leaves["head/kernel"].name if config.tied else None
 
@@ -107,7 +108,7 @@ def opened(directory: Path, *, tensors: Mapping[str, Header] | None = None) -> O
         ignored=ignored | ({head} if head in shapes else set()),
         where=where,
         second_head=head if head in shapes else None,
-        told=_told(where, aside),
+        told=_told(where, aside, beside),
         aside=aside,
     )
     return _quantised_tensors.dequantised(opened, named, settings.get("quantization_config"))
@@ -159,11 +160,13 @@ def _dtype(name: str, tensor: Header) -> np.dtype:
     return known[tensor.dtype]
 
 
-def _told(where: str, aside: Iterable[str]) -> tuple[str, ...]:
+def _told(where: str, aside: Iterable[str], beside: tuple[str, ...]) -> tuple[str, ...]:
     """One line on what is left aside."""
-    parts = Counter(bare(name).partition(".")[0] for name in aside)
+    parts = Counter(
+        start.rstrip(".") for name in aside for start in beside if bare(name).startswith(start)
+    )
     listed = ", ".join(f"{part} ({count} tensors)" for part, count in parts.items())
-    return (f"{where}: left aside, because only text is read: {listed}",) if parts else ()
+    return (f"{where}: left aside, as no part of the decoder: {listed}",) if parts else ()
 
 
 def _no_model(directory: Path) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from jlora.models import _families
-from jlora.models._files._stacking import expected_shapes, per_layer, stacked
+from jlora.models._files._stacking import expected_shapes, layers_of, per_layer, stacked, stored_of
 from jlora.models._files._torch_tensors import Stored, stored_shapes, to_stored
 from jlora.models._net._config import DecoderConfig
 
@@ -19,7 +19,8 @@ class Piece:
     """One layer of a leaf, or a leaf that has no layers."""
 
     path: str
-    layer: int | None
+    layer: int | None  # its number in the model
+    at: int | None  # its place in the leaf
     shape: tuple[int, ...]  # as the decoder has it, without the stack's dimension
 
     def __str__(self) -> str:
@@ -31,15 +32,16 @@ def pieces(config: DecoderConfig) -> list[Piece]:
     shapes = expected_shapes(config)
     before = [path for path in shapes if not stacked(path) and path in _BEFORE]
     within = [path for path in shapes if stacked(path)]
+    layers: dict[int, list[Piece]] = {}
+    for path in within:
+        for at, layer in enumerate(layers_of(path, shapes[path])):
+            piece = Piece(path, layer, at, per_layer(path, shapes[path]))
+            layers.setdefault(layer, []).append(piece)
     after = [path for path in shapes if path not in {*before, *within}]
     return [
-        *(Piece(path, None, shapes[path]) for path in before),
-        *(
-            Piece(path, layer, per_layer(path, shapes[path]))
-            for layer in range(config.layers)
-            for path in within
-        ),
-        *(Piece(path, None, shapes[path]) for path in after),
+        *(Piece(path, None, None, shapes[path]) for path in before),
+        *(piece for layer in range(config.layers) for piece in layers[layer]),
+        *(Piece(path, None, None, shapes[path]) for path in after),
     ]
 
 
@@ -53,5 +55,10 @@ def in_file(config: DecoderConfig, piece: Piece, value: np.ndarray) -> dict[str,
     return to_stored(_leaf(config, piece), piece.layer or 0, value)
 
 
+def is_buffer(config: DecoderConfig, piece: Piece) -> bool:
+    """Whether it keeps its dtype, whatever that of the rest."""
+    return _leaf(config, piece).kind == "buffer"
+
+
 def _leaf(config: DecoderConfig, piece: Piece) -> Stored:
-    return _families.family_of(config.family, "the model").leaves[piece.path]
+    return stored_of(_families.family_of(config.family, "the model").leaves, piece.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora import _words
+from jlora import _paths, _words
 from jlora.models._files._torch_tensors import Stored, from_stored, stored_shapes
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._decoder import Decoder
@@ -25,7 +26,7 @@ class Opened:
 
     config: DecoderConfig
     tokenizer: Tokenizer
-    leaves: Mapping[str, Stored]  # for each of our paths, how it lies in the file
+    leaves: Mapping[str, Stored]  # how each of our leaves lies in the file, as `stored_of` asks
     shapes: Mapping[str, tuple[int, ...]]  # the tensors that are there
     read: Callable[[str], np.ndarray]  # a tensor by its name, in the file's orientation
     dtype: Callable[[str], np.dtype]  # of a tensor, without reading it
@@ -42,7 +43,7 @@ class Opened:
             ValueError: naming all tensors that are missing, of another shape, or not expected.
         """
         paths = expected_shapes(self.config)
-        if unknown := [path for path in paths if path not in self.leaves]:
+        if unknown := [path for path in paths if _in_any_stack(path) not in self.leaves]:
             raise ValueError(
                 f"{self.where}: a {self.config.family} model has no {', '.join(unknown)}"
             )
@@ -54,7 +55,7 @@ class Opened:
         problems: list[str] = []
         used: set[str] = set()
         for path, shape in paths.items():
-            for layer in range(self.config.layers if stacked(path) else 1):
+            for layer in layers_of(path, shape):
                 wanted = self._tensors(path, layer, per_layer(path, shape))
                 used |= wanted.keys()
                 for name, want in wanted.items():
@@ -95,7 +96,8 @@ class Opened:
 
     def layer(self, path: str, layer: int, shape: tuple[int, ...]) -> np.ndarray:
         """One layer of a leaf, of this shape, as the decoder has it; read from the file."""
-        return from_stored(self.leaves[path], layer, shape, _Read(self.shapes, self.read))
+        its = stored_of(self.leaves, path)
+        return from_stored(its, layer, shape, _Read(self.shapes, self.read))
 
     def dtype_of(self, path: str, layer: int, shape: tuple[int, ...]) -> np.dtype:
         """The widest dtype of the tensors that hold this layer of a leaf."""
@@ -104,8 +106,9 @@ class Opened:
         )
 
     def _tensors(self, path: str, layer: int, shape: tuple[int, ...]) -> dict[str, Any]:
-        fused = self.leaves[path].name.format(layer) in self.shapes
-        return stored_shapes(self.leaves[path], layer, shape, fused=fused)
+        its = stored_of(self.leaves, path)
+        fused = its.name.format(layer) in self.shapes
+        return stored_shapes(its, layer, shape, fused=fused)
 
 
 def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
     Args:
         opened: a model's file or folder: its ``config``, ``check()`` that it holds what that asks
             for, and ``layer(path, number, shape)``, an array.
-        dtype: of the parameters.
+        dtype: of the parameters; buffers are float32.
 
     Raises:
         ValueError: when the file does not hold the tensors that its configuration asks for, or a
@@ -126,13 +129,14 @@ def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
     opened.check_head()
     params: dict[str, jax.Array] = {}
     for path, shape in expected_shapes(opened.config).items():
-        leaf = np.empty(shape, jnp.dtype(dtype))
-        for layer in range(shape[0] if stacked(path) else 1):
+        wide = stored_of(opened.leaves, path).kind == "buffer"
+        leaf = np.empty(shape, jnp.dtype(jnp.float32 if wide else dtype))
+        for at, layer in enumerate(layers_of(path, shape)):
             one = opened.layer(path, layer, per_layer(path, shape))
-            at = layer if stacked(path) else ...
+            place = at if stacked(path) else ...
             with np.errstate(over="ignore"):  # said below
-                leaf[at] = one
-            if overflowed(one, leaf[at]):
+                leaf[place] = one
+            if overflowed(one, leaf[place]):
                 raise ValueError(
                     f"{opened.where}: {path} has values that {leaf.dtype.name} can't hold: load it "
                     "as bfloat16 or float32"
@@ -168,8 +172,26 @@ class _Read(Mapping[str, np.ndarray]):
 
 
 def stacked(path: str) -> bool:
-    """Whether the leaf holds all layers."""
+    """Whether the leaf holds layers, all of them or those that its path names."""
     return path.startswith("layers/")
+
+
+def layers_of(path: str, shape: tuple[int, ...]) -> range:
+    """The numbers of the layers that a leaf holds; 0 alone for one that holds none."""
+    return _paths.numbers(path, shape[0]) if stacked(path) else range(1)
+
+
+def stored_of(leaves: Mapping[str, Stored], path: str) -> Stored:
+    """A leaf's entry in a table that has one for the leaves of all stacks."""
+    return leaves[_in_any_stack(path)]
+
+
+def _in_any_stack(path: str) -> str:
+    """``layers/attn/q_proj/kernel``, whichever layers the path names."""
+    return _NAMED.sub("layers/", path)
+
+
+_NAMED = re.compile(r"^layers/\d+-\d+/")
 
 
 def per_layer(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["linear", "router", "conv1d", "experts", "experts_as_ours", "plain"]
+Kind = Literal["linear", "router", "conv1d", "experts", "experts_as_ours", "plain", "buffer"]
 _TRANSPOSED: tuple[Kind, ...] = ("linear", "router", "experts")
 
 
@@ -23,8 +23,9 @@ class Stored:
 
     ``kind`` is ``"linear"``, held as (out, in); ``"router"``, the same in a module that is no
     linear layer of torch; ``"conv1d"``, (in, out) as ours is;
-    ``"experts"``, (experts, out, in); ``"experts_as_ours"``, (experts, in, out); or ``"plain"``, an
-    embedding, norm or bias, as ours is.
+    ``"experts"``, (experts, out, in); ``"experts_as_ours"``, (experts, in, out); ``"plain"``, an
+    embedding, norm or bias, as ours is; or ``"buffer"``, what no gradient reaches, which is kept in
+    float32 whatever the dtype of the rest.
 
     Example:
         >>> from jlora import models
@@ -36,6 +37,8 @@ class Stored:
     kind: Kind
     parts: tuple[str, ...] = ()  # of experts: each expert's modules in a file, stacked along out
     in_file: str | None = None  # where a file has another name; with parts, that of all experts
+    # PEFT takes the name of its module for an expert's: it means the module by its parameter.
+    as_parameter: bool = False
 
     @property
     def written(self) -> str:
@@ -48,8 +51,8 @@ class Stored:
         return self.kind == "conv1d"
 
 
-def linear(name: str) -> Stored:
-    return Stored(name, "linear")
+def linear(name: str, *, as_parameter: bool = False) -> Stored:
+    return Stored(name, "linear", as_parameter=as_parameter)
 
 
 def conv1d(name: str) -> Stored:
@@ -58,6 +61,10 @@ def conv1d(name: str) -> Stored:
 
 def plain(name: str) -> Stored:
     return Stored(name, "plain")
+
+
+def buffer(name: str) -> Stored:
+    return Stored(name, "buffer")
 
 
 def router(name: str, *, in_file: str | None = None) -> Stored:
@@ -82,7 +89,7 @@ def to_stored(stored: Stored, layer: int, value: Any) -> dict[str, Any]:
 
     Args:
         stored: the leaf's entry in the family's table (`Model.stored`).
-        layer: its number; any for a leaf that is no stack.
+        layer: its number in the model; any for a leaf that is no stack.
         value: that layer, without the stack's dimension, a numpy or JAX array.
 
     Example:
@@ -124,7 +131,7 @@ def from_stored(
 
     Args:
         stored: the leaf's entry in the family's table (`Model.stored`).
-        layer: its number; any for a leaf that is no stack.
+        layer: its number in the model; any for a leaf that is no stack.
         shape: of that layer, without the stack's dimension.
         tensors: those of the file, by name; each is read when it is asked for.
 

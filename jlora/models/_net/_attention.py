@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jlora.models._net import _fused_attention
 from jlora.models._net._config import DecoderConfig
+from jlora.models._net._latent import queries_keys_values
 from jlora.models._net._norms import norm
 from jlora.models._net._rotary import rotate
 from jlora.models._net._saved_for_gradient import product
@@ -46,13 +47,16 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, rotary, mask, cache, slot):
         config = self.config
-        query, key, value = self._project(x)
-        if config.qk_norm and not config.qk_norm_after:
-            query, key = self._normed("q_norm", query), self._normed("k_norm", key)
         turn = functools.partial(rotate, rotary=rotary, interleaved=config.interleaved)
-        query, key = turn(query), turn(key)
-        if config.qk_norm and config.qk_norm_after:
-            query, key = self._normed("q_norm", query), self._normed("k_norm", key)
+        if config.latent is not None:
+            query, key, value = queries_keys_values(config, config.latent, x, turn)
+        else:
+            query, key, value = self._project(x)
+            if config.qk_norm and not config.qk_norm_after:
+                query, key = self._normed("q_norm", query), self._normed("k_norm", key)
+            query, key = turn(query), turn(key)
+            if config.qk_norm and config.qk_norm_after:
+                query, key = self._normed("q_norm", query), self._normed("k_norm", key)
         if cache is not None:
             key = jax.lax.dynamic_update_slice(cache[0], key, (0, slot, 0, 0))
             value = jax.lax.dynamic_update_slice(cache[1], value, (0, slot, 0, 0))
@@ -64,12 +68,12 @@ class Attention(nn.Module):
             mixed = _fused_attention.attend(query, key, value, config, self.attention)
         else:
             mixed = self._in_blocks(query, key, value, mask, cache is not None, sinks)
-        mixed = mixed.reshape(*x.shape[:2], config.heads * config.head_dim)
+        mixed = mixed.reshape(*x.shape[:2], config.heads * config.value_dim)
         out = nn.Dense(config.width, use_bias=config.o_bias, name="o_proj")(mixed)
         return product(out), cache
 
     def _in_blocks(self, query, key, value, mask, cached: bool, sinks) -> jax.Array:
-        """What queries gather from the values: (batch, length, kv_heads, groups, head_dim)."""
+        """What queries gather from the values: (batch, length, kv_heads, groups, value_dim)."""
         config = self.config
         batch, length = query.shape[:2]
         groups = config.heads // config.kv_heads
@@ -102,7 +106,8 @@ class Attention(nn.Module):
             its = jnp.repeat(sinks.astype(jnp.float32).reshape(config.kv_heads, -1), query.shape[3])
             weights = shares_beside(scores, its.reshape(config.kv_heads, -1, 1))
         weights = weights.astype(query.dtype)
-        return jnp.einsum("bkts,bksd->bktd", weights, value).reshape(query.shape)
+        gathered = jnp.einsum("bkts,bksd->bktd", weights, value)
+        return gathered.reshape(*query.shape[:-1], value.shape[-1])
 
     def _normed(self, name: str, x: jax.Array) -> jax.Array:
         """Each head of (batch, length, heads, head_dim) normed, or all of them at once."""

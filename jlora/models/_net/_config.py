@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from jlora.models._net._rope_scalings import LongRopeScaling, Scaling
 
@@ -45,6 +46,56 @@ class Experts:
     clamped: ClampedGate | None = None  # in place of act(gate) * up
     shared_width: int | None = None  # of one more expert, to which all tokens go
     shared_gated: bool = False  # what that one gives is multiplied by sigmoid(x W)
+    sigmoid: bool = False  # an expert's score is sigmoid(x W), not its share in a softmax
+    corrected: bool = False  # a number of each expert's own is added to it, for the choice alone
+    groups: int = 1  # of experts that stand side by side; chosen are those of the best groups
+    chosen_groups: int = 1
+    best_of_group: int = 1  # a group's score is the sum of so many of its experts' best ones
+    scale: float = 1.0  # the chosen experts' weights are multiplied by it
+    wide_router: bool = False  # the router's product is computed in float32
+
+    def problems(self) -> list[str]:
+        """What can't be."""
+        problems = []
+        if min(self.count, self.width) < 1:
+            problems.append(f"{self}: expected at least one expert of at least width 1")
+        if not 1 <= self.chosen <= self.count:
+            problems.append(f"{self.chosen} of {self.count} experts can't be chosen")
+        if self.groups == self.chosen_groups == 1 or problems:
+            return problems
+        if self.groups < 1 or self.count % self.groups:
+            return [f"{self.count} experts can't stand in {self.groups} groups of one size"]
+        if not 1 <= self.chosen_groups <= self.groups:
+            problems.append(f"{self.chosen_groups} of {self.groups} groups can't be chosen")
+        size = self.count // self.groups
+        if self.chosen > self.chosen_groups * size:
+            problems.append(
+                f"{self.chosen_groups} groups of {size} experts hold no {self.chosen} to choose"
+            )
+        if self.best_of_group > size:
+            problems.append(f"a group of {size} experts has no {self.best_of_group} best ones")
+        return problems
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """Keys and values of all heads out of one short vector for each token.
+
+    Beside it stands one rotated key, which all heads share.
+
+    Source: "DeepSeek-V2", DeepSeek-AI 2024, arXiv 2405.04434, section 2.1.
+
+    Example:
+        >>> from jlora import models
+        >>> models.Latent(width=512, query_width=1536, plain=128, rotated=64, value=128).rotated
+        64
+    """
+
+    width: int  # of the short vector
+    query_width: int | None  # of another, of which the queries are made; None: of the input
+    plain: int  # dimensions of each head's query and key that are not rotated
+    rotated: int  # and those behind them that are
+    value: int  # dimensions of each head's value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +137,8 @@ class DecoderConfig:
     activation: str = "silu"  # one of ACTIVATIONS
     gated: bool = True  # the MLP is down(act(gate(x)) * up(x)), else down(act(up(x)))
     experts: Experts | None = None  # in place of the MLP
+    dense_layers: int | None = None  # so many of the first layers keep the MLP
+    latent: Latent | None = None  # what keys and values are made of, in place of the input
     fused_qkv: bool = False  # q, k and v are one projection
     fused_gate_up: bool = False  # so are gate and up
     qkv_bias: bool = False
@@ -110,6 +163,8 @@ class DecoderConfig:
 
     query_scalar: int | None = None  # scores are divided by its root; None: head_dim
     attention_scale: float | None = None  # scores are multiplied by it instead
+    # With m of it, scores are also multiplied by (0.1 m log(factor) + 1)^2, of the RoPE scaling.
+    stretch_sharpness: float = 0.0
     attention_cap: float | None = None  # scores become cap * tanh(scores / cap)
     logit_cap: float | None = None
     logit_scale: float = 1.0  # logits are multiplied by it, before the cap
@@ -122,7 +177,23 @@ class DecoderConfig:
         """What attention's scores are multiplied by."""
         if self.attention_scale is not None:
             return self.attention_scale
-        return (self.query_scalar or self.head_dim) ** -0.5
+        scale = (self.query_scalar or self.head_dim) ** -0.5
+        factor = getattr(self.rope_scaling, "factor", 1.0)
+        if factor > 1 and self.stretch_sharpness:
+            scale *= (0.1 * self.stretch_sharpness * math.log(factor) + 1) ** 2
+        return scale
+
+    @property
+    def turned(self) -> int:
+        """How many of a head's dimensions are rotated."""
+        if self.latent is not None:
+            return self.latent.rotated
+        return int(self.head_dim * self.rotary_share)
+
+    @property
+    def value_dim(self) -> int:
+        """The dimensions of a head's value."""
+        return self.head_dim if self.latent is None else self.latent.value
 
     @property
     def length_that_turns(self) -> int | None:
@@ -145,13 +216,13 @@ class DecoderConfig:
             problems.append(
                 f"{self.heads} heads can't share {self.kv_heads} key-value heads evenly"
             )
-        whole = self.rotary_share == 1.0 and not self.learned_positions
+        whole = self.rotary_share == 1.0 and not self.learned_positions and self.latent is None
         if whole and self.head_dim % 2:
             problems.append(f"head_dim is {self.head_dim}: expected even")
         if not 0 < self.rotary_share <= 1:
             problems.append(f"rotary_share is {self.rotary_share}: expected more than 0, at most 1")
         if isinstance(self.rope_scaling, LongRopeScaling):
-            pairs = -(-int(self.head_dim * self.rotary_share) // 2)
+            pairs = -(-self.turned // 2)
             for name in ("short", "long"):
                 if (count := len(getattr(self.rope_scaling, name))) != pairs:
                     problems.append(
@@ -171,10 +242,37 @@ class DecoderConfig:
             )
         if self.parallel and (self.post_norms or not self.pre_norms):
             problems.append("parallel attention and MLP have one norm, before both")
-        if (experts := self.experts) is not None:
-            if min(experts.count, experts.width) < 1:
-                problems.append(f"{experts}: expected at least one expert of at least width 1")
-            if not 1 <= experts.chosen <= experts.count:
-                problems.append(f"{experts.chosen} of {experts.count} experts can't be chosen")
+        if self.experts is not None:
+            problems += self.experts.problems()
+        if self.dense_layers is not None and (
+            self.experts is None or not 1 <= self.dense_layers < self.layers
+        ):
+            problems.append(
+                f"dense_layers is {self.dense_layers}: expected some of the {self.layers} layers, "
+                "where the others have experts"
+            )
+        problems += self._problems_of_latent()
         if problems:
             raise ValueError(f"model configuration: {'; '.join(problems)}")
+
+    def _problems_of_latent(self) -> list[str]:
+        if (latent := self.latent) is None:
+            return []
+        problems = []
+        sizes = (latent.width, latent.rotated, latent.value, latent.query_width or 1)
+        if min(sizes) < 1 or latent.plain < 0 or latent.rotated % 2:
+            problems.append(f"{latent}: expected sizes of at least 1, and rotated even")
+        if self.head_dim != latent.plain + latent.rotated:
+            problems.append(
+                f"head_dim is {self.head_dim}: expected {latent.plain} + {latent.rotated}, the "
+                "dimensions that are not rotated and those that are"
+            )
+        if self.kv_heads != self.heads:
+            problems.append(
+                f"{self.kv_heads} key-value heads for {self.heads} heads: expected as many, where "
+                "keys and values come out of one short vector"
+            )
+        others = {"fused_qkv": self.fused_qkv, "qk_norm": self.qk_norm}
+        others |= {"rotary_share": self.rotary_share != 1, "sinks": self.sinks}
+        problems += [f"latent and {name} exclude each other" for name, on in others.items() if on]
+        return problems

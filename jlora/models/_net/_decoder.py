@@ -1,7 +1,7 @@
 """The decoder in Flax linen: init and apply are pure functions over a plain tree of parameters.
 
-Layers are stacked along a first dimension and scanned, so that a deep model compiles as fast as a
-shallow one.
+Like layers are stacked along a first dimension and scanned, so that a deep model compiles as fast
+as a shallow one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from jlora.models._net._layer_differences import of_layer, prepare
 from jlora.models._net._mlp import MLP
 from jlora.models._net._norms import norm
 from jlora.models._net._saved_for_gradient import PRODUCTS
+from jlora.models._net._stacks import stacks
 
-Cache = tuple[jax.Array, jax.Array]  # keys and values: (layers, batch, slots, kv_heads, head_dim)
+# Keys (layers, batch, slots, kv_heads, head_dim) and values, the same of value_dim; of several
+# stacks a tuple of such pairs.
+Cache = tuple[Any, ...]
 
 
 class Block(nn.Module):
@@ -57,6 +60,38 @@ class Block(nn.Module):
         return mixed if (scale := self.config.residual_scale) == 1.0 else mixed * scale
 
 
+def _scanned(config: DecoderConfig, layers: int, remat: bool, attention: str, name: str | None):
+    """So many layers, one behind the other."""
+    # prevent_cse: a scan already keeps the two passes apart
+    block = nn.remat(Block, prevent_cse=False, policy=None if remat else PRODUCTS)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0, 0, nn.broadcast),  # pyright: ignore
+        length=layers,
+    )(config, attention, name=name)
+
+
+class Stacks(nn.Module):
+    """Several stacks of layers, one behind the other; called as one alone is."""
+
+    config: DecoderConfig
+    remat: bool
+    attention: str
+
+    @nn.compact
+    def __call__(self, x, shared, own, cache, slot):
+        caches = []
+        for at, stack in enumerate(stacks(self.config)):
+            first, count = stack.layers.start, len(stack.layers)
+            run = _scanned(stack.config, count, self.remat, self.attention, stack.name)
+            its = jax.tree.map(lambda each, first=first, count=count: each[first:][:count], own)
+            x, kept = run(x, shared, its, None if cache is None else cache[at], slot)
+            caches.append(kept)
+        return x, None if cache is None else tuple(caches)
+
+
 class Decoder(nn.Module):
     """A decoder-only transformer; parameters as ``{"embed", "layers", "norm", ...}``.
 
@@ -84,18 +119,13 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        # prevent_cse: a scan already keeps the two passes apart
-        block = nn.remat(Block, prevent_cse=False, policy=None if self.remat else PRODUCTS)
         self.embed = nn.Embed(config.vocabulary, config.width)
         if config.learned_positions:
             self.positions = nn.Embed(config.max_length, config.width)
-        self.layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0, 0, nn.broadcast),  # pyright: ignore
-            length=config.layers,
-        )(config, self.attention)
+        if len(stacks(config)) == 1:
+            self.layers = _scanned(config, config.layers, self.remat, self.attention, None)
+        else:
+            self.layers = Stacks(config, self.remat, self.attention)
         self.norm = norm(config)
         if not config.tied:
             self.head = nn.Dense(config.vocabulary, use_bias=False)
@@ -160,5 +190,11 @@ class Decoder(nn.Module):
 
 def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any) -> Cache:
     """Room for the keys and values of so many slots in each row."""
-    shape = (config.layers, batch, slots, config.kv_heads, config.head_dim)
-    return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+
+    def room(layers: int) -> tuple[jax.Array, jax.Array]:
+        shape = (layers, batch, slots, config.kv_heads)
+        keys, values = (*shape, config.head_dim), (*shape, config.value_dim)
+        return jnp.zeros(keys, dtype), jnp.zeros(values, dtype)
+
+    rooms = tuple(room(len(stack.layers)) for stack in stacks(config))
+    return rooms[0] if len(rooms) == 1 else rooms

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jlora.models._net._config import ClampedGate, DecoderConfig, Experts
 from jlora.models._net._mlp import ACTIVATION, MLP
+from jlora.models._net._routing import choose
 from jlora.models._net._saved_for_gradient import product
 
 
@@ -73,11 +74,14 @@ class Mixture(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         experts = self.experts
         tokens = x.reshape(-1, x.shape[-1])
-        scores = product(nn.Dense(experts.count, use_bias=experts.biases, name="router")(tokens))
-        shares = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
-        shares, chosen = jax.lax.top_k(shares, experts.chosen)  # (tokens, chosen)
-        if experts.normalised:
-            shares = shares / shares.sum(axis=-1, keepdims=True)
+        dtype = jnp.float32 if experts.wide_router else None
+        router = nn.Dense(experts.count, use_bias=experts.biases, dtype=dtype, name="router")
+        scores = product(router(tokens)).astype(jnp.float32)
+        correction = None
+        if experts.corrected:
+            zeros = nn.initializers.zeros_init()
+            correction = self.param("router_correction", zeros, (experts.count,))
+        shares, chosen = choose(experts, scores, correction)
         order = jnp.argsort(chosen.reshape(-1))
         whose = chosen.reshape(-1)[order] if experts.biases else None
         sizes = jnp.bincount(chosen.reshape(-1), length=experts.count)

@@ -69,6 +69,10 @@ def _of_the_model(config: DecoderConfig) -> list[str]:
     problems = []
     if config.attention_cap is not None:
         problems.append(f"the model caps its scores at {config.attention_cap:g}")
+    if config.value_dim != config.head_dim:
+        problems.append(
+            f"its values have {config.value_dim} dimensions a head, its keys {config.head_dim}"
+        )
     if config.sinks:
         problems.append("its heads have sinks")
     if len(set(config.windows or ())) > 1:

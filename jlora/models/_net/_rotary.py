@@ -18,7 +18,7 @@ def rotary(config: DecoderConfig, positions: jax.Array, dtype: Any, *, local: bo
     theta, scaling = config.rope_theta, config.rope_scaling
     if local and config.local_rope_theta is not None:
         theta, scaling = config.local_rope_theta, None
-    turned = int(config.head_dim * config.rotary_share)
+    turned = config.turned
     angles = positions[..., None].astype(jnp.float32) * (
         plain(theta, turned) if scaling is None else scaling.frequencies(theta, turned, positions)
     )

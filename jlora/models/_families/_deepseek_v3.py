@@ -1,0 +1,209 @@
+"""DeepSeek-V3 (arXiv 2412.19437), R1: latent attention, experts in groups, first layers dense."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jlora.models._families._family import SIZES, Family
+from jlora.models._families._llama import DEFAULTS, LEAVES, without_mlp
+from jlora.models._families._qwen3_moe import EXPERT_LEAVES
+from jlora.models._families._rope_settings import Rope
+from jlora.models._families._settings import Activation, Biases, Same, Settings
+from jlora.models._files._torch_tensors import Stored, buffer, linear, plain
+from jlora.models._net._config import DecoderConfig, Experts, Latent
+
+_ATTENTION, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
+_SHARPNESS = "mscale_all_dim"
+_ROPE = Rope(kinds=("linear", "llama3", "yarn", "dynamic"))  # those with a factor
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentHeads:
+    """The heads, and the short vectors out of which queries, keys and values come."""
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """heads, kv_heads, head_dim, latent."""
+        heads = settings.whole("num_attention_heads")
+        kv_heads = settings.whole("num_key_value_heads", needed=False)
+        width, plain_, rotated, value = (
+            settings.whole(name)
+            for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        )
+        query_width = settings.whole("q_lora_rank", needed=False)
+        head_dim = settings.whole("head_dim", needed=False)  # transformers' word for the rotated
+        if head_dim not in (None, rotated):
+            settings.problems.append(
+                f"head_dim is {head_dim}: expected {rotated} as qk_rope_head_dim, or none"
+            )
+        if None in (width, plain_, rotated, value):
+            return {}
+        return {
+            "heads": heads,
+            "kv_heads": heads if kv_heads is None else kv_heads,
+            "head_dim": plain_ + rotated,
+            "latent": Latent(width, query_width, plain_, rotated, value),
+        }
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """The settings."""
+        names = Same({"heads": "num_attention_heads", "kv_heads": "num_key_value_heads"})
+        if (latent := config.latent) is None:
+            return names.write(config)
+        return {
+            **names.write(config),
+            "kv_lora_rank": latent.width,
+            "q_lora_rank": latent.query_width,
+            "qk_nope_head_dim": latent.plain,
+            "qk_rope_head_dim": latent.rotated,
+            "v_head_dim": latent.value,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class SharperRope:
+    """`Rope`, whose stretching makes the scores sharper too."""
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """rope_theta, rope_scaling, rotary_share, stretch_sharpness."""
+        fields = _ROPE.read(settings)
+        record = {**settings.get("rope_scaling", {}), **settings.get("rope_parameters", {})}
+        stretched = fields["rope_scaling"] is not None
+        sharpness = (record.get(_SHARPNESS) or 0.0) if stretched else 0.0
+        return {**fields, "stretch_sharpness": sharpness}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """rope_parameters."""
+        settings = _ROPE.write(config)
+        if config.stretch_sharpness:
+            settings["rope_parameters"][_SHARPNESS] = config.stretch_sharpness
+        return settings
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedExperts:
+    """The experts, those that all tokens go to as one that is as wide as all of them."""
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """experts, dense_layers."""
+        names = ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
+        numbers = [settings.whole(name) for name in names]
+        shared = settings.whole("n_shared_experts")
+        dense = settings.whole("first_k_dense_replace", needed=False) or 0
+        layers = settings.whole("num_hidden_layers", needed=False)
+        scale = settings.number("routed_scaling_factor")
+        routing = self._routing(settings)
+        if None in (*numbers, shared, layers, scale, *routing.values()):
+            return {}
+        if dense >= layers:
+            return {}
+        count, chosen, width = numbers
+        experts = Experts(
+            *(count, chosen, width),
+            shared_width=width * shared,
+            scale=float(scale),
+            wide_router=True,
+            **routing,
+        )
+        return {"experts": experts, "dense_layers": dense or None}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """The settings."""
+        if (experts := config.experts) is None:
+            return {"first_k_dense_replace": config.layers}
+        return {
+            "n_routed_experts": experts.count,
+            "num_experts_per_tok": experts.chosen,
+            "moe_intermediate_size": experts.width,
+            "n_shared_experts": (experts.shared_width or 0) // experts.width,
+            "first_k_dense_replace": config.dense_layers or 0,
+            "routed_scaling_factor": experts.scale,
+            **self._written(experts),
+        }
+
+    def _routing(self, settings: Settings) -> dict[str, Any]:
+        """By what the experts are chosen."""
+        return {
+            "normalised": settings.flag("norm_topk_prob"),
+            "sigmoid": True,
+            "corrected": True,
+            "groups": settings.whole("n_group"),
+            "chosen_groups": settings.whole("topk_group"),
+            "best_of_group": 2,
+        }
+
+    def _written(self, experts: Experts) -> dict[str, Any]:
+        return {
+            "norm_topk_prob": experts.normalised,
+            "n_group": experts.groups,
+            "topk_group": experts.chosen_groups,
+        }
+
+
+def _mlp(path: str, module: str) -> dict[str, Stored]:
+    """An MLP beside the experts, of whose modules PEFT thinks by their names that they are such."""
+    return {
+        f"{path}/{name}/kernel": linear(f"{module}.{name}.weight", as_parameter=True)
+        for name in ("gate_proj", "up_proj", "down_proj")
+    }
+
+
+LATENT_LEAVES = {
+    **without_mlp(LEAVES),
+    "layers/attn/q_a_proj/kernel": linear(f"{_ATTENTION}.q_a_proj.weight"),
+    "layers/attn/q_a_proj/bias": plain(f"{_ATTENTION}.q_a_proj.bias"),
+    "layers/attn/q_a_norm/scale": plain(f"{_ATTENTION}.q_a_layernorm.weight"),
+    "layers/attn/q_b_proj/kernel": linear(f"{_ATTENTION}.q_b_proj.weight"),
+    "layers/attn/kv_a_proj/kernel": linear(f"{_ATTENTION}.kv_a_proj_with_mqa.weight"),
+    "layers/attn/kv_a_proj/bias": plain(f"{_ATTENTION}.kv_a_proj_with_mqa.bias"),
+    "layers/attn/kv_a_norm/scale": plain(f"{_ATTENTION}.kv_a_layernorm.weight"),
+    "layers/attn/kv_b_proj/kernel": linear(f"{_ATTENTION}.kv_b_proj.weight"),
+    "layers/attn/o_proj/bias": plain(f"{_ATTENTION}.o_proj.bias"),
+    **EXPERT_LEAVES,
+    **_mlp("layers/mlp", _MLP),
+    **_mlp("layers/mlp/shared", f"{_MLP}.shared_experts"),
+}
+for _absent in ("k_proj", "v_proj"):
+    del LATENT_LEAVES[f"layers/attn/{_absent}/kernel"]
+
+DEEPSEEK_V3 = Family(
+    architecture="DeepseekV3ForCausalLM",
+    leaves={
+        **LATENT_LEAVES,
+        "layers/mlp/router_correction": buffer(f"{_MLP}.gate.e_score_correction_bias"),
+    },
+    parts=(
+        *(SIZES, LatentHeads(), Activation(), Biases(), SharperRope(), GroupedExperts()),
+        Same({"interleaved": "rope_interleave"}),
+    ),
+    features={},
+    defaults={
+        **DEFAULTS,
+        "attention_bias": False,
+        "max_position_embeddings": 4096,
+        "num_key_value_heads": 128,
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "rope_interleave": True,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 2048,
+        "n_group": 8,
+        "topk_group": 4,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "first_k_dense_replace": 3,
+    },
+    only={
+        "scoring_func": ("sigmoid", None),
+        "topk_method": ("noaux_tc", None),
+        "moe_layer_freq": (1, None),
+    },
+    # the heads' width follows from its parts
+    settings_aside=frozenset({"head_dim", "qk_head_dim", "ep_size", "num_nextn_predict_layers"}),
+    layers_behind="num_nextn_predict_layers",
+)
