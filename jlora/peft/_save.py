@@ -101,7 +101,7 @@ def contents(
     base, _, revision = (base_model or own or "").partition("@")
     settings["base_model_name_or_path"] = base or None
     settings["revision"] = revision or None
-    settings["task_type"] = "CAUSAL_LM" if known.is_language_model else None
+    settings["task_type"] = model.task_type if known.is_language_model else None
     return tensors, settings
 
 

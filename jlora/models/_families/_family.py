@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jlora.models._families._settings import Part, Same
 from jlora.models._files._torch_tensors import Stored
+from jlora.models._net._config import DecoderConfig
 
 
 def sizes(epsilon: str) -> Same:
@@ -43,7 +44,7 @@ class Nested:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How one architecture's files and settings map onto the decoder."""
+    """How one architecture's files and settings map onto the decoder, or onto the encoder."""
 
     architecture: str  # the class in transformers
     leaves: Mapping[str, Stored]  # our path -> the parameter in transformers, of every variant
@@ -58,6 +59,15 @@ class Family:
     settings_aside: frozenset[str] = frozenset()
     # Beginnings of the names of tensors that are no part of the decoder: a vision tower.
     tensors_aside: tuple[str, ...] = ()
+    # Beginnings of the names of heads' tensors, of which a model of the family has one or none.
+    heads_aside: tuple[str, ...] = ()
+    read_alone: str = "text"  # what is read of a file that has more
+    config: Callable[..., Any] = DecoderConfig  # the record that its fields make
+    # Fields that a config.json does not say: whether the tensor of this path is there.
+    by_tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # Ends of tensors' names as older releases wrote them.
+    older_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    saved_whole: str | None = None  # the module, of several perhaps, that PEFT trains as one
 
     def flat(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The decoder's settings out of a config.json, wherever they stand there."""
