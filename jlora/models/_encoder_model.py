@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora._paths import key_for
+from jlora.models import _families
 from jlora.models._answers._sampling import GREEDY, Sampling
 from jlora.models._files._stacking import expected_shapes
+from jlora.models._files._torch_tensors import Stored
 from jlora.models._model import Model
 from jlora.models._net._encoder import Encoder
 from jlora.models._net._encoder_config import Config, EncoderConfig
@@ -49,6 +52,18 @@ class EncoderModel(Model):
     """
 
     config: EncoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @property
+    def stored(self) -> Mapping[str, Stored]:
+        """How each parameter lies in a Hugging Face file of such a model, by our path."""
+        if self.config.labels:
+            return super().stored
+        prefix = _families.family_of(self.config.family, self.name).prefix
+        bare = {
+            path: dataclasses.replace(leaf, name=leaf.name.removeprefix(prefix))
+            for path, leaf in super().stored.items()
+        }
+        return types.MappingProxyType(bare)
 
     def apply(
         self,
@@ -162,10 +177,10 @@ class EncoderModel(Model):
             "mask": np.zeros(shape, np.int32),
             "types": np.zeros(shape, np.int32),
         }
-        for row, (tokens, types) in enumerate(framed):
+        for row, (tokens, kinds) in enumerate(framed):
             arrays["tokens"][row, : len(tokens)] = tokens
             arrays["mask"][row, : len(tokens)] = 1
-            arrays["types"][row, : len(tokens)] = np.minimum(types, self.config.types - 1)
+            arrays["types"][row, : len(tokens)] = np.minimum(kinds, self.config.types - 1)
         return arrays
 
     def _padding(self) -> int:

@@ -71,5 +71,6 @@ BERT = Family(
     read_alone="the encoder",
     by_tensors={"pooler": "pooler/kernel"},
     older_names=OLDER,
+    prefix="bert.",
     saved_whole="classifier",
 )

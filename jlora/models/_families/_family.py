@@ -67,6 +67,7 @@ class Family:
     by_tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # Ends of tensors' names as older releases wrote them.
     older_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prefix: str = ""  # of a model's names, which one without a head leaves out
     saved_whole: str | None = None  # the module, of several perhaps, that PEFT trains as one
 
     def flat(self, settings: Mapping[str, Any]) -> dict[str, Any]:

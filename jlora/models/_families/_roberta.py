@@ -17,5 +17,6 @@ ROBERTA = dataclasses.replace(
     ),
     parts=(SIZES, PADDING, Activation(tanh="gelu_new"), Labels("Roberta")),
     features={"own_dense": True},
+    prefix="roberta.",
     defaults={**BERT.defaults, "pad_token_id": 1},
 )
