@@ -180,6 +180,7 @@ class EncoderModel(Model):
         for row, (tokens, kinds) in enumerate(framed):
             arrays["tokens"][row, : len(tokens)] = tokens
             arrays["mask"][row, : len(tokens)] = 1
+            # a model that knows one type alone reads every token as of it, as transformers does
             arrays["types"][row, : len(tokens)] = np.minimum(kinds, self.config.types - 1)
         return arrays
 

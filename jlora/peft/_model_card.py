@@ -11,6 +11,7 @@ from jlora import _hub
 from jlora._words import one_line
 
 LIBRARY = {"peft": "peft", "mlx": "mlx"}
+_TAGS = {"SEQ_CLS": "text-classification", "FEATURE_EXTRACTION": "feature-extraction"}
 _MOST_SETTINGS = 40
 _NOT_IN_VLLM = (
     "modules_to_save",
@@ -42,7 +43,8 @@ def card(
     from jlora import __version__
 
     run = about.get("settings") or {}
-    head = {"library_name": LIBRARY[form], "pipeline_tag": "text-generation"}
+    tag = _TAGS.get(str(settings.get("task_type")), "text-generation")
+    head = {"library_name": LIBRARY[form], "pipeline_tag": tag}
     if base and _hub.is_id(base):
         head["base_model"] = base.partition("@")[0]
     lines = [

@@ -73,7 +73,8 @@ def publish(
     where = _tensors.IN_PEFT
     if format == "mlx":
         known = _names.layout(model, names, axes)
-        layers = model.config.layers if known.is_language_model else 0
+        decodes = known.is_language_model and model.task_type == "CAUSAL_LM"
+        layers = model.config.layers if decodes else 0
         tensors, written, problems = _write_mlx.contents(tensors, settings, known, layers)
         if not layers:
             problems = ["mlx-lm adapts language models alone"]

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from encoders import batch, class_of, close, each_family, in_torch, made, written
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import jlora
 import jlora.peft
@@ -88,6 +88,21 @@ def test_an_adapter_of_peft_comes_and_goes(family, adapter, tmp_path):
     )
     again = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
     close(again(**in_torch(inputs)).logits, expected)
+
+
+def test_a_part_of_the_head_that_is_missing_is_named(tmp_path):
+    theirs = made("roberta", "ForSequenceClassification")
+    model = models.load(written(theirs, tmp_path / "base"))
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=3, target_modules=["query"])
+    peft.get_peft_model(theirs, config).save_pretrained(tmp_path / "theirs")
+    lora, _ = jlora.peft.load(tmp_path / "theirs", model)
+    assert whole(lora) == HEAD["roberta"]  # trained or not
+    file = tmp_path / "theirs" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    del tensors[f"{PREFIX}.classifier.dense.weight"]
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"classifier\.dense\.weight: missing"):
+        jlora.peft.load(tmp_path / "theirs", model)
 
 
 @each_family

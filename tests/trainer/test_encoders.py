@@ -221,6 +221,16 @@ def test_adapters_over_the_model_equal_the_merged_one(model):
     assert np.abs(merged - apply(model.params, **inputs)).max() > 1e-3
 
 
+def test_a_published_adapter_says_what_it_is_for_and_mlx_has_none(model, tmp_path):
+    config = jlora.LoraConfig(targets="q_proj/kernel", train="classifier", rank=2)
+    axes = jlora.trace_axes(model.apply, model.params, jnp.ones((1, 2), int))
+    _, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
+    jlora.peft.publish(tmp_path / "peft", lora, config, model)
+    assert 'pipeline_tag: "text-classification"' in (tmp_path / "peft" / "README.md").read_text()
+    with pytest.raises(ValueError, match="mlx-lm adapts language models alone"):
+        jlora.peft.publish(tmp_path / "mlx", lora, config, model, format="mlx")
+
+
 def test_info_says_what_it_is_and_what_all_linear_adapts(folder, capsys):
     assert main(["info", str(folder)]) == 0
     told = capsys.readouterr().out
