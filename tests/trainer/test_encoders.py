@@ -99,6 +99,15 @@ def test_what_the_mask_hides_changes_nothing_and_all_else_does(model):
     assert np.abs(moved - scores).min() > 1e-4
 
 
+def test_half_precision_gives_hidden_states_of_its_own_and_float32_scores(model):
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params)
+    tokens = jnp.ones((1, 3), int)
+    hidden = jax.eval_shape(model.hidden, half, tokens)
+    assert (hidden.shape, hidden.dtype) == ((1, 3, 14), jnp.bfloat16)
+    scores = jax.eval_shape(model.apply, half, tokens)
+    assert (scores.shape, scores.dtype) == ((1, 3), jnp.float32)
+
+
 def test_roberta_counts_positions_behind_its_padding(tmp_path):
     config = models.from_huggingface(
         {"model_type": "roberta", **SIZES, "pad_token_id": 5, "num_hidden_layers": 1}, "here"
@@ -179,6 +188,14 @@ def test_a_model_without_head_or_pooler_says_so(folder, tmp_path):
         model.logits(model.params, hidden)
     with pytest.raises(ValueError, match="no pooler"):
         model.pooled(model.params, hidden)
+
+
+def test_a_folder_with_the_older_form_of_a_tokenizer_says_what_to_do(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "tokenizer.json").rename(tmp_path / "vocab.txt")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is missing\..*save_pretrained"):
+        models.load(tmp_path)
 
 
 def test_a_fresh_head_leaves_the_encoder_and_depends_on_the_key_alone(model):

@@ -66,6 +66,9 @@ def of_folder(directory: Path, settings: Mapping[str, Any], *, writes: bool = Tr
     Raises:
         ValueError: when a file is missing, damaged or of another kind.
     """
+    path = directory / "tokenizer.json"
+    if not path.exists() and any((directory / name).exists() for name in _OTHER_FORMS):
+        raise ValueError(f"{path} is missing{_CONVERT}")
     try:
         return _from_huggingface.from_huggingface(directory, settings, writes=writes)
     except (TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError) as error:
