@@ -27,6 +27,7 @@ SIZES = {
     "max_position_embeddings": 9,
     "pad_token_id": 0,
 }
+FILE = "adapter_model.safetensors"
 LABELS = {
     "architectures": ["BertForSequenceClassification"],
     "id2label": {"1": "yes", "0": "no", "2": "maybe"},
@@ -236,6 +237,30 @@ def test_adapters_over_the_model_equal_the_merged_one(model):
     merged = apply(jlora.merge(frozen, lora), **inputs)
     np.testing.assert_allclose(lifted, merged, atol=1e-5)
     assert np.abs(merged - apply(model.params, **inputs)).max() > 1e-3
+
+
+def test_a_head_of_which_something_trains_is_saved_whole(tmp_path):
+    config = models.EncoderConfig(
+        vocabulary=11, width=14, layers=1, heads=2, mlp_width=10, max_length=9, family="roberta",
+        own_dense=True, pooler=False, labels=("no", "yes", "so"),
+    )  # fmt: skip
+    tokens = jnp.ones((1, 2), int)
+    params = jax.jit(models.Encoder(config).init)(jax.random.key(0), tokens)["params"]
+    model = models.EncoderModel(params, config, tokenizer=None, name="tiny")
+    biases = jlora.LoraConfig(targets="q_proj/kernel", bias="all", rank=2)
+    axes = jlora.trace_axes(model.apply, params, tokens)
+    _, lora = jlora.split(params, biases, jax.random.key(0), axes=axes)
+    assert "classifier/dense/bias" in lora
+    assert "classifier/dense/kernel" not in lora
+    jlora.peft.save(tmp_path, lora, biases, model)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (settings["modules_to_save"], settings["bias"]) == (["classifier"], "all")
+    names = {name.partition(".classifier.")[2] for name in load_file(tmp_path / FILE)} - {""}
+    assert names == {"dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias"}
+    again, _ = jlora.peft.load(tmp_path, model)
+    np.testing.assert_array_equal(
+        again["classifier/dense/kernel"].value, params["classifier"]["dense"]["kernel"]
+    )
 
 
 def test_a_published_adapter_says_what_it_is_for_and_mlx_has_none(model, tmp_path):
