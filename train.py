@@ -254,6 +254,11 @@ def prepare(settings: Settings, run: checkpoint.Run, resume: bool = False) -> Jo
         template=settings.template,
         date=settings.date,
     )
+    if isinstance(model, models.EncoderModel):
+        raise ValueError(
+            f"--model {settings.model} is an encoder ({model.config.family}), which writes no "
+            "answers: expected a decoder"
+        )
     if settings.max_length + settings.max_new_tokens > model.config.max_length:
         raise ValueError(
             f"--max-length {settings.max_length} and --max-new-tokens {settings.max_new_tokens} "

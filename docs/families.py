@@ -22,7 +22,7 @@ def table() -> str:
     rows = [
         f"| `{name}` | {about[id(family)]} | "
         f"{f'`{family.gguf.architecture}`' if family.gguf else ''} |\n"
-        for name, family in _families.FAMILIES.items()
+        for name, family in {**_families.FAMILIES, **_families.ENCODERS}.items()
     ]
     head = "| `model_type` | which models, and what they have | GGUF |\n|---|---|---|\n"
     return head + "".join(rows)

@@ -6,7 +6,10 @@ some conversions double it. None of them says anything of the parameter.
 
 from __future__ import annotations
 
-_WRAPPERS = ("module.", "_orig_mod.", "language_model.", "model.", "transformer.")
+_WRAPPERS = (
+    *("module.", "_orig_mod.", "language_model.", "model.", "transformer."),
+    *("bert.", "roberta."),
+)
 
 
 def bare(name: str) -> str:

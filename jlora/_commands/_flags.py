@@ -124,6 +124,7 @@ def load_model(args: argparse.Namespace) -> Adapted:
     source = source_of(args, known)
     import jlora
     from jlora import compiled, models, peft
+    from jlora.models._net import _kinds
 
     compiled.keep()
     trained = known.get("settings", {})  # with this template and on this day
@@ -133,6 +134,7 @@ def load_model(args: argparse.Namespace) -> Adapted:
         template=trained.get("template"),
         date=trained.get("date"),
     )
+    _kinds.require_decoder(model.config, model.name, "writes answers")
     if directory and _is_peft(directory):
         model = models.with_vocabulary(model, peft.vocabulary(directory, model))
     params = model.params

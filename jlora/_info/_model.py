@@ -46,6 +46,8 @@ def facts(source: str | Path) -> dict[str, Any]:
         "width": config.width,
         "vocabulary": config.vocabulary,
         "max_length": config.max_length,
+        "labels": list(getattr(config, "labels", ())),
+        "encoder": isinstance(config, models.EncoderConfig),
         "tied": config.tied,
         "template": opened.tokenizer.template is not None,
         "all_linear": _all_linear(opened),
@@ -63,18 +65,28 @@ def lines(known: Mapping[str, Any]) -> list[str]:
     about = _text.pairs(
         {
             "model": known["path"],
-            "kind": known["architecture"],
+            "kind": known["architecture"] + (", an encoder" if known["encoder"] else ""),
             "loads": "yes",
             "size": ", ".join(size),
             "shape": f"{known['layers']} layers of width {known['width']}, "
-            f"{known['vocabulary']:,} tokens, {known['max_length']:,} positions, "
-            + ("the head is the embedding" if known["tied"] else "a head of its own"),
-            "template": "for conversations" if known["template"] else "none: no chat",
+            f"{known['vocabulary']:,} tokens, {known['max_length']:,} positions, " + _head(known),
+            "template": None if known["encoder"] else _TEMPLATES[known["template"]],
             "aside": "; ".join(known["left_aside"]),
         }
     )
     rows = [(leaf["path"], str(tuple(leaf["shape"]))) for leaf in known["all_linear"]]
     return [*about, "", *_text.table(('what "all-linear" adapts', "weight"), rows)]
+
+
+_TEMPLATES = {True: "for conversations", False: "none: no chat"}
+
+
+def _head(known: Mapping[str, Any]) -> str:
+    if known["encoder"] and not known["labels"]:
+        return "no head"
+    if known["encoder"]:
+        return f"a head with {len(known['labels'])} labels: {_words.named(known['labels'])}"
+    return "the head is the embedding" if known["tied"] else "a head of its own"
 
 
 def _all_linear(opened: Any) -> list[dict[str, Any]]:

@@ -20,14 +20,12 @@ def locked(directory: Path) -> Iterator[None]:
     """Holds the folder, which is made if it is not there, until the block ends.
 
     The lock is the operating system's: it is free once its process has ended, however it ended.
-    A folder that was made for it and is still empty at the end is removed again.
 
     Raises:
         ValueError: when another process holds it, which is named; when the folder can't be made.
     """
     from filelock import FileLock, Timeout
 
-    new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,18 +48,15 @@ def locked(directory: Path) -> Iterator[None]:
     finally:
         (directory / _HOLDER).unlink(missing_ok=True)
         lock.release()
-        if new and [path.name for path in directory.iterdir()] in ([], [_LOCK]):
-            # elsewhere the file stays: who removes it may take it from under another's hands
-            (directory / _LOCK).unlink(missing_ok=True)
-            directory.rmdir()
 
 
-def clear(directory: Path) -> None:
-    """Removes all that is in the folder but the lock."""
+def leave(directory: Path, *, everything: bool) -> None:
+    """Removes the lock's files, of a folder in which nothing was begun, or all that is in it."""
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name != _LOCK:
+            if everything:
+                shutil.rmtree(path, ignore_errors=True)
+        elif everything or path.name in (_LOCK, _HOLDER):
             path.unlink(missing_ok=True)
 
 

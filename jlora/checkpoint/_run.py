@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ _FILE = "run.json"
 _STATES = "checkpoints"
 _FORMAT = "format"  # the key of the version in the file
 _VERSION = 2  # 1 had no key, and states without seals
+_ID = "id"  # the key of what tells one run's states from another's
 
 
 class Run:
@@ -64,13 +66,22 @@ class Run:
         """
         if self.directory.exists() and not self.directory.is_dir():
             raise ValueError(f"{self.directory} is a file: expected a folder for the run")
-        was_empty = not self.directory.exists() or not any(self.directory.iterdir())
-        with _lock.locked(self.directory):
-            try:
-                yield
-            finally:
-                if was_empty and not self.begun:
-                    _lock.clear(self.directory)
+        new = not self.directory.exists()
+        was_empty = new or not any(self.directory.iterdir())
+        with contextlib.ExitStack() as after:
+            after.callback(self._remove_if_unused, new)
+            with _lock.locked(self.directory):
+                try:
+                    yield
+                finally:
+                    if not self.begun:
+                        _lock.leave(self.directory, everything=was_empty)
+
+    def _remove_if_unused(self, new: bool) -> None:
+        """Removes a folder that was made for a run which did not begin."""
+        if new and not self.begun:
+            with contextlib.suppress(OSError):  # another process has begun to use it
+                self.directory.rmdir()
 
     @property
     def begun(self) -> bool:
@@ -109,7 +120,7 @@ class Run:
             ValueError: when the folder holds no run, a damaged one, or a newer version's.
         """
         begun = self._begun_with()
-        return {name: value for name, value in begun.items() if name != _FORMAT}
+        return {name: value for name, value in begun.items() if name not in (_FORMAT, _ID)}
 
     def _begun_with(self) -> dict[str, Any]:
         if not self.begun:
@@ -144,7 +155,8 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{self.directory} can't be made: {error.strerror}") from None
-        _files.write_json(self.directory / _FILE, {_FORMAT: _VERSION, **settings})
+        identity = {_FORMAT: _VERSION, _ID: uuid.uuid4().hex}
+        _files.write_json(self.directory / _FILE, {**identity, **settings})
 
     def record(self, name: str, content: Any) -> None:
         """Keeps something small beside the states, as ``<name>.json``, replaced in one step.
@@ -175,7 +187,7 @@ class Run:
             _arrays.require_room(where, arrays)
             with _arrays.quiet(), _arrays.unwritten(where):
                 self._manager.save(step, args=_arrays.save_args(arrays))
-                _sealed_states.seal(where, self.directory / _FILE)
+                _sealed_states.seal(where, self._begun_with().get(_ID))
 
     def restore(self, state: Any, *, say: Callable[[str], object] = print) -> tuple[int, Any]:
         """The pair (step, state) of the newest good save, in the structure of ``state``.
@@ -205,11 +217,12 @@ class Run:
 
     def _newest_good(self) -> tuple[int, dict[int, str]]:
         """The newest state that is as it was written, and what is wrong with those after it."""
-        sealed = self._begun_with().get(_FORMAT, 1) > 1
+        begun = self._begun_with()
+        sealed = begun.get(_FORMAT, 1) > 1
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             where = self.directory / _STATES / str(step)
-            problem = _sealed_states.problem(where, self.directory / _FILE) if sealed else None
+            problem = _sealed_states.problem(where, begun.get(_ID)) if sealed else None
             if problem is None:
                 return step, damaged
             damaged[step] = problem

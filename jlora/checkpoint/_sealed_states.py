@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from jlora import _files
@@ -11,16 +10,16 @@ from jlora.checkpoint import _arrays
 _SEAL = "seal.json"
 
 
-def seal(state: Path, run_file: Path) -> None:
+def seal(state: Path, run: str | None) -> None:
     """Seals the folder of a state: its files, its step, and the run that it belongs to.
 
     Raises:
         OSError: when the seal can't be written; the state then counts as not whole.
     """
-    _files.write_json(state / _SEAL, _sums(state, run_file))
+    _files.write_json(state / _SEAL, _sums(state, run))
 
 
-def problem(state: Path, run_file: Path) -> str | None:
+def problem(state: Path, run: str | None) -> str | None:
     """What is wrong with the state of a run, in words, or None if it is as it was sealed."""
     path = state / _SEAL
     if not path.exists():
@@ -29,7 +28,7 @@ def problem(state: Path, run_file: Path) -> str | None:
         sealed = _files.read_json(path)
     except ValueError as error:
         return str(error)
-    found = _sums(state, run_file)
+    found = _sums(state, run)
     if not isinstance(sealed, dict) or not isinstance(sealed.get("files"), dict):
         return f"{_SEAL} is no seal"
     if sealed.get("step") != found["step"]:
@@ -43,7 +42,6 @@ def problem(state: Path, run_file: Path) -> str | None:
     return f"{changed[0]} is not what was written" if changed else None
 
 
-def _sums(state: Path, run_file: Path) -> dict:
+def _sums(state: Path, run: str | None) -> dict:
     files = {name: value for name, value in _arrays.seal(state).items() if name != _SEAL}
-    run = hashlib.sha256(run_file.read_bytes()).hexdigest()
     return {"step": int(state.name), "run": run, "files": files}

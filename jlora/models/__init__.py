@@ -7,24 +7,19 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.traverse_util
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jlora.models import _families
-from jlora.models._answers import _generate
 from jlora.models._answers._generate import answer as answer
-from jlora.models._answers._sampling import GREEDY
 from jlora.models._answers._sampling import Sampling as Sampling
 from jlora.models._answers._stream import Memory as Memory
 from jlora.models._answers._stream import stream as stream
+from jlora.models._encoder_model import EncoderModel as EncoderModel
+from jlora.models._encoder_model import made as _made
+from jlora.models._encoder_model import with_classifier as with_classifier
 from jlora.models._families import from_huggingface as from_huggingface
 from jlora.models._families import to_huggingface as to_huggingface
 from jlora.models._files import _source, _stacking
@@ -37,12 +32,15 @@ from jlora.models._files._stacking import expected_shapes as expected_shapes
 from jlora.models._files._torch_tensors import Stored as Stored
 from jlora.models._files._torch_tensors import from_stored as from_stored
 from jlora.models._files._torch_tensors import to_stored as to_stored
-from jlora.models._net import _fused_attention
+from jlora.models._model import Model as Model
+from jlora.models._net import _encoder_config, _fused_attention
 from jlora.models._net._config import ClampedGate as ClampedGate
 from jlora.models._net._config import DecoderConfig as DecoderConfig
 from jlora.models._net._config import Experts as Experts
 from jlora.models._net._config import Latent as Latent
 from jlora.models._net._decoder import Decoder as Decoder
+from jlora.models._net._encoder import Encoder as Encoder
+from jlora.models._net._encoder_config import EncoderConfig as EncoderConfig
 from jlora.models._net._loss import answer_loss as answer_loss
 from jlora.models._net._rope_scalings import DynamicRopeScaling as DynamicRopeScaling
 from jlora.models._net._rope_scalings import LinearRopeScaling as LinearRopeScaling
@@ -53,103 +51,6 @@ from jlora.models._net._rope_scalings import YarnRopeScaling as YarnRopeScaling
 from jlora.models._text._tokenizer import Tokenizer as Tokenizer
 from jlora.models._vocabulary import Vocabulary as Vocabulary
 from jlora.models._vocabulary import with_vocabulary as with_vocabulary
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A loaded model. Its functions are pure: parameters go in as the first argument.
-
-    `load` gives one; it can also be made of its parts, here without a tokenizer:
-
-    Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> from jlora import models
-        >>> config = models.DecoderConfig(
-        ...     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8,
-        ...     max_length=64,
-        ... )
-        >>> init = jax.jit(models.Decoder(config).init)
-        >>> params = init(jax.random.key(0), jnp.ones((1, 1), int))["params"]
-        >>> model = models.Model(params, config, tokenizer=None, name="tiny")
-        >>> model.apply(model.params, jnp.array([[1, 2, 1]])).shape  # (batch, length, vocabulary)
-        (1, 3, 3)
-    """
-
-    params: dict[str, Any]
-    config: DecoderConfig
-    tokenizer: Tokenizer
-    name: str
-    attention: str = "blocks"  # as `load` describes it
-
-    @property
-    def stored(self) -> Mapping[str, Stored]:
-        """How each parameter lies in a Hugging Face file, by our path."""
-        leaves = _families.family_of(self.config.family, self.name).leaves
-        paths: Any = flax.traverse_util.flatten_dict(self.params, sep="/")
-        return types.MappingProxyType({path: _stacking.stored_of(leaves, path) for path in paths})
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        """What transformers calls each parameter, by our path; ``{}`` stands for the layer."""
-        return types.MappingProxyType({path: leaf.name for path, leaf in self.stored.items()})
-
-    def apply(self, params: Any, tokens: jax.Array, *, remat: bool = False) -> jax.Array:
-        """Scores over the vocabulary, (batch, length, vocabulary) float32, of tokens from the left.
-
-        Padding on the right needs no mask: no token sees what comes after it.
-        """
-        decoder = Decoder(self.config, remat, self.attention)
-        return decoder.apply({"params": params}, tokens)  # pyright: ignore[reportReturnType]
-
-    def hidden(self, params: Any, tokens: jax.Array, *, remat: bool = False) -> jax.Array:
-        """What `logits` reads: (batch, length, width); ``remat`` recomputes layers in gradients."""
-        decoder = Decoder(self.config, remat, self.attention)
-        return decoder.apply({"params": params}, tokens, method="hidden")  # pyright: ignore[reportReturnType]
-
-    def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
-        """Scores over the vocabulary, float32, at the places that ``hidden`` (..., width) holds."""
-        decoder = Decoder(self.config)
-        return decoder.apply({"params": params}, hidden, method="logits")  # pyright: ignore[reportReturnType]
-
-    @property
-    def head_names(self) -> tuple[str, ...]:
-        """The entries of the parameters that `logits` reads."""
-        return ("embed",) if self.config.tied else ("head",)
-
-    def generate(
-        self,
-        params: Any,
-        tokens: jax.Array,
-        starts: jax.Array,
-        *,
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """The next tokens: (batch, max_new_tokens) int32; stop tokens fill the rest.
-
-        Args:
-            params: the parameters.
-            tokens: (batch, length) int32, prompts padded on the left.
-            starts: (batch,) int32, where each prompt begins.
-            max_new_tokens: the longest answer; static.
-            sampling: how tokens are chosen; static.
-            key: random key, from which each row's is folded by its place; needed with a
-                temperature.
-
-        Raises:
-            ValueError: when there is a temperature and no key.
-        """
-        numbers = sampling.numbers()
-        if key is None:
-            if "temperature" in numbers:
-                raise ValueError("generate: a temperature needs a random key: pass key=")
-            key = jax.random.key(0)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(tokens)))
-        rules = _generate.Rules(np.array(self.tokenizer.stop_ids, np.int32), numbers)
-        decoder = Decoder(self.config)
-        return _generate.generate(decoder, params, tokens, starts, keys, rules, max_new_tokens)
 
 
 def outline(source: str | Path = DEFAULT) -> Model:
@@ -212,7 +113,7 @@ def load(
         date: what a template takes for today, as 2026-11-27; today's if None.
 
     Returns:
-        the model, its parameters on the default device.
+        the model, its parameters on the default device: an `EncoderModel` where it is an encoder.
 
     Raises:
         ValueError: when there is no such model, or it can't be read, or can't have this attention:
@@ -255,12 +156,12 @@ def load(
         warnings.warn(line, stacklevel=2)
     params = _stacking.assemble(opened, dtype)
     tokenizer = _of_model(opened.tokenizer, opened.config, template, date)
-    return Model(params, opened.config, tokenizer, str(source), attention)
+    return _made(params, opened.config, tokenizer, str(source), attention)
 
 
 def _of_model(
     tokenizer: Tokenizer,
-    config: DecoderConfig,
+    config: _encoder_config.Config,
     template: str | None = None,
     date: str | None = None,
 ) -> Tokenizer:

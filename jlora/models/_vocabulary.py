@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.models._net._config import DecoderConfig
+from jlora.models._net._encoder_config import Config
 
 EMBED, HEAD = "embed/embedding", "head/kernel"
 
@@ -39,19 +40,21 @@ class Vocabulary:
         """How many tokens are added."""
         return max((len(rows) for rows in self.rows.values()), default=0)
 
-    def config(self, config: DecoderConfig) -> DecoderConfig:
+    def config(self, config: Config) -> Any:
         """The configuration of the model that comes of it.
 
         Raises:
             ValueError: when rows are missing, or of another width than the model.
         """
+        decodes = isinstance(config, DecoderConfig)
         tied = config.tied and not self.untied
         wanted = {EMBED: (self.more, config.width)}
-        wanted |= {} if tied else {HEAD: (self.more, config.width)}
+        wanted |= {HEAD: (self.more, config.width)} if decodes and not tied else {}
         found = {path: tuple(rows.shape) for path, rows in self.rows.items()}
         if self.more and found != wanted:
             raise ValueError(f"the rows of further tokens are {found}: expected {wanted}")
-        return dataclasses.replace(config, vocabulary=config.vocabulary + self.more, tied=tied)
+        head = {"tied": tied} if decodes else {}
+        return dataclasses.replace(config, vocabulary=config.vocabulary + self.more, **head)
 
 
 def with_vocabulary(model: Any, vocabulary: Vocabulary) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from jlora.peft._names import Layout
 from jlora.peft._naming import Naming
 
-_REPEATED_BIAS = re.compile(r"\.(modules_to_save|original_module)\.bias$")
+_REPEATED_BIAS = re.compile(r"\.(modules_to_save|original_module)\.(.+\.)?bias$")
 
 
 class AdapterFile:

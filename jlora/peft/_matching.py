@@ -33,8 +33,10 @@ def is_target_parameter(settings: Mapping[str, Any], parameter: str) -> bool:
 
 
 def is_saved(settings: Mapping[str, Any], module: str) -> bool:
-    """Whether ``modules_to_save`` chooses the module: by the end of its name."""
-    return any(module.endswith(name) for name in settings["modules_to_save"] or ())
+    """Whether ``modules_to_save`` chooses the module, or one that it is in: by the name's end."""
+    parts = module.split(".")
+    around = [".".join(parts[: at + 1]) for at in range(len(parts))]
+    return any(each.endswith(name) for name in settings["modules_to_save"] or () for each in around)
 
 
 def value_for(patterns: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -12,6 +12,7 @@ from jlora import _hub
 from jlora._words import one_line
 
 LIBRARY = {"peft": "peft", "mlx": "mlx"}
+_TAGS = {"SEQ_CLS": "text-classification", "FEATURE_EXTRACTION": "feature-extraction"}
 _MOST_SETTINGS = 40
 _NOT_IN_VLLM = (
     "modules_to_save",
@@ -43,7 +44,8 @@ def card(
     from jlora import __version__
 
     run = about.get("settings") or {}
-    head = {"library_name": LIBRARY[form], "pipeline_tag": "text-generation"}
+    tag = _TAGS.get(str(settings.get("task_type")), "text-generation")
+    head = {"library_name": LIBRARY[form], "pipeline_tag": tag}
     if base and (on_hub := _hub.parsed(base)):
         head["base_model"] = on_hub.name
     lines = [

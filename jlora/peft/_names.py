@@ -177,6 +177,7 @@ class Layout:
     unclear: dict[str, str]  # leaves whose axes are not known, and why
     is_language_model: bool
     aside: tuple[str, ...] = ()  # the beginnings of what the torch model has beside our leaves
+    saved_whole: str | None = None  # a module that PEFT saves with all that is in it, or not
 
     def of_leaf(self, path: str) -> list[Parameter]:
         """The parameters that a leaf has a part in."""
@@ -189,6 +190,19 @@ class Layout:
 
     def of_module(self, module: str) -> list[Parameter]:
         return [p for p in self.parameters.values() if p.module == module]
+
+    def of_unit(self, unit: str) -> list[Parameter]:
+        """The parameters of one of `units`."""
+        return [p for p in self.parameters.values() if self._unit(p.module) == unit]
+
+    @property
+    def units(self) -> list[str]:
+        """The modules; those within ``saved_whole`` as one."""
+        return list(dict.fromkeys(map(self._unit, self.modules)))
+
+    def _unit(self, module: str) -> str:
+        whole = self.saved_whole
+        return whole if whole and f"{module}.".startswith(f"{whole}.") else module
 
     @property
     def modules(self) -> list[str]:
@@ -293,8 +307,11 @@ def layout(
     if known and model.config.tied:
         tied = next(iter(parameters.values())).module
     leaves = {path: leaves[path] for path in values if path in leaves}
-    aside = _family(model).tensors_aside if known else ()
-    return Layout(leaves, parameters, tied, unclear, known, aside)
+    aside, whole = (), None
+    if known:
+        family = _family(model)
+        aside, whole = family.tensors_aside, family.saved_whole
+    return Layout(leaves, parameters, tied, unclear, known, aside, whole)
 
 
 def _numbers(leaf: Leaf, layer: tuple[int, ...]) -> tuple[int, ...]:

@@ -72,7 +72,8 @@ def publish(
     where = _tensors.IN_PEFT
     if format == "mlx":
         known = _names.layout(model, names, axes)
-        layers = model.config.layers if known.is_language_model else None
+        decodes = known.is_language_model and model.task_type == "CAUSAL_LM"
+        layers = model.config.layers if decodes else None
         tensors, written, problems = _write_mlx.contents(tensors, settings, known, layers)
         if problems:
             raise ValueError(f"the adapter can't be written for mlx-lm:{first_few(problems, 12)}")

@@ -103,7 +103,7 @@ def contents(
     on_hub = _hub.parsed(base or "")
     settings["base_model_name_or_path"] = on_hub.name if on_hub else base
     settings["revision"] = on_hub.revision if on_hub else None
-    settings["task_type"] = "CAUSAL_LM" if known.is_language_model else None
+    settings["task_type"] = model.task_type if known.is_language_model else None
     return tensors, settings
 
 

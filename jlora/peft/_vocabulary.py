@@ -61,12 +61,12 @@ def vocabulary(directory: str | Path, model: Any) -> Any:
     found = _added(file, embedding, now)
     if found is not None:
         rows[EMBED] = found
-    if not model.config.tied:
+    if HEAD in model.stored:
         if (head := _added(file, _names.HEAD, now)) is not None:
             rows[HEAD] = head
         elif found is not None:
             raise ValueError(f"{directory}: {embedding} has more rows than {_names.HEAD}")
-    elif untied and found is not None:
+    elif untied and model.config.tied and found is not None:
         head = _added(file, _names.HEAD, now)
         rows[HEAD] = found if head is None else head
     return Vocabulary(rows, untied)

@@ -50,19 +50,21 @@ class WholeLeafWriter:
         adapted = {self._layout.parameters[name].module for name in pairs}
         biases: list[str] = []
         saved: list[str] = []
-        for module in self._layout.modules:
-            parameters = self._layout.of_module(module)
+        for module in self._layout.units:
+            parameters = self._layout.of_unit(module)
+            as_one = module == self._layout.saved_whole
             whole = [p for p in parameters if self._is_whole(p)]
             if not whole:
                 continue
-            if all(p.name == "bias" for p in whole) and (len(parameters) > 1 or module in adapted):
+            beside = len(parameters) > 1 or module in adapted
+            if all(p.name == "bias" for p in whole) and beside and not as_one:
                 biases.append(module)
                 inside = ".base_layer" if module in adapted else ""
                 tensors[f"{module}{inside}.bias"] = whole[0].in_torch(self._matrices)
                 continue
-            if module in adapted:
+            if adapted & {p.module for p in parameters}:
                 self.problems.append(f"{module} is adapted and trained whole: PEFT has one of both")
-            if any(other.startswith(f"{module}.") for other in self._layout.modules):
+            if any(other.startswith(f"{module}.") for other in self._layout.units):
                 self.problems.append(
                     f"{whole[0].full_name} stands beside the modules of {module}: PEFT trains it "
                     "only with all of them"
@@ -73,7 +75,7 @@ class WholeLeafWriter:
             if module == self._layout.tied:
                 self.tied = True
                 tensors[f"{_names.HEAD}.weight"] = tensors[f"{module}.weight"]
-        others = [module for module in self._layout.modules if module not in saved]
+        others = [module for module in self._layout.units if module not in saved]
         others += self._layout.elsewhere
         if not biases:
             return short_ends(saved, others), "none"

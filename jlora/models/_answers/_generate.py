@@ -15,6 +15,7 @@ from jlora.models._answers._sampling import GREEDY, Sampling, draw
 from jlora.models._answers._stops import Stops, stops_of
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._decoder import Cache, Decoder, empty_cache
+from jlora.models._net._kinds import require_decoder
 
 
 class State(NamedTuple):
@@ -196,6 +197,7 @@ def check(max_new_tokens: int, seed: int, batch_size: int = 1) -> None:
         raise ValueError(f"seed is {seed}: expected a whole number from 0 to 2**32 - 1")
 
 
+WRITES = "writes answers"  # what only a decoder does
 CHECKED = 16  # tokens between two looks for the strings that stop
 
 
@@ -231,7 +233,7 @@ def answer(
     Raises:
         ValueError: when a prompt and its answer are longer than the model's positions,
             ``max_new_tokens``, ``batch_size`` or ``seed`` is out of its range, ``stop`` holds an
-            empty string, or the model's chat template refuses a conversation.
+            empty string, the model's chat template refuses a conversation, or it is an encoder.
 
     Example:
         >>> import jax
@@ -252,6 +254,7 @@ def answer(
         1
     """
     check(max_new_tokens, seed, batch_size)
+    require_decoder(model.config, model.name, WRITES)
     stops = stops_of(model.tokenizer, stop)
     prompts = [prompt_of(model, row, max_new_tokens) for row in rows]
     rules = Rules(np.array(stops.tokens, np.int32), sampling.numbers())

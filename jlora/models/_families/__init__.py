@@ -8,6 +8,7 @@ from typing import Any
 
 from jlora import _words
 from jlora.models._families._arcee import ARCEE
+from jlora.models._families._bert import BERT
 from jlora.models._families._bookkeeping import BOOKKEEPING
 from jlora.models._families._checks import mistyped, two_ropes, unknown_in_ropes
 from jlora.models._families._cohere import COHERE
@@ -39,11 +40,12 @@ from jlora.models._families._qwen2 import QWEN2
 from jlora.models._families._qwen2_moe import QWEN2_MOE
 from jlora.models._families._qwen3 import QWEN3
 from jlora.models._families._qwen3_moe import QWEN3_MOE
+from jlora.models._families._roberta import ROBERTA
 from jlora.models._families._seed_oss import SEED_OSS
-from jlora.models._families._settings import Settings
+from jlora.models._families._settings import FIELDS, Settings
 from jlora.models._families._smollm3 import SMOLLM3
 from jlora.models._families._starcoder2 import STARCODER2
-from jlora.models._net._config import DecoderConfig
+from jlora.models._net._encoder_config import Config
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
@@ -79,6 +81,10 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": DEEPSEEK_V2,
     "deepseek_v3": DEEPSEEK_V3,
 }
+ENCODERS: dict[str, Family] = {
+    "bert": BERT,
+    "roberta": ROBERTA,
+}
 
 
 def family_of(architecture: Any, where: str) -> Family:
@@ -87,25 +93,26 @@ def family_of(architecture: Any, where: str) -> Family:
     Raises:
         ValueError: when there is none of this name.
     """
-    if not isinstance(architecture, str) or architecture not in FAMILIES:
+    known = {**FAMILIES, **ENCODERS}
+    if not isinstance(architecture, str) or architecture not in known:
         raise ValueError(
             f"{where}: the architecture is {architecture!r}, but jlora.models knows "
-            f"{', '.join(FAMILIES)}"
+            f"{', '.join(known)}"
         )
-    return FAMILIES[architecture]
+    return known[architecture]
 
 
-def from_huggingface(settings: Mapping[str, Any], where: str) -> DecoderConfig:
-    """The decoder's configuration from the contents of a config.json.
+def from_huggingface(settings: Mapping[str, Any], where: str) -> Any:
+    """The `DecoderConfig` or `EncoderConfig` that the contents of a config.json say.
 
-    Every setting is honoured, is one that says nothing of the decoder, or is an error.
+    Every setting is honoured, is one that says nothing of the model, or is an error.
 
     Args:
         settings: what ``config.json`` says.
         where: the file, for messages.
 
     Raises:
-        ValueError: naming every setting that is missing, of the wrong kind, or that the decoder
+        ValueError: naming every setting that is missing, of the wrong kind, or that the model
             does not have.
 
     Example:
@@ -146,12 +153,12 @@ def from_huggingface(settings: Mapping[str, Any], where: str) -> DecoderConfig:
         raise ValueError(f"{where}: {listed}")
     fields = {name: _as_float(name, value) for name, value in fields.items()}
     try:
-        return DecoderConfig(**fields, family=settings["model_type"])
+        return family.config(**fields, family=settings["model_type"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
-_FLOATS = {f.name for f in dataclasses.fields(DecoderConfig) if str(f.type).startswith("float")}
+_FLOATS = {name for name, kind in FIELDS.items() if kind.startswith("float")}
 
 
 def _as_float(name: str, value: Any) -> Any:
@@ -199,14 +206,14 @@ def _short(value: Any) -> str:
     return _words.one_line(repr(value), 60)
 
 
-def to_huggingface(config: DecoderConfig) -> dict[str, Any]:
+def to_huggingface(config: Config) -> dict[str, Any]:
     """The settings of a config.json from which transformers makes the same model.
 
     Args:
         config: of the model; its ``family`` says in whose words.
 
     Raises:
-        ValueError: when the family has no setting for something that the decoder has.
+        ValueError: when the family has no setting for something that the model has.
 
     Example:
         >>> from jlora import models
@@ -223,7 +230,7 @@ def to_huggingface(config: DecoderConfig) -> dict[str, Any]:
     family = family_of(config.family, "this configuration")
     settings = {"model_type": config.family}
     for part in family.parts:
-        settings |= part.write(config)
+        settings |= part.write(config)  # pyright: ignore[reportArgumentType]
     settings = family.unflat(settings)
     back = from_huggingface(settings, "the settings written")
     differing = [
@@ -231,6 +238,7 @@ def to_huggingface(config: DecoderConfig) -> dict[str, Any]:
         f"{getattr(back, field.name)!r}"
         for field in dataclasses.fields(config)
         if getattr(back, field.name) != getattr(config, field.name)
+        and field.name not in family.by_tensors
     ]
     if differing:
         raise ValueError(f"no config.json can say this: {'; '.join(differing)}")

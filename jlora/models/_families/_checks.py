@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 from jlora._words import one_line
-from jlora.models._net._config import DecoderConfig
+from jlora.models._families._settings import FIELDS
 
 _FULL, _LOCAL = "full_attention", "sliding_attention"
 
@@ -85,12 +85,11 @@ def _kind(record: Any) -> Any:
 
 
 def mistyped(fields: Mapping[str, Any]) -> list[str]:
-    """The fields of a decoder that are of another type than it has."""
-    types = {field.name: str(field.type) for field in dataclasses.fields(DecoderConfig)}
+    """The fields of a model that are of another type than it has."""
     return [
         f"{name} is {_short(value)}: expected {expected}"
         for field, value in fields.items()
-        for name, value, expected in _wrong(field, value, types.get(field, ""))
+        for name, value, expected in _wrong(field, value, FIELDS.get(field, ""))
     ]
 
 
@@ -105,8 +104,9 @@ def _wrong(name: str, value: Any, kind: str) -> Iterator[tuple[str, Any, str]]:
     elif kind == "int" and type(value) is not int:
         yield name, value, "a whole number"
     elif kind == "int | None" and value is not None:
-        if type(value) is not int or value < 1:
-            yield name, value, "a whole number of at least 1"
+        least = _LEAST.get(name, 1)
+        if type(value) is not int or value < least:
+            yield name, value, f"a whole number of at least {least:g}"
     elif kind == "bool" and type(value) is not bool:
         yield name, value, "true or false"
     elif value is None and kind == "float | None":
@@ -117,7 +117,7 @@ def _wrong(name: str, value: Any, kind: str) -> Iterator[tuple[str, Any, str]]:
             yield name, value, f"a number from {least:g} on"
 
 
-_LEAST = {"rope_theta": 1.0, "local_rope_theta": 1.0}
+_LEAST = {"rope_theta": 1.0, "local_rope_theta": 1.0, "padding": 0}
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

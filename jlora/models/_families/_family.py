@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jlora.models._families._gguf_route import Gguf
 from jlora.models._families._settings import Part, Same
 from jlora.models._files._torch_tensors import Stored
+from jlora.models._net._config import DecoderConfig
 
 
 def sizes(epsilon: str) -> Same:
@@ -44,7 +45,7 @@ class Nested:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How one architecture's files and settings map onto the decoder."""
+    """How one architecture's files and settings map onto the decoder, or onto the encoder."""
 
     architecture: str  # the class in transformers
     leaves: Mapping[str, Stored]  # our path -> the parameter in transformers, of every variant
@@ -62,6 +63,17 @@ class Family:
     gguf: Gguf | None = None  # where llama.cpp has the architecture
     # The setting that counts layers behind the decoder's, which predict further tokens.
     layers_behind: str | None = None
+
+    # Beginnings of the names of heads' tensors, of which a model of the family has one or none.
+    heads_aside: tuple[str, ...] = ()
+    read_alone: str = "the decoder"  # what is read of a file that has more
+    config: Callable[..., Any] = DecoderConfig  # the record that its fields make
+    # Fields that a config.json does not say: whether the tensor of this path is there.
+    by_tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # Ends of tensors' names as older releases wrote them.
+    older_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prefix: str = ""  # of a model's names, which one without a head leaves out
+    saved_whole: str | None = None  # the module, of several perhaps, that PEFT trains as one
 
     def beside(self, settings: Mapping[str, Any], layers: int) -> tuple[str, ...]:
         """Beginnings of the names of a model's tensors that are no part of its decoder.

@@ -13,9 +13,14 @@ from typing import Any, Protocol
 
 from jlora._words import one_line
 from jlora.models._net._config import DecoderConfig, Experts
+from jlora.models._net._encoder_config import EncoderConfig
 
 _LARGEST = 2**31 - 1  # of a whole number: no model's sizes come near it
-_FIELDS = {field.name: field.type for field in dataclasses.fields(DecoderConfig)}
+FIELDS = {  # of both kinds of models: what both have is of one type
+    field.name: str(field.type)
+    for config in (DecoderConfig, EncoderConfig)
+    for field in dataclasses.fields(config)
+}
 
 
 class Settings:
@@ -109,7 +114,9 @@ class Same:
         """Each field, or a problem."""
         kinds = {"int": settings.whole, "bool": settings.flag}
         return {
-            field: kinds.get(str(_FIELDS[field]), settings.number)(name, needed=self.needed)
+            field: kinds.get(FIELDS[field].removesuffix(" | None"), settings.number)(
+                name, needed=self.needed
+            )
             for field, name in self.names.items()
         }
 

@@ -15,6 +15,7 @@ from jlora._node import Node
 from jlora.models import _families
 from jlora.models._files import _own_tokenizer
 from jlora.models._files._stacking import Opened
+from jlora.models._vocabulary import HEAD
 
 # Of a folder that is read, what goes along unchanged.
 _COPIED = (
@@ -49,7 +50,7 @@ def read(
         settings |= dict.fromkeys(known or ["torch_dtype"], dtype.name)
     if settings.get("vocab_size") != opened.config.vocabulary:
         settings["vocab_size"] = opened.config.vocabulary
-    if not opened.config.tied:
+    if not opened.config.tied and HEAD in opened.leaves:
         settings["tie_word_embeddings"] = False
     copied = _own_tokenizer.files_of(where, _COPIED)
     if tokenizer_of is not None and own is not None:

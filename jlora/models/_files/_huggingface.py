@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +24,13 @@ from jlora.models._files import (
     _weight_files,
 )
 from jlora.models._files._shards import DTYPES
-from jlora.models._files._stacking import Opened
+from jlora.models._files._stacking import Opened, expected_shapes
+from jlora.models._net._config import DecoderConfig
 
-# What older files hold beside the parameters: rotary frequencies, causal masks.
-_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
+# What older files hold beside the parameters: rotary frequencies, causal masks, places.
+_BUFFERS = re.compile(
+    r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|embeddings\.(position|token_type)_ids$"
+)
 _DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")
 _DOWNLOADED = (*_DESCRIPTION, "*.safetensors")
 _TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -83,12 +88,15 @@ def opened(directory: Path, *, tensors: Mapping[str, Header] | None = None) -> O
     settings = read_json_object(directory / "config.json")
     config = _families.from_huggingface(settings, f"{directory / 'config.json'}")
     family = _families.family_of(config.family, where)
-    tokenizer = _own_tokenizer.of_folder(directory, family.flat(settings))
+    writes = isinstance(config, DecoderConfig)
+    tokenizer = _own_tokenizer.of_folder(directory, family.flat(settings), writes=writes)
     found = _weight_files.tensors_of(directory) if tensors is None else tensors
     named = _by_family(found, family, where)
     shapes = {name: tensor.shape for name, (_, tensor) in named.items()}
-    beside = family.beside(family.flat(settings), config.layers)
-    aside = [name for name in shapes if bare(name).startswith(beside)]
+    there = {field: family.leaves[path].name in shapes for field, path in family.by_tensors.items()}
+    config = _with(config, there, directory)
+    beside = (*family.beside(family.flat(settings), config.layers), *family.heads_aside)
+    aside = _aside(shapes, beside, family, config)
     ignored = {*aside, *(name for name in shapes if _BUFFERS.search(name))}
     head = family.leaves["head/kernel"].name if config.tied else None
 
@@ -108,7 +116,7 @@ def opened(directory: Path, *, tensors: Mapping[str, Header] | None = None) -> O
         ignored=ignored | ({head} if head in shapes else set()),
         where=where,
         second_head=head if head in shapes else None,
-        told=_told(where, aside, beside),
+        told=_told(where, aside, beside, family.read_alone),
         aside=aside,
     )
     return _quantised_tensors.dequantised(opened, named, settings.get("quantization_config"))
@@ -128,7 +136,7 @@ def _by_family(
     tensors: Mapping[str, Header], family: _families.Family, where: str
 ) -> dict[str, tuple[str, Header]]:
     """The tensors by the family's names for them: each with its own name."""
-    names = _tensor_names.of_family(tensors, family.leaves)
+    names = _tensor_names.of_family(tensors, family)
     if twice := [" and ".join(each) for each in names.values() if len(each) > 1]:
         raise ValueError(
             f"{where} holds the same parameter under two names: remove one of them"
@@ -160,13 +168,32 @@ def _dtype(name: str, tensor: Header) -> np.dtype:
     return known[tensor.dtype]
 
 
-def _told(where: str, aside: Iterable[str], beside: tuple[str, ...]) -> tuple[str, ...]:
+def _with(config: Any, there: Mapping[str, bool], directory: Path) -> Any:
+    """The configuration with what only the tensors say."""
+    try:
+        return dataclasses.replace(config, **there) if there else config
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from None
+
+
+def _aside(
+    names: Iterable[str], beside: tuple[str, ...], family: _families.Family, config: Any
+) -> list[str]:
+    """The tensors that are no part of this model of the family's."""
+    found = [name for name in names if bare(name).startswith(beside)]
+    if not found:
+        return []
+    own = {family.leaves[path].name for path in expected_shapes(config) if path in family.leaves}
+    return [name for name in found if name not in own]
+
+
+def _told(where: str, aside: Iterable[str], beside: tuple[str, ...], read: str) -> tuple[str, ...]:
     """One line on what is left aside."""
     parts = Counter(
         start.rstrip(".") for name in aside for start in beside if bare(name).startswith(start)
     )
     listed = ", ".join(f"{part} ({count} tensors)" for part, count in parts.items())
-    return (f"{where}: left aside, as no part of the decoder: {listed}",) if parts else ()
+    return (f"{where}: left aside, as no part of {read}: {listed}",) if parts else ()
 
 
 def _no_model(directory: Path) -> str:

@@ -9,9 +9,9 @@ import numpy as np
 from jlora.models import _families
 from jlora.models._files._stacking import expected_shapes, layers_of, per_layer, stacked, stored_of
 from jlora.models._files._torch_tensors import Stored, stored_shapes, to_stored
-from jlora.models._net._config import DecoderConfig
+from jlora.models._net._encoder_config import Config
 
-_BEFORE = ("embed/embedding", "positions/embedding")  # the layers
+_BEFORE = ("embed/", "positions/", "types/", "embed_norm/")  # the layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,16 +21,16 @@ class Piece:
     path: str
     layer: int | None  # its number in the model
     at: int | None  # its place in the leaf
-    shape: tuple[int, ...]  # as the decoder has it, without the stack's dimension
+    shape: tuple[int, ...]  # as the model has it, without the stack's dimension
 
     def __str__(self) -> str:
         return self.path if self.layer is None else f"{self.path} of layer {self.layer}"
 
 
-def pieces(config: DecoderConfig) -> list[Piece]:
+def pieces(config: Config) -> list[Piece]:
     """All pieces of such a model, from the embedding through the layers to the head."""
     shapes = expected_shapes(config)
-    before = [path for path in shapes if not stacked(path) and path in _BEFORE]
+    before = [path for path in shapes if path.startswith(_BEFORE)]
     within = [path for path in shapes if stacked(path)]
     layers: dict[int, list[Piece]] = {}
     for path in within:
@@ -45,20 +45,20 @@ def pieces(config: DecoderConfig) -> list[Piece]:
     ]
 
 
-def shapes_in_file(config: DecoderConfig, piece: Piece) -> dict[str, tuple[int, ...]]:
+def shapes_in_file(config: Config, piece: Piece) -> dict[str, tuple[int, ...]]:
     """The names and shapes of the tensors that the piece makes in a Hugging Face folder."""
     return stored_shapes(_leaf(config, piece), piece.layer or 0, piece.shape)
 
 
-def in_file(config: DecoderConfig, piece: Piece, value: np.ndarray) -> dict[str, np.ndarray]:
+def in_file(config: Config, piece: Piece, value: np.ndarray) -> dict[str, np.ndarray]:
     """The tensors themselves, by name."""
     return to_stored(_leaf(config, piece), piece.layer or 0, value)
 
 
-def is_buffer(config: DecoderConfig, piece: Piece) -> bool:
+def is_buffer(config: Config, piece: Piece) -> bool:
     """Whether it keeps its dtype, whatever that of the rest."""
     return _leaf(config, piece).kind == "buffer"
 
 
-def _leaf(config: DecoderConfig, piece: Piece) -> Stored:
+def _leaf(config: Config, piece: Piece) -> Stored:
     return stored_of(_families.family_of(config.family, "the model").leaves, piece.path)

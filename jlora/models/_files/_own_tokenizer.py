@@ -66,14 +66,19 @@ def with_tokenizer(model: Any, directory: str | Path) -> Any:
     return model if tokenizer is None else dataclasses.replace(model, tokenizer=tokenizer)
 
 
-def of_folder(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
+def of_folder(directory: Path, settings: Mapping[str, Any], *, writes: bool = True) -> Tokenizer:
     """The tokenizer of a Hugging Face folder; ``settings`` is its config.json.
+
+    A model that ``writes`` must name what ends an answer.
 
     Raises:
         ValueError: when a file is missing, damaged or of another kind.
     """
+    path = directory / "tokenizer.json"
+    if not path.exists() and any((directory / name).exists() for name in _OTHER_FORMS):
+        raise ValueError(f"{path} is missing{_CONVERT}")
     try:
-        return _from_huggingface.from_huggingface(directory, settings)
+        return _from_huggingface.from_huggingface(directory, settings, writes=writes)
     except (TypeError, KeyError, AttributeError, IndexError, OverflowError, OSError) as error:
         raise ValueError(
             f"the tokenizer's files in {directory} can't be used: {one_line(repr(error))}"
@@ -86,7 +91,8 @@ def beside(directory: Path, base: Tokenizer, vocabulary: int) -> Tokenizer | Non
         if path.suffix in (".json", ".jinja"):
             require_regular(path)
     if (directory / "tokenizer.json").exists():
-        own = of_folder(directory, {"eos_token_id": list(base.stop_ids)})
+        ends = {"eos_token_id": list(base.stop_ids)}
+        own = of_folder(directory, ends, writes=bool(base.stop_ids))
         highest = max(own.backend.get_vocab(with_added_tokens=True).values(), default=0)
         if highest >= vocabulary:
             raise ValueError(

@@ -51,14 +51,14 @@ def located(source: str | Path) -> Path:
 
 def outlined(opened: Opened) -> Any:
     """The `Model` of an open file or folder, with shapes in place of its weights."""
-    from jlora.models import Model
+    from jlora.models._encoder_model import made
 
     shapes = {
         path: jax.ShapeDtypeStruct(shape, "float32")
         for path, shape in expected_shapes(opened.config).items()
     }
     params = flax.traverse_util.unflatten_dict(shapes, sep="/")
-    return Model(params, opened.config, opened.tokenizer, opened.where)
+    return made(params, opened.config, opened.tokenizer, opened.where)
 
 
 def _hint(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Tensors of a file, layer by layer, into the stacked tree of the decoder."""
+"""Tensors of a file, layer by layer, into the stacked tree of the model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from jlora import _paths, _words
 from jlora.models._files._torch_tensors import Stored, from_stored, stored_shapes
-from jlora.models._net._config import DecoderConfig
-from jlora.models._net._decoder import Decoder
+from jlora.models._net._encoder_config import Config
+from jlora.models._net._kinds import net_of
 from jlora.models._text._tokenizer import Tokenizer
 
 
@@ -24,7 +24,7 @@ from jlora.models._text._tokenizer import Tokenizer
 class Opened:
     """A model's file or folder: all but the weights, which are read one by one when asked for."""
 
-    config: DecoderConfig
+    config: Config
     tokenizer: Tokenizer
     leaves: Mapping[str, Stored]  # how each of our leaves lies in the file, as `stored_of` asks
     shapes: Mapping[str, tuple[int, ...]]  # the tensors that are there
@@ -34,7 +34,7 @@ class Opened:
     where: str  # for messages
     second_head: str | None = None  # a tensor that must be the embedding, which is the head
     told: tuple[str, ...] = ()  # what a person should know, a line each
-    aside: Collection[str] = ()  # tensors of parts of the model that are no decoder: of vision, say
+    aside: Collection[str] = ()  # tensors of parts of the model that are not read: of vision, say
 
     def check(self) -> None:
         """Nothing, if the file holds the tensors that its configuration asks for.
@@ -95,7 +95,7 @@ class Opened:
         return []
 
     def layer(self, path: str, layer: int, shape: tuple[int, ...]) -> np.ndarray:
-        """One layer of a leaf, of this shape, as the decoder has it; read from the file."""
+        """One layer of a leaf, of this shape, as the model has it; read from the file."""
         its = stored_of(self.leaves, path)
         return from_stored(its, layer, shape, _Read(self.shapes, self.read))
 
@@ -199,7 +199,7 @@ def per_layer(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if stacked(path) else shape
 
 
-def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """The shapes of all parameters, by path.
 
     Args:
@@ -216,6 +216,6 @@ def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
         ((3, 8), (1, 8, 8))
     """
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    tree = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)["params"]
+    tree = jax.eval_shape(net_of(config).init, jax.random.key(0), tokens)["params"]
     flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(tree, sep="/"))
     return {path: leaf.shape for path, leaf in flat.items()}

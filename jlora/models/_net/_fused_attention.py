@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.models._net._config import DecoderConfig
+from jlora.models._net._encoder_config import Config, EncoderConfig
 
 ATTENTIONS = ("blocks", "xla", "cudnn")
 
@@ -21,10 +22,13 @@ def known(attention: str) -> None:
         raise ValueError(f"attention is {attention!r}: expected one of {', '.join(ATTENTIONS)}")
 
 
-def check(attention: str, config: DecoderConfig, dtype: Any) -> None:
+def check(attention: str, config: Config, dtype: Any) -> None:
     """Raises one ValueError that names all for which this model can't have it on this machine."""
     known(attention)
     if attention == "blocks":
+        return
+    if isinstance(config, EncoderConfig):
+        _raise(attention, ["every token of an encoder sees all others"])
         return
     problems = _of_the_model(config)
     if attention == "cudnn":

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from jlora.models._net._encoder_config import EncoderConfig
+from jlora.models._net._kinds import encoder_is_none
+
 _SHARE = 0.5  # of the head's own memory, that a chunk's scores in float32 take
 
 
@@ -42,7 +45,8 @@ def answer_loss(
         the sum, and the weights' own; divided by it, the loss of a token.
 
     Raises:
-        ValueError: when there are more tokens than positions that the model has learned.
+        ValueError: when there are more tokens than positions that the model has learned, or the
+            model is an encoder.
 
     Source: as "Cut Your Losses", Wijmans et al. 2024, arXiv 2411.09009, by chunks of rows where it
     has chunks of the vocabulary.
@@ -71,6 +75,8 @@ def answer_loss(
         >>> loss(params).shape
         ()
     """
+    if isinstance(config := getattr(model, "config", None), EncoderConfig):
+        raise encoder_is_none(config, model.name, "learns answers")
     hidden = model.hidden(params, batch["tokens"], remat=remat)  # (batch, length, width)
     hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
 

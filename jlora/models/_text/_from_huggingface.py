@@ -11,8 +11,10 @@ from jlora._requires import requires
 from jlora.models._text._tokenizer import Tokenizer
 
 
-def from_huggingface(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
+def from_huggingface(directory: Path, settings: Mapping[str, Any], *, writes: bool) -> Tokenizer:
     """The tokenizer of a Hugging Face folder; ``settings`` is its config.json.
+
+    A model that ``writes`` must name what ends an answer.
 
     Raises:
         ValueError: when a file is missing or can't be read.
@@ -42,15 +44,18 @@ def from_huggingface(directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
     stop_ids = tuple(dict.fromkeys(at for at in stops if at is not None))
     if odd := [at for at in stop_ids if type(at) is not int or backend.id_to_token(at) is None]:
         raise ValueError(f"{directory}: eos_token_id is {odd[0]!r}, which is no token's number")
-    if not stop_ids:
+    if writes and not stop_ids:
         raise ValueError(
             f"{directory}: none of generation_config.json, config.json and tokenizer_config.json "
             "names a token that ends an answer (eos_token_id)"
         )
     begin = _begin(backend)
+    around = backend.post_processor
     backend.post_processor = None  # adds that token, and moves offsets
+    backend.no_padding()
+    backend.no_truncation()
     template = template_in(directory, own)
-    return Tokenizer(backend, template, stop_ids, special, str(directory), begin)
+    return Tokenizer(backend, template, stop_ids, special, str(directory), begin, around=around)
 
 
 def template_in(directory: Path, own: Mapping[str, Any]) -> str | None:

@@ -42,6 +42,7 @@ class Tokenizer:
     begin: str = ""  # the special token that the tokenizer puts before every text, if it does
     rows: int | None = None  # of the embedding: no token may be beyond it
     date: str = dataclasses.field(default_factory=today)  # for templates that print it
+    around: Any = None  # what the tokenizer puts around a text or a pair: a post-processor
 
     def __post_init__(self):
         try:
@@ -65,6 +66,34 @@ class Tokenizer:
         """
         encoded = self._encoded(text)
         return encoded.ids, encoded.offsets
+
+    def framed(
+        self, text: str, second: str | None = None, *, max_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """The pair (tokens, types) of a text, or of two, within the tokenizer's own frame.
+
+        That is ``[CLS] text [SEP] second [SEP]`` for BERT's; the types say which text a token is
+        of. What is longer than ``max_length`` loses its end, of two texts the longer one first.
+
+        Raises:
+            ValueError: as `encode`, and when ``max_length`` is shorter than the frame.
+        """
+        parts = [self._encoded(each) for each in (text, second) if each is not None]
+        if max_length is not None:
+            frame = self.around.num_special_tokens_to_add(len(parts) > 1) if self.around else 0
+            lengths = _shortened([len(part.ids) for part in parts], max_length - frame)
+            if lengths is None:
+                raise ValueError(
+                    f"max_length is {max_length}, but the frame of {self.where} takes {frame} "
+                    f"tokens, and each text at least one: expected more"
+                )
+            for part, length in zip(parts, lengths, strict=True):
+                part.truncate(length)
+        if self.around is None:
+            each = [(at, type_) for type_, part in enumerate(parts) for at in part.ids]
+            return [at for at, _ in each], [type_ for _, type_ in each]
+        whole = self.around.process(*parts)
+        return whole.ids, whole.type_ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of the tokens, special tokens left out."""
@@ -117,3 +146,14 @@ class Tokenizer:
                 "the weights"
             )
         return encoded
+
+
+def _shortened(lengths: list[int], room: int) -> list[int] | None:
+    """The lengths with the longest made shorter until they fit; None where one would vanish."""
+    lengths = list(lengths)
+    while sum(lengths) > room:
+        longest = max(range(len(lengths)), key=lambda at: lengths[at])
+        lengths[longest] -= 1
+        if lengths[longest] < 1:
+            return None
+    return lengths
