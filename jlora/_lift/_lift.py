@@ -142,12 +142,14 @@ def position(argnums: int, args: tuple[Any, ...]) -> int:
     Raises:
         ValueError: when there are too few arguments.
     """
+    argnums = _position.checked(argnums)
     try:
         return _position.of_parameters(argnums, len(args) - 1)  # the two are one of fn's own
     except ValueError as error:
+        first = argnums - 1 if argnums < 0 else argnums
         raise ValueError(
-            "the lifted function takes (frozen, lora) one after the other, but got "
-            f"{len(args)} positional arguments: {error} of fn"
+            f"the lifted function takes (frozen, lora) as arguments {first} and {first + 1}, but "
+            f"got {len(args)} positional arguments: {error} of fn"
         ) from None
 
 

@@ -333,8 +333,12 @@ def _stored(model: Any) -> dict[str, Any]:
     Without what is no parameter there.
     """
     stored = {path: each for path, each in model.stored.items() if each.kind != "buffer"}
-    order = {leaf.name: at for at, leaf in enumerate(_family(model).leaves.values())}
-    return dict(sorted(stored.items(), key=lambda item: order[item[1].name]))
+    family = _family(model)
+    bare = [leaf.name.removeprefix(family.prefix) for leaf in family.leaves.values()]
+    order = {name: at for at, name in enumerate(bare)}
+    return dict(
+        sorted(stored.items(), key=lambda item: order[item[1].name.removeprefix(family.prefix)])
+    )
 
 
 def _name(stored: Any, model: Any, path: str, apart: bool) -> Name:
