@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jlora.models._answers._generate import answer as answer
+from jlora.models._answers._sampling import GREEDY as GREEDY
 from jlora.models._answers._sampling import Sampling as Sampling
 from jlora.models._answers._stream import Memory as Memory
 from jlora.models._answers._stream import stream as stream
