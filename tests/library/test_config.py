@@ -23,6 +23,7 @@ import jlora
         ({"alpha": "16"}, "alpha is '16': expected a number above 0"),
         ({"targets": ""}, "targets is empty: expected a pattern"),
         ({"targets": ()}, "targets is empty: expected a pattern"),
+        ({"targets": ("",)}, "targets is empty: expected a pattern"),
         ({"targets": 8}, "targets is 8: expected a pattern or several, as text"),
         ({"targets": ("q", 8)}, "targets is ('q', 8): expected a pattern or several, as text"),
         ({"exclude": b"head"}, "exclude is b'head': expected a pattern or several, as text"),
@@ -92,6 +93,12 @@ def test_numbers_of_numpy_and_jax_are_numbers():
         int
     }
     assert jlora.LoraConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_alphas_below_one_and_layers_of_alpha_zero_are_taken():
+    config = jlora.LoraConfig(targets="q", rank=4, alpha=0.5, alpha_pattern={"mlp": (0, 0.25)})
+    assert config.scaling_for("attn/q", 4) == 0.125
+    assert [config.scaling_for("mlp", 2, layer) for layer in (0, 1)] == [0, 0.125]
 
 
 def test_scaling_is_alpha_over_rank_or_over_its_root():

@@ -421,3 +421,19 @@ def test_what_was_learned_since_the_start_is_a_delta_of_twice_the_rank(layered):
     assert (jnp.ndim(learned.scaling) == 2) == layered
     want = jlora.merge(frozen, lora)["layers"]
     assert_close(jlora.merge(params, {"layers": learned})["layers"], want, 1e-5)
+
+
+def test_layers_of_two_stacks_have_alphas_and_ranks_by_their_first():
+    w = jax.random.normal(jax.random.key(0), (2, 3, 7, 5))  # two layers of three experts
+    config = jlora.LoraConfig(
+        targets="w", rank=2, rank_pattern={"w": (2, 1)}, alpha_pattern={"w": (3.0, 4.0)}
+    )
+    axes = {"w": jlora.Axes(inputs=(2,), outputs=(3,), stack=(0, 1))}
+    frozen, lora = jlora.split({"w": w}, config, jax.random.key(1), axes=axes)
+    node = dataclasses.replace(lora["w"], b=jnp.ones((2, 3, 2, 5)))
+    delta = jlora.merge(frozen, {"w": node})["w"] - w
+    for layer, (rank, scaling) in enumerate([(2, 1.5), (1, 4.0)]):
+        for expert in range(3):
+            a = node.a[layer, expert][:, :rank]
+            wanted = scaling * a @ jnp.ones((rank, 5))
+            np.testing.assert_allclose(delta[layer, expert], wanted, rtol=1e-5, atol=1e-6)
