@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jlora import _files
+
 
 def setting(
     default: Any,
@@ -104,6 +106,7 @@ def names(text: str) -> dict[str, str]:
 
 def text_of_file(path: str) -> str:
     """What is written in the file, for `setting`: the setting is the text, wherever it was."""
+    _files.require_regular(Path(path))
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

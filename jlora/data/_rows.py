@@ -68,7 +68,7 @@ def hold_out(
         seed: another seed holds out others.
 
     Raises:
-        ValueError: when nothing would be left to train on.
+        ValueError: when nothing would be left to train on, or ``count`` is below 1.
 
     Example:
         >>> import jlora
@@ -78,6 +78,8 @@ def hold_out(
         >>> len(train), len(held_out)
         (8, 2)
     """
+    if count < 1:
+        raise ValueError(f"{count} rows to hold out: expected at least 1")
     rng = random.Random(f"{seed}/hold out")
     order = np.fromiter((rng.random() for _ in range(len(rows))), np.float64, len(rows))
     chosen = np.sort(np.argsort(order, kind="stable")[:count])

@@ -252,3 +252,9 @@ def test_held_out_rows_are_not_trained_on_even_when_repeated(tmp_path):
     assert (train, held_out) == hold_out(rows, 7, seed=0)
     with pytest.raises(ValueError, match="leave none to train on"):
         hold_out(rows, 60, seed=0)
+
+
+def test_as_many_rows_as_one_are_held_out():
+    rows = [[{"role": "user", "content": f"{n}?"}] for n in range(10)]
+    with pytest.raises(ValueError, match="-3 rows to hold out: expected at least 1"):
+        hold_out(rows, -3, seed=0)

@@ -1,6 +1,7 @@
 """Each mistake of a person is one message on stderr and exit status 2, before anything is done."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -95,6 +96,13 @@ def test_a_folder_that_holds_something_else_is_left_alone(good, tmp_path, capsys
     assert "is a file: expected a folder" in refused(
         [*good, f"--out={tmp_path / 'run' / 'thesis.tex'}"], capsys
     )
+
+
+def test_a_template_that_never_ends_is_refused(flags, tmp_path, capsys):
+    os.mkfifo(tmp_path / "chat.jinja")
+    with pytest.raises(SystemExit):
+        train.main([*flags, f"--template={tmp_path / 'chat.jinja'}"])
+    assert "chat.jinja is no regular file" in capsys.readouterr().err
 
 
 def test_resuming_with_other_settings_lists_the_differences(finished, capsys):
