@@ -110,20 +110,22 @@ def _of_parts(loss: Loss, parts: int) -> Callable[..., Any]:
     """The same, a part of the rows after the other: sums are added up and divided at the end."""
 
     def mean_and_gradient(frozen: Any, lora: Any, batch: Any, key: jax.Array) -> Any:
-        def of_part(sums: Any, at_part: Any) -> tuple[Any, None]:
-            at, part = at_part
-
+        def of_part(at: jax.Array, part: Any) -> Any:
             def total(lora: Any) -> tuple[jax.Array, jax.Array]:
                 total, count = loss(frozen, lora, part, dropout_key=jax.random.fold_in(key, at))
-                return total, jnp.asarray(count, jnp.float32)
+                return total, jnp.asarray(count)
 
             (value, count), grads = jax.value_and_grad(total, has_aux=True)(lora)
-            return jax.tree.map(jnp.add, sums, (value, count, grads)), None
+            return value, count, grads
 
-        zero = jnp.zeros((), jnp.float32)
-        start = (zero, zero, jax.tree.map(jnp.zeros_like, lora))
         split = jax.tree.map(functools.partial(_rows_in_parts, parts), batch)
-        (total, count, grads), _ = jax.lax.scan(of_part, start, (jnp.arange(parts), split))
+        first = jax.eval_shape(of_part, jnp.arange(parts)[0], jax.tree.map(lambda x: x[0], split))
+        start = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), first)
+        (total, count, grads), _ = jax.lax.scan(
+            lambda sums, at_part: (jax.tree.map(jnp.add, sums, of_part(*at_part)), None),
+            start,
+            (jnp.arange(parts), split),
+        )
         divisor = jnp.maximum(count, 1)
         return total / divisor, count, jax.tree.map(lambda g: (g / divisor).astype(g.dtype), grads)
 

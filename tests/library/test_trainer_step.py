@@ -173,24 +173,29 @@ def test_the_rate_of_each_step_is_the_one_by_hand(schedule):
 
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1, 1, 1), (0, 0, 1, 0, 5, 50), (0, 0, 0, 0, 0, 2)])
 def test_parts_give_the_gradient_of_the_whole_weighted_by_what_counts(weights):
-    frozen, lora = split()
-    tx = jlora.optimizer(optax.sgd(0.1))
-    batch = batch_of(0, weights)
-    (whole, seen), *others = (
-        trainer.make_step(jlora.lift(losses), tx, accumulate=parts)(
-            frozen, trainer.init(lora, tx, KEY), batch
-        )
-        for parts in (1, 2, 3, 6)
-    )
-    for state, metrics in others:
-        for name in ("loss", "grad_norm", "count"):
-            np.testing.assert_allclose(metrics[name], seen[name], rtol=1e-6)
-        for name in ("a", "b"):
-            np.testing.assert_allclose(
-                getattr(state.lora["kernel"], name),
-                getattr(whole.lora["kernel"], name),
-                atol=1e-6,
+    with jax.enable_x64(True):  # where the order of a sum makes no difference to speak of
+        params = {"kernel": jax.random.normal(KEY, (7, 5), jnp.float64)}
+        config = jlora.LoraConfig(targets="kernel", rank=3, alpha=6)
+        frozen, lora = jlora.split(params, config, KEY)
+        node = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), lora["kernel"])
+        node = dataclasses.replace(node, b=jax.random.normal(KEY, (3, 5), jnp.float64))
+        tx = jlora.optimizer(optax.sgd(0.1))
+        batch = jax.tree.map(lambda array: array.astype(np.float64), batch_of(0, weights))
+        (whole, seen), *others = (
+            trainer.make_step(jlora.lift(losses), tx, accumulate=parts)(
+                frozen, trainer.init({"kernel": node}, tx, KEY), batch
             )
+            for parts in (1, 2, 3, 6)
+        )
+        for state, metrics in others:
+            for name in ("loss", "grad_norm", "count"):
+                np.testing.assert_allclose(metrics[name], seen[name], rtol=1e-12)
+            for name in ("a", "b"):
+                ours = getattr(state.lora["kernel"], name)
+                assert ours.dtype == np.float64
+                np.testing.assert_allclose(
+                    ours, getattr(whole.lora["kernel"], name), rtol=1e-12, atol=1e-12
+                )
 
 
 def test_parts_need_the_memory_of_one():
