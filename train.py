@@ -443,11 +443,11 @@ def train(job: Job, state: trainer.TrainState) -> tuple[Any, int]:
         began = time.perf_counter()
         for update in trainer.iterate(step, job.frozen, state, job.batches, steps=settings.steps):
             state, number = update.state, update.number
-            values = {name: float(update.metrics[name]) for name in ("loss", "grad_norm")}
-            finite = bool(update.metrics["finite"])
+            seen = jax.device_get(update.metrics)  # waits for the device, once
+            values = {name: float(seen[name]) for name in ("loss", "grad_norm")}
             now = time.perf_counter()
             seconds, began = now - began, now
-            if not finite:
+            if not seen["finite"]:
                 skipped += 1
                 where = written_down(job, number, values)
                 if settings.on_nonfinite == "stop" or skipped == SKIPPED_AT_MOST:
@@ -478,8 +478,8 @@ def train(job: Job, state: trainer.TrainState) -> tuple[Any, int]:
 
 
 def save(run: checkpoint.Run, number: int, state: trainer.TrainState) -> None:
-    """Keeps what the run needs to go on after this step, unless that of a later one is there."""
-    if number > (run.latest_step or 0):
+    """Keeps what the run needs to go on after this step; before the first that is nothing."""
+    if number:
         run.save(number, {"lora": state.lora, "opt_state": state.opt_state})
 
 
@@ -602,7 +602,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if resume:
                 check_identity(run, job.identity)
                 if run.latest_step is not None:
-                    number, saved = run.restore({"lora": state.lora, "opt_state": state.opt_state})
+                    begun = {"lora": state.lora, "opt_state": state.opt_state}
+                    number, saved = run.restore(begun, say=print)
                     state = dataclasses.replace(state, step=jnp.int32(number), **saved)
             else:
                 run.begin({"settings": dataclasses.asdict(settings), **job.identity})

@@ -20,14 +20,17 @@ def checked(argnums: Any) -> int:
         ) from None
 
 
-def of_parameters(argnums: Any, count: int) -> int:
+def of_parameters(argnums: int, count: int) -> int:
     """The parameters' place among ``count`` positional arguments; negative ones count from the end.
+
+    Args:
+        argnums: from `checked`.
+        count: how many there are.
 
     Raises:
         ValueError: when there is no such argument.
     """
-    at = checked(argnums)
-    at = at + count if at < 0 else at
+    at = argnums + count if argnums < 0 else argnums
     if not 0 <= at < count:
         raise ValueError(
             f"argnums is {argnums}: expected the place of one of {max(count, 0)} positional "

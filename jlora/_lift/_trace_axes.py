@@ -56,7 +56,7 @@ def trace_axes(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: A
         >>> config = jlora.LoraConfig(targets="heads", rank=2)
         >>> frozen, lora = jlora.split(params, config, jax.random.key(0), axes=axes)
     """
-    at = _position.of_parameters(argnums, len(args))
+    at = _position.of_parameters(_position.checked(argnums), len(args))
     leaves, _ = _paths.flatten(args[at])
     call = TracedCall(fn, args, kwargs)
     paths = dict(enumerate(leaves, start=_paths.count(args[:at])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,20 +69,17 @@ class Run:
             raise ValueError(f"{self.directory} is a file: expected a folder for the run")
         new = not self.directory.exists()
         was_empty = new or not any(self.directory.iterdir())
-        with contextlib.ExitStack() as after:
-            after.callback(self._remove_if_unused, new)
+        try:
             with _lock.locked(self.directory):
                 try:
                     yield
                 finally:
                     if not self.begun:
                         _lock.leave(self.directory, everything=was_empty)
-
-    def _remove_if_unused(self, new: bool) -> None:
-        """Removes a folder that was made for a run which did not begin."""
-        if new and not self.begun:
-            with contextlib.suppress(OSError):  # another process has begun to use it
-                self.directory.rmdir()
+        finally:
+            if new and not self.begun:
+                with contextlib.suppress(OSError):  # another process has begun to use it
+                    self.directory.rmdir()
 
     @property
     def begun(self) -> bool:
@@ -176,20 +174,25 @@ class Run:
         return _files.read_json(path) if path.exists() else None
 
     def save(self, step: int, state: Any) -> None:
-        """Writes the state, unless that of this step is already there.
+        """Writes the state, unless that of this step or of a later one is already there.
 
         Raises:
             OSError: when it can't be written, as on a full disk; earlier states stay.
+            ValueError: when the folder holds no run.
         """
+        run = self._begun_with().get(_ID)
         arrays, _ = _paths.arrays(state)
-        if step not in self._manager.all_steps():
+        latest = self.latest_step
+        if latest is None or step > latest:
             where = self.directory.absolute() / _STATES / str(step)
             _arrays.require_room(where, arrays)
             with _arrays.quiet(), _arrays.unwritten(where):
                 self._manager.save(step, args=_arrays.save_args(arrays))
-                _sealed_states.seal(where, self._begun_with().get(_ID))
+                _sealed_states.seal(where, run)
 
-    def restore(self, state: Any, *, say: Callable[[str], object] = print) -> tuple[int, Any]:
+    def restore(
+        self, state: Any, *, say: Callable[[str], object] = warnings.warn
+    ) -> tuple[int, Any]:
         """The pair (step, state) of the newest good save, in the structure of ``state``.
 
         A state whose files are not as they were written is passed over, and deleted once an older

@@ -77,7 +77,8 @@ def make_step(
         number = state.step + 1
         key = jax.random.fold_in(state.key, number)
         mean, count, grads = mean_and_gradient(frozen, state.lora, batch, key)
-        norm = optax.tree.norm([g for g, trained in _pairs(grads, trains(state.lora)) if trained])
+        told = zip(jax.tree.leaves(grads), jax.tree.leaves(trains(state.lora)), strict=True)
+        norm = optax.tree.norm([gradient for gradient, trained in told if trained])
         updates, opt_state = tx.update(grads, state.opt_state, state.lora)
         lora = optax.apply_updates(state.lora, updates)
         finite = jnp.isfinite(mean) & jnp.isfinite(norm)
@@ -139,7 +140,3 @@ def _rows_in_parts(parts: int, array: jax.Array) -> jax.Array:
             f"accumulate={parts} parts of {array.shape[0]} rows: expected a divisor of the rows"
         )
     return array.reshape(parts, array.shape[0] // parts, *array.shape[1:])
-
-
-def _pairs(tree: Any, other: Any) -> list[tuple[Any, Any]]:
-    return list(zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True))

@@ -11,36 +11,21 @@ import gguf_files
 import jax
 import numpy as np
 import pytest
+import random_models
 import torch
 import transformers
+import variants
+from random_models import TOKENS, assert_near, logits_of
+from variants import BOTH_BIASES, EAGER, LINEAR, LLAMA3, MIXTRAL, MOE
 
 from jlora import models
 from jlora.models._families import FAMILIES
 from jlora.models._files._quantised_tensors import of_mxfp4
 
-SMALL = {
-    "vocab_size": 83,
-    "hidden_size": 48,
-    "intermediate_size": 52,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 10,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
+SMALL = {**variants.SMALL, "hidden_size": 48}
 SHARED = {"hidden_size": 48, "head_dim": 8}  # where the width is that of all heads together
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-LINEAR = {"rope_type": "linear", "rope_theta": 300.0, "factor": 3.0}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 700.0,
@@ -56,9 +41,6 @@ LONGROPE = {
     "short_factor": [1.0, 1.1, 1.3, 1.9],
     "long_factor": [1.5, 2.0, 4.0, 7.0],
 }
-MOE = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
-FEW = {"num_local_experts": 5, "num_experts_per_tok": 2}
-BIASES = {"attention_bias": True, "mlp_bias": True}
 MULTIPLIERS = {
     "embedding_multiplier": 3.3,
     "attention_multiplier": 0.4,
@@ -86,11 +68,11 @@ GPT_OSS = {
 # A family, and what its config.json says beside the small settings.
 VARIANTS = {
     "llama": ("llama", {"rms_norm_eps": 1e-3, "rope_parameters": BASE}),
-    "llama, tied": ("llama", {"tie_word_embeddings": True, **BIASES}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True, **BOTH_BIASES}),
     "llama, linear rope": ("llama", {"rope_parameters": LINEAR}),
     "llama, yarn": ("llama", {"rope_parameters": YARN}),
     "mistral": ("mistral", {"sliding_window": None, "rope_parameters": BASE}),
-    "mixtral": ("mixtral", {**FEW, "rope_parameters": BASE}),
+    "mixtral": ("mixtral", {**MIXTRAL, "rope_parameters": BASE}),
     "qwen2": ("qwen2", {**SHARED, "tie_word_embeddings": True, "rope_parameters": YARN}),
     "qwen2_moe": ("qwen2_moe", {**SHARED, **MOE, "shared_expert_intermediate_size": 9}),
     "qwen3": ("qwen3", {"rms_norm_eps": 1e-3}),
@@ -142,8 +124,8 @@ VARIANTS = {
         },
     ),
     "granite": ("granite", {**SHARED, **MULTIPLIERS}),
-    "granite, biases": ("granite", {**SHARED, **BIASES, "tie_word_embeddings": True}),
-    "granitemoe": ("granitemoe", {**SHARED, **MULTIPLIERS, **FEW}),
+    "granite, biases": ("granite", {**SHARED, **BOTH_BIASES, "tie_word_embeddings": True}),
+    "granitemoe": ("granitemoe", {**SHARED, **MULTIPLIERS, **MIXTRAL}),
     "smollm3": ("smollm3", {"num_hidden_layers": 5, "rope_parameters": BASE}),
     "starcoder2": ("starcoder2", {**SHARED, "norm_epsilon": 1e-3}),
     "glm4": ("glm4", {"head_dim": 12}),
@@ -174,28 +156,13 @@ VARIANTS = {
     "gpt_oss": ("gpt_oss", {**GPT_OSS, "rms_norm_eps": 1e-3}),
     "gpt_oss, no yarn": ("gpt_oss", {**GPT_OSS, "attention_bias": False, "rope_parameters": BASE}),
 }
-EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
-TOKENS = np.random.default_rng(0).integers(3, 83, (2, 61))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """The programs are tiny: XLA's optimisations take longer than all the rest."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def randomised(family, changes):
     """A random model in torch, of the small settings with these changes."""
     settings = {**(GPT2 if family == "gpt2" else SMALL), **changes}
     settings = {name: value for name, value in settings.items() if name != "head_dim" or value}
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **settings)
-    model = transformers.AutoModelForCausalLM.from_config(config, **EAGER)
-    for parameter in model.parameters():  # norms and biases too: a one or zero would hide itself
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+    return random_models.randomised(transformers.AutoConfig.for_model(family, **settings))
 
 
 @functools.cache
@@ -208,15 +175,6 @@ def written(oracle, path, **options):
     """Its GGUF file."""
     tensors = {name: value.detach().numpy() for name, value in oracle.named_parameters()}
     return gguf_files.write(path, oracle.config.to_dict(), tensors, pre="qwen2", **options)
-
-
-def logits_of(oracle):
-    with torch.no_grad():
-        return oracle(torch.tensor(TOKENS)).logits.numpy()
-
-
-def assert_near(ours, theirs, share):
-    assert np.abs(np.asarray(ours) - theirs).max() < share * theirs.std()
 
 
 def applied(model):

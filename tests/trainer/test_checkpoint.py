@@ -369,6 +369,17 @@ def test_a_folder_is_held_by_one_process_and_free_once_it_died(tmp_path):
     assert not (tmp_path / "unused" / "run").exists()
 
 
+def test_a_state_older_than_the_last_is_not_written(tmp_path):
+    run = checkpoint.Run(tmp_path)
+    run.begin({})
+    value = {"a": jnp.arange(7.0)}
+    for step in (3, 2):
+        run.save(step, {"a": step * value["a"]})
+    step, got = run.restore(value)
+    assert step == 3
+    assert_same(got, {"a": 3 * value["a"]})
+
+
 def test_what_an_interrupted_start_left_is_in_nobodys_way(tmp_path):
     (tmp_path / ".run.json.4711").write_text("{")
     checkpoint.Run(tmp_path).claim()
