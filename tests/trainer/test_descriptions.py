@@ -1,15 +1,14 @@
 """What stands beside an adapter's arrays: damaged it is one clear error, and `info` tells all."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from laws import example
 
 import jlora
 from jlora import _info, checkpoint, peft
@@ -96,11 +95,7 @@ def test_info_tells_each_layers_scaling(tmp_path):
 
 
 def test_info_tells_an_adapter_with_shared_factors(tmp_path):
-    place = Path(__file__).parents[2] / "examples" / "vera.py"
-    spec = importlib.util.spec_from_file_location("vera", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = jlora.LoraConfig(targets="kernel", rank=2, method=module.VeraWeight)
+    config = jlora.LoraConfig(targets="kernel", rank=2, method=example("vera").VeraWeight)
     _, lora = jlora.split(FROZEN, config, KEY)
     checkpoint.save(tmp_path, lora, config)
     facts = _info.facts(tmp_path)

@@ -1,15 +1,14 @@
 """Adapters in PEFT's format: no number is rounded, and a write that fails changes nothing."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.flax
+from laws import example
 
 import jlora
 from jlora import peft
@@ -35,14 +34,6 @@ class Halved(jlora.extend.FrozenLeaf):
 
     def plain(self):
         return 2 * self.kept
-
-
-def vera():
-    place = Path(__file__).parents[2] / "examples" / "vera.py"
-    spec = importlib.util.spec_from_file_location("vera", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.VeraWeight
 
 
 def changed(folder, change):
@@ -143,7 +134,7 @@ def test_a_list_of_no_rows_says_nothing(tmp_path):
 
 @pytest.fixture(scope="module")
 def of_vera():
-    config = jlora.LoraConfig(targets="kernel", rank=2, method=vera())
+    config = jlora.LoraConfig(targets="kernel", rank=2, method=example("vera").VeraWeight)
     return config, *jlora.split(FROZEN, config, KEY)
 
 
