@@ -27,10 +27,26 @@ from pathlib import Path
 MUTANTS = Path("mutants").absolute()
 # All that the tests import, but what the bugs are planted in.
 IMPORTED = (
-    "numpy jax jax.numpy jax.experimental.pallas flax flax.linen flax.nnx optax optax.contrib "
-    "equinox haiku hypothesis hypothesis.strategies hypothesis.extra.numpy pytest tokenizers "
-    "safetensors safetensors.flax orbax.checkpoint"
-).split()
+    "numpy",
+    "jax",
+    "jax.numpy",
+    "jax.experimental.pallas",
+    "flax",
+    "flax.linen",
+    "flax.nnx",
+    "optax",
+    "optax.contrib",
+    "equinox",
+    "haiku",
+    "hypothesis",
+    "hypothesis.strategies",
+    "hypothesis.extra.numpy",
+    "pytest",
+    "tokenizers",
+    "safetensors",
+    "safetensors.flax",
+    "orbax.checkpoint",
+)
 SURVIVED, NOTICED, TIMED_OUT, UNREACHED = "survived", "noticed", "timed out", "no test reaches it"
 
 
@@ -127,6 +143,7 @@ def table(verdicts: dict[str, str]) -> str:
 
 
 def main() -> None:
+    """Plants what is not planted yet, judges what is not judged yet, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="*", help="bugs whose names match, as jlora._split.*")
     parser.add_argument("--count", type=int, help="so many of them, drawn at random")
@@ -140,10 +157,9 @@ def main() -> None:
     if args.count is not None:
         bugs = dict(random.Random(args.seed).sample(sorted(bugs.items()), args.count))
     record = MUTANTS / "judged.jsonl"
-    before = (
-        [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    )
-    verdicts = {each["name"]: each["verdict"] for each in before if each["name"] in bugs}
+    said_before = record.read_text().splitlines() if record.exists() else []
+    before = {line["name"]: line["verdict"] for line in map(json.loads, said_before)}
+    verdicts = {name: said for name, said in before.items() if name in bugs}
     left = {name: tests for name, tests in bugs.items() if name not in verdicts}
     with record.open("a") as lines:
         for name, said, seconds in judged(left, args.children):
