@@ -45,10 +45,11 @@ if TYPE_CHECKING:
     from jlora import compiled as compiled
     from jlora import data as data
     from jlora import extend as extend
+    from jlora import finetune as finetune
     from jlora import models as models
     from jlora import monitor as monitor
     from jlora import peft as peft
-    from jlora import settings as settings
+    from jlora import tasks as tasks
     from jlora import trainer as trainer
 
     __version__: str
@@ -58,10 +59,11 @@ _MODULES = (  # loaded on first use
     "compiled",
     "data",
     "extend",
+    "finetune",
     "models",
     "monitor",
     "peft",
-    "settings",
+    "tasks",
     "trainer",
 )
 

@@ -1,4 +1,4 @@
-"""``python -m jlora``: what can be done with a saved adapter at a terminal."""
+"""``python -m jlora``: an adapter trained, and what can be done with it, at a terminal."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jlora._commands import COMMANDS
+from jlora._commands import COMMANDS, _train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, 2 for bad input, 1 when something could not be written."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["train"]:  # its flags are its settings' own
+        return _train.main(argv[1:])
     args = _parse(argv)
     try:
         args.run(args)
@@ -22,9 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jlora", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
+    names = "|".join(["train", *COMMANDS])
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
+    commands.add_parser("train", help=(_train.__doc__ or "").partition("\n")[0], add_help=False)
     for name, module in COMMANDS.items():
         text = (module.__doc__ or "").partition("\n")[0]
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -1,6 +1,6 @@
 """Text for the trainer: conversations, their tokens, and batches of few shapes.
 
-``rows = read_rows(path)`` or ``rows, held_out = home_assistant(train, test)``;
+``rows, held_out = hold_out(read_rows(path), 100, seed=0)``;
 ``examples, report = encode(rows, tokenizer, max_length=256)``;
 ``batches = Batches(examples, batch_size=16, seed=0)``; ``batches(step)``.
 """
@@ -11,7 +11,6 @@ from jlora.data._encode import EncodeReport as EncodeReport
 from jlora.data._encode import answerable as answerable
 from jlora.data._encode import encode as encode
 from jlora.data._examples import Examples as Examples
-from jlora.data._home_assistant import home_assistant as home_assistant
 from jlora.data._messages import Messages as Messages
 from jlora.data._messages import text_of as text_of
 from jlora.data._messages import without_reasoning as without_reasoning

@@ -109,6 +109,14 @@ class Batches:
         """How many tokens the step's batch holds, padding left out."""
         return int(self._sizes[self.rows(step), 0].sum())
 
+    def counts(self, step: int) -> dict[str, int]:
+        """What the step's batch holds: ``tokens``, ``trained`` of them, ``positions`` in all."""
+        epoch, index = divmod(step, self.per_epoch)
+        bucket, rows = self._epoch(epoch)[index]
+        tokens, trained = self._sizes[rows].sum(axis=0).tolist()
+        positions = self.batch_size * self.lengths[bucket]
+        return {"tokens": tokens, "trained": trained, "positions": positions}
+
     def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """The (bucket, rows) of each batch of the epoch."""
         rng = random.Random(f"{self.seed}/{epoch}")

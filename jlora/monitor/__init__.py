@@ -4,7 +4,6 @@
 ``with stop_on_signals() as stop: ... if stop.requested: ...``; ``draw(path, metrics, scores)``.
 """
 
-from jlora.monitor._answers import compared as compared
 from jlora.monitor._figure import draw as draw
 from jlora.monitor._memory import peak_memory as peak_memory
 from jlora.monitor._metrics import Metrics as Metrics

@@ -1,13 +1,13 @@
 """A run on rows of other kinds: what was fixed at its beginning holds to its end."""
 
-import dataclasses
 import datetime
 import json
+import shutil
 
 import pytest
 
 import train
-from jlora import checkpoint, models
+from jlora import data, models, trainer
 from jlora.__main__ import main as jlora_main
 
 DATED = (
@@ -17,38 +17,40 @@ DATED = (
 
 
 @pytest.fixture
-def dated(tiny, rows, tmp_path):
-    """A run with a template that prints the date, begun some days ago: its folder and its job."""
-    file = tmp_path / "chat.jinja"
+def dated(flags, tmp_path):
+    """The folder of a run with a template that prints the date, begun some days ago."""
+    file, out = tmp_path / "chat.jinja", tmp_path / "run"
     file.write_text(DATED)
-    given = {"model": str(tiny), "data": str(rows), "rank": 3, "max_length": 96, "eval_rows": 3}
-    template = train.text_of_file(str(file))
+    of_old = [f"--template={file}", "--date=2025-03-04", "--steps=2", "--max-new-tokens=1"]
+    assert train.main([*flags, *of_old, f"--out={out}"]) == 0
     file.unlink()
-    run = checkpoint.Run(tmp_path / "run")
-    settings = train.settle({**given, "template": template, "date": "2025-03-04"}, run)
-    job = train.prepare(settings, run)
-    run.begin({"settings": dataclasses.asdict(settings), **job.identity})
-    return run, job
+    return out
 
 
-def test_date_and_template_are_the_runs_own_from_then_on(dated):
-    run, job = dated
-    again = train.prepare(train.settle({"resume": True}, run), run)
-    for each in (job, again):
-        tokens = each.model.tokenizer.decode(each.batches(0)["tokens"][0])
-        assert tokens.startswith("2025-03-04")
-    assert again.identity == job.identity
-    with pytest.raises(ValueError, match="date was '2025-03-04', now '2025-03-05'"):
-        train.settle({"resume": True, "date": "2025-03-05"}, run)
-    with pytest.raises(ValueError, match=r"template was .\{\{ strftime_now") as caught:
-        train.settle({"resume": True, "template": "x" * 9999}, run)
-    assert len(str(caught.value)) < 600
+def test_date_and_template_are_the_runs_own_from_then_on(dated, capsys, monkeypatch):
+    before = trainer.read_metrics(dated / "metrics.jsonl")
+    shutil.rmtree(dated / "checkpoints" / "2")
+    seen = []
+    whole = data.Batches.__call__
+    monkeypatch.setattr(
+        data.Batches, "__call__", lambda b, n: seen.append(b.examples[0].tokens) or whole(b, n)
+    )
+    assert train.main([f"--out={dated}", "--resume"]) == 0
+    tokenizer = models.load(trainer.Run(dated).settings["settings"]["model"]).tokenizer
+    assert {tokenizer.decode(tokens)[:10] for tokens in seen} == {"2025-03-04"}
+    again = trainer.read_metrics(dated / "metrics.jsonl")
+    assert [row["loss"] for row in again] == [row["loss"] for row in before]
+
+    capsys.readouterr()
+    assert train.main([f"--out={dated}", "--resume", "--date=2025-03-05"]) == 2
+    assert "date was '2025-03-04', now '2025-03-05'" in capsys.readouterr().err
+    assert train.main([f"--out={dated}", "--resume", f"--template={'{{x}}' * 999}"]) == 2
+    told = capsys.readouterr().err
+    assert "template was \"{{ strftime_now" in told
+    assert len(told) < 600
 
 
 def test_what_is_generated_later_has_the_runs_date_and_template(dated, monkeypatch, capsys):
-    run, job = dated
-    metadata = {"model": job.settings.model, "settings": dataclasses.asdict(job.settings)}
-    checkpoint.save(run.directory / "adapter", job.lora, job.config, metadata=metadata)
     asked = []
 
     def listening(model, rows, *_, **__):
@@ -56,26 +58,26 @@ def test_what_is_generated_later_has_the_runs_date_and_template(dated, monkeypat
         return ["yes"]
 
     monkeypatch.setattr(models, "answer", listening)
-    adapter = f"--adapter={run.directory / 'adapter'}"
+    capsys.readouterr()
+    adapter = f"--adapter={dated / 'adapter'}"
     assert jlora_main(["generate", adapter, "--prompt=1?", "--no-stream"]) == 0
     assert asked == ["2025-03-04<|im_start|>1?<|im_end|><|im_start|>"]
     assert capsys.readouterr().out.endswith("yes\n")
 
 
-def test_a_run_without_a_date_is_of_the_day_on_which_it_began(tmp_path):
-    settings = train.settle({}, checkpoint.Run(tmp_path / "run"))
-    assert settings.date == datetime.date.today().isoformat()
+def test_a_run_without_a_date_is_of_the_day_on_which_it_began(finished):
+    begun = trainer.Run(finished).settings["settings"]["date"]
+    assert begun == datetime.date.fromtimestamp((finished / "run.json").stat().st_mtime).isoformat()
 
 
-def test_rows_of_plain_text_are_measured_by_their_loss_alone(tiny, tmp_path, capsys):
-    data = tmp_path / "texts.jsonl"
-    data.write_text("".join(json.dumps({"story": f"{n} and {n + 1}"}) + "\n" for n in range(30)))
-    settings = train.Settings(
-        model=str(tiny), data=str(data), columns={"text": "story"}, rank=3, max_length=96
-    )
-    job = train.prepare(settings, checkpoint.Run(tmp_path / "run"))
-    scores = train.evaluate(job, job.lora)
+def test_rows_of_plain_text_are_measured_by_their_loss_alone(flags, tmp_path, capsys):
+    rows, out = tmp_path / "texts.jsonl", tmp_path / "run"
+    rows.write_text("".join(json.dumps({"story": f"{n} and {n + 1}"}) + "\n" for n in range(30)))
+    of_texts = [f"--data={rows}", "--columns=text=story", "--steps=2", f"--out={out}"]
+    assert train.main([*flags, *of_texts]) == 0
+    scores = json.loads((out / "results.json").read_text())["before"]
     assert scores["exact_match"] is None
     assert 2 < scores["loss"] < 12
     assert scores["answers"] == [""] * 3
-    assert train.monitor.compared(job.held_out, {"before": scores}).splitlines()[-1].endswith(" -")
+    last = capsys.readouterr().out.partition("held-out rows  ")[2].splitlines()[2]
+    assert last.endswith(" -")

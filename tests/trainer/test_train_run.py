@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 import train
-from jlora import checkpoint, data, monitor
+from jlora import checkpoint, data, finetune, trainer
 
 ROOT = Path(train.__file__).parent
 
 
 def losses(out):
-    return [row["loss"] for row in monitor.read_metrics(out / "metrics.jsonl")]
+    return [row["loss"] for row in trainer.read_metrics(out / "metrics.jsonl")]
 
 
 def test_a_run_leaves_metrics_scores_a_figure_and_an_adapter_that_works(finished):
     printed = (finished / "printed.txt").read_text()
-    steps = [row["step"] for row in monitor.read_metrics(finished / "metrics.jsonl")]
+    steps = [row["step"] for row in trainer.read_metrics(finished / "metrics.jsonl")]
     assert steps == [*range(1, 9)]
     assert all(math.isfinite(loss) for loss in losses(finished))
     scores = json.loads((finished / "results.json").read_text())
@@ -39,7 +39,7 @@ def test_a_run_leaves_metrics_scores_a_figure_and_an_adapter_that_works(finished
 def test_a_stopped_run_goes_on_with_the_losses_of_one_that_was_not(
     flags, finished, tmp_path, monkeypatch, capsys
 ):
-    write = monitor.Metrics.write
+    write = trainer.Metrics.write
 
     def interrupt(metrics, step, values):
         write(metrics, step, values)
@@ -48,7 +48,7 @@ def test_a_stopped_run_goes_on_with_the_losses_of_one_that_was_not(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(monitor.Metrics, "write", interrupt)
+        patch.setattr(trainer.Metrics, "write", interrupt)
         assert train.main([*flags, f"--out={out}"]) == 128 + signal.SIGINT
     told = capsys.readouterr().err
     assert "stopped by SIGINT after step 4, which is saved" in told
@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(finished, tmp_path)
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     shutil.rmtree(out / "checkpoints" / "8")  # as if the power had failed at step 8
-    assert checkpoint.Run(out).latest_step == 6
+    assert trainer.Run(out).latest_step == 6
     assert train.main([f"--out={out}", "--resume"]) == 0
     assert losses(out) == losses(finished)
 
@@ -74,14 +74,14 @@ def test_sigterm_saves_and_leaves_cleanly(flags, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "train.py", *flags, f"--out={out}", "--steps=100000"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        while len(monitor.read_metrics(out / "metrics.jsonl")) < 2 and process.poll() is None:
+        while len(trainer.read_metrics(out / "metrics.jsonl")) < 2 and process.poll() is None:
             time.sleep(0.05)
         process.terminate()
         _, told = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM after step" in told
     assert "Traceback" not in told
-    assert checkpoint.Run(out).latest_step == len(losses(out)) >= 2
+    assert trainer.Run(out).latest_step == len(losses(out)) >= 2
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_a_run_of_such_batches_ends_though_they_are_skipped(flags, tmp_path, cap
 
 def test_a_second_process_on_the_same_folder_is_told_who_holds_it(flags, tmp_path, capsys):
     out = tmp_path / "run"
-    with checkpoint.Run(out).locked():
+    with trainer.Run(out).locked():
         assert train.main([*flags, f"--out={out}"]) == 2
         assert f"{out} is being written by process {os.getpid()} on" in capsys.readouterr().err
     assert not out.exists()
@@ -159,10 +159,10 @@ def test_an_interrupted_preparation_leaves_one_line_and_no_folder(
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "prepare", interrupted)
+    monkeypatch.setattr(finetune, "start", interrupted)
     out = tmp_path / "run"
     assert train.main([*flags, f"--out={out}"]) == 130
-    assert capsys.readouterr().err == "train.py: interrupted before the first step\n"
+    assert capsys.readouterr().err == "train.py: interrupted before the run began\n"
     assert not out.exists()
 
 
@@ -184,4 +184,4 @@ def test_overwrite_begins_afresh(flags, finished, tmp_path):
     assert train.main([*flags, f"--out={out}", "--steps=2", "--seed=1", "--overwrite"]) == 0
     assert len(losses(out)) == 2
     assert losses(out) != losses(finished)[:2]
-    assert checkpoint.Run(out).latest_step == 2
+    assert trainer.Run(out).latest_step == 2

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jlora.data import _home_assistant, _household, home_assistant
+from jlora.tasks import _household, _sentences, home_assistant
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def test_splits_share_no_sentence_and_hold_as_many_as_asked(splits):
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_no_template_is_in_both_splits_and_every_kind_of_call_is_learnable(seed):
-    templates = _home_assistant._Grammar().templates
-    seen, held_out = _home_assistant.split_templates(templates, seed)
+    templates = _sentences._Grammar().templates
+    seen, held_out = _sentences.split_templates(templates, seed)
     assert len(seen) + len(held_out) == len(templates)
     assert not {template.text for template in seen} & {template.text for template in held_out}
     assert {template.shape for template in held_out} <= {template.shape for template in seen}
@@ -30,7 +30,7 @@ def test_no_template_is_in_both_splits_and_every_kind_of_call_is_learnable(seed)
 
 
 def test_every_sentence_means_one_call_to_home_assistants_own_parser(splits):
-    grammar = _home_assistant._Grammar()
+    grammar = _sentences._Grammar()
     for _, question, answer in splits[1]:
         assert grammar.readings(question["content"]) == {answer["content"]}
 
@@ -46,7 +46,7 @@ def test_calls_are_compact_sorted_json_of_known_intents(splits):
 
 def test_rows_are_the_same_in_every_process():
     code = (
-        "import json; from jlora.data import home_assistant; "
+        "import json; from jlora.tasks import home_assistant; "
         "print(json.dumps(home_assistant(20, 5, seed=3)))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "12"}

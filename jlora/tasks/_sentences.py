@@ -17,8 +17,8 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jlora.data import _household
 from jlora.data._messages import Messages
+from jlora.tasks import _household
 
 SYSTEM = "Reply with a JSON call."
 HELD_OUT = 0.1  # share of the templates that only the test split uses
@@ -59,7 +59,7 @@ def home_assistant(
         seed: another seed holds out other templates and samples other sentences.
 
     Returns:
-        train: for `encode`.
+        train: for `jlora.data.encode`.
         test: held out.
 
     Raises:
@@ -69,7 +69,7 @@ def home_assistant(
     Example:
         >>> import json
         >>> import jlora
-        >>> train, test = jlora.data.home_assistant(3, 1)
+        >>> train, test = jlora.tasks.home_assistant(3, 1)
         >>> len(train), [message["role"] for message in train[0]]
         (3, ['system', 'user', 'assistant'])
         >>> sorted(json.loads(train[0][-1]["content"]))

@@ -1,0 +1,22 @@
+"""Fine-tuning a language model: the settings of a run, and the parts that train.py puts together.
+
+`Settings` and `parse` say what a run is made of; `main` runs a script's ``train`` under them, with
+one line for whatever goes wrong. The other names are steps of that script that read a setting.
+"""
+
+from jlora.finetune._adapter import start as start
+from jlora.finetune._flags import Asked as Asked
+from jlora.finetune._flags import parse as parse
+from jlora.finetune._flags import write_settings as write_settings
+from jlora.finetune._folder import last_state as last_state
+from jlora.finetune._folder import require_same as require_same
+from jlora.finetune._folder import save as save
+from jlora.finetune._folder import state_at as state_at
+from jlora.finetune._main import StoppedError as StoppedError
+from jlora.finetune._main import go_on as go_on
+from jlora.finetune._main import main as main
+from jlora.finetune._nonfinite import NonFinite as NonFinite
+from jlora.finetune._results import evaluated as evaluated
+from jlora.finetune._results import save_adapters as save_adapters
+from jlora.finetune._results import shown as shown
+from jlora.finetune._settings import Settings as Settings

@@ -1,0 +1,82 @@
+"""What a run leaves behind for those who use its adapter."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jlora
+from jlora import checkpoint, peft
+from jlora.finetune._settings import Settings
+
+
+def save_adapters(
+    folder: Path,
+    adapters: Mapping[str, tuple[int, Any]],
+    *,
+    settings: Settings,
+    config: jlora.LoraConfig,
+    model: Any,
+    frozen: Any,
+    start: Any,
+    scores: Mapping[str, Any],
+    system: str | None,
+) -> Any:
+    """Saves each adapter in a folder of its name; gives back what ``adapter`` merges into the base.
+
+    Args:
+        folder: the run's.
+        adapters: (step, adapter) by name; ``adapter`` is the one to use.
+        settings: of the run.
+        config: of the adapters.
+        model: the base.
+        frozen: what the adapters stand beside.
+        start: the adapter as it started.
+        scores: for the card of another format.
+        system: the system message that all rows share.
+
+    Raises:
+        OSError: when one can't be written; what was there stays.
+    """
+    for name, (step, lora) in adapters.items():
+        of_base, its_config = lora, config
+        if frozen is not model.params:  # the start took weight into the adapter
+            of_base, its_config = jlora.rebase(lora, start, config)
+        about = {
+            "model": settings.model,
+            "dtype": settings.dtype,
+            "system": system,
+            "step": step,
+            "settings": settings.flat(),
+        }
+        kept = {"base": model.params, "metadata": about, "overwrite": True}
+        checkpoint.save(folder / name, of_base, its_config, **kept)
+        if name == "adapter" and settings.save_as != "jlora":
+            peft.publish(
+                folder / settings.save_as,
+                of_base,
+                its_config,
+                model,
+                format=settings.save_as,
+                about=about,
+                scores=scores,
+                overwrite=True,
+            )
+    if "last" not in adapters:  # an earlier end of this run's
+        shutil.rmtree(folder / "last", ignore_errors=True)
+    restored, _ = checkpoint.restore(folder / "adapter", base=model.params)
+    return jlora.merge(model.params, restored)
+
+
+def evaluated(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a measurement, as metrics name them."""
+    return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
+
+
+def shown(values: Mapping[str, Any]) -> dict[str, float]:
+    """What the progress bar shows of a step's numbers."""
+    pace = {"tokens/s": values["tokens"] / max(values["seconds"], 1e-3)}
+    measured = {n: v for n, v in values.items() if n.startswith("eval_")}
+    return {"loss": values["loss"], **pace, **measured}

@@ -1,0 +1,63 @@
+"""Which task a name or a file means."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from jlora.tasks._home_assistant import HomeAssistant
+from jlora.tasks._rows import Rows
+from jlora.tasks._task import Task
+
+TASKS: dict[str, type[Task]] = {"home-assistant": HomeAssistant, "rows": Rows}
+
+
+def find(name: str) -> type[Task]:
+    """The class of a task that comes with jlora, or of a file of your own.
+
+    Args:
+        name: ``home-assistant``, ``rows``, or the path of a file with a class ``Task``.
+
+    Raises:
+        ValueError: when there is no such task, or the file has no such class or can't be run.
+
+    Example:
+        >>> import jlora
+        >>> jlora.tasks.find("rows").__name__
+        'Rows'
+    """
+    if name in TASKS:
+        return TASKS[name]
+    path = Path(name)
+    if path.suffix != ".py":
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(
+            f"{name!r} is no task{hint}: expected {', '.join(TASKS)}, or a .py file with a class "
+            "Task"
+        )
+    if not path.is_file():
+        raise ValueError(f"{name} is no file: expected one with a class Task")
+    return _of_file(path)
+
+
+def _of_file(path: Path) -> type[Task]:
+    spec = importlib.util.spec_from_file_location(f"jlora_task_{path.stem}", path)
+    assert spec is not None  # it ends in .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise ValueError(f"{path}: {type(error).__name__}: {error} (line {line})") from error
+    task = getattr(module, "Task", None)
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        raise ValueError(
+            f"{path} has no class Task that derives from jlora.tasks.Answers or jlora.tasks.Task"
+        )
+    return task

@@ -1,0 +1,124 @@
+"""What a run asks of that which it teaches."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Task(abc.ABC):
+    """What is taught: its rows, how a model sees them, the loss, and the scores.
+
+    `Answers` does all but the rows for a model that answers; derive from this one where the model
+    or the loss is another.
+
+    Args:
+        settings: the run's `jlora.finetune.Settings`.
+        folder: where rows and tokens may be written; it may not exist.
+        again: whether the run is resumed, so that what is in ``folder`` was written by it.
+
+    Example:
+        >>> import jlora
+        >>> class Parrot(jlora.tasks.Answers):
+        ...     def rows(self):
+        ...         said = [{"role": "user", "content": "hello"},
+        ...                 {"role": "assistant", "content": "hello"}]
+        ...         return [said] * 20, [said]
+        >>> rows, held_out = Parrot(None).rows()
+        >>> len(rows), len(held_out)
+        (20, 1)
+    """
+
+    def __init__(self, settings: Any, folder: Path | None = None, *, again: bool = False):
+        self.settings = settings
+        self.folder = folder
+        self.again = again
+
+    @abc.abstractmethod
+    def rows(self) -> tuple[Sequence[Any], Sequence[Any]]:
+        """(rows to train on, rows held out); the same each time it is called.
+
+        Raises:
+            ValueError: when there are none, or some can't be used.
+        """
+
+    @abc.abstractmethod
+    def model(self, load: Callable[..., Any]) -> Any:
+        """The model to adapt.
+
+        Args:
+            load: `jlora.models.load`; or what gives shapes in the place of arrays.
+
+        Raises:
+            ValueError: when it can't be loaded, or does not serve the task.
+        """
+
+    @abc.abstractmethod
+    def measurable(self, held_out: Sequence[Any], model: Any) -> Sequence[Any]:
+        """Those of the held-out rows that the model can be measured on.
+
+        Raises:
+            ValueError: when there are none.
+        """
+
+    @abc.abstractmethod
+    def examples(
+        self, rows: Sequence[Any], model: Any, *, folder: Path | None = None
+    ) -> tuple[Sequence[Any], Any]:
+        """(the rows as the model sees them, a report to print).
+
+        Args:
+            rows: to train or to measure on.
+            model: whose tokenizer it is.
+            folder: where they may be written, so that memory does not hold them.
+        """
+
+    @abc.abstractmethod
+    def batches(self, examples: Sequence[Any], *, shuffle: bool = True) -> Any:
+        """``n -> batch`` of the examples, n from 0, with ``per_epoch``, ``counts(n)``, ``rows(n)``.
+
+        Args:
+            examples: from `examples`.
+            shuffle: False to measure: each example once in ``per_epoch`` batches.
+        """
+
+    @abc.abstractmethod
+    def texts(self, model: Any, batches: Any, number: int) -> list[str]:
+        """The rows of a batch as the model saw them, for a person to read."""
+
+    @abc.abstractmethod
+    def loss(self, model: Any, lora: Any = None) -> Callable[..., Any]:
+        """``(params, batch) -> (sum, count)``: what training lowers is their quotient.
+
+        Args:
+            model: whose parameters are given.
+            lora: the adapter, once there is one: it says what trains.
+        """
+
+    @abc.abstractmethod
+    def scores(self, model: Any, held_out: Sequence[Any], *weights: Any) -> dict[str, Any]:
+        """Further numbers than the loss, from 0 to 1, and whatever `shown` prints: JSON holds it.
+
+        Args:
+            model: the model.
+            held_out: rows from `measurable`.
+            weights: ``params``, or ``frozen, lora``.
+        """
+
+    @abc.abstractmethod
+    def shown(self, held_out: Sequence[Any], scores: dict[str, dict[str, Any]]) -> str:
+        """What is printed at the end: the scores ``before`` and ``after``, for a person to read."""
+
+    def system(self, held_out: Sequence[Any]) -> str | None:
+        """The system message that answers need again; None where there is none."""
+        return None
+
+    def command(self, adapter: Path, held_out: Sequence[Any]) -> str:
+        """What a person may call next."""
+        return f"python -m jlora info {adapter}"
+
+    def same(self, model: Any, held_out: Sequence[Any], scores: dict[str, Any], params: Any) -> str:
+        """Whether these weights give what the scores say, in words; nothing where none are kept."""
+        return ""
