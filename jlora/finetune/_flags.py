@@ -108,16 +108,30 @@ def _parsed(argv: Sequence[str], default: Asked, description: str) -> Asked:
         if not stopped.code:
             raise
         raise ValueError(_one_line(told.getvalue())) from None
-    if isinstance(asked.settings.lora, ValueError):
-        raise asked.settings.lora
+    values = {field.name: getattr(asked.settings, field.name) for field in _FIELDS}
+    if problems := _unread(values):
+        raise ValueError("; ".join(problems))
     return asked
 
 
+def _unread(values: Mapping[str, Any]) -> list[str]:
+    """What could not be read, by flag; a configuration's own words have the flags' names."""
+    return [
+        str(value) if name == "lora" else f"{flag(name)}: {value}"
+        for name, value in values.items()
+        if isinstance(value, ValueError)
+    ]
+
+
 def _one_line(box: str) -> str:
-    """The first message of a box that tyro draws, with the nearest flags where one is unknown."""
-    lines = [line.strip(" │") for line in box.splitlines() if line.startswith("│")]
-    rule = next((at for at, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    message = " ".join(lines[:rule]) or box.strip()
+    """The message in a box that tyro draws, with the nearest flags where one is unknown.
+
+    A box has its title in its frame, or, where the terminal has no lines, above a first rule.
+    """
+    framed = "╭" in box
+    lines = [line.strip(" │╰╯") for line in box.splitlines() if not line.startswith("╭")]
+    parts = "\n".join("" if set(line) <= set("─-") else line for line in lines).split("\n\n")
+    message = " ".join((parts if framed else parts[1:] or parts)[0].split())
     unknown = re.findall(r"--[\w-]+", message) if "nrecognized" in message else []
     near = [name for wrong in unknown for name in nearest(wrong)]
     return f"{message}. Did you mean {' or '.join(map(flag, near))}?" if near else message
@@ -180,6 +194,7 @@ def _for_toml(value: Any) -> Any:
     return [_for_toml(each) for each in value] if isinstance(value, (tuple, list)) else value
 
 
+_FIELDS = dataclasses.fields(Settings)
 _REGISTRY = ConstructorRegistry()
 
 
@@ -207,6 +222,8 @@ def _lora(info: StructTypeInfo) -> StructConstructorSpec | None:
     )
 
     def made(**given: Any) -> jlora.LoraConfig | ValueError:
+        if problems := _unread(given):
+            return ValueError("; ".join(problems))
         try:
             return dataclasses.replace(default, **given)
         except ValueError as error:

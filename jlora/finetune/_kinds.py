@@ -122,11 +122,21 @@ def _pairs(values: Any) -> str:
 def _spec(
     read: Callable[[str], Any], write: Callable[[Any], str], metavar: str
 ) -> PrimitiveConstructorSpec[Any]:
-    """One word on the command line, by a reader and a writer; nothing is written for None."""
+    """One word on the command line, by a reader and a writer; nothing is written for None.
+
+    What can't be read is kept as its error: all of them are told at once, by the flags' names.
+    """
+
+    def read_or_error(args: list[str]) -> Any:
+        try:
+            return read(args[0])
+        except ValueError as error:
+            return error
+
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
-        instance_from_str=lambda args: read(args[0]),
+        instance_from_str=read_or_error,
         is_instance=lambda value: True,
         str_from_instance=lambda value: [write(value) if value else ""],
     )

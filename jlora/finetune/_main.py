@@ -91,8 +91,8 @@ def main(
             return fail(f"{error}. What was saved before is whole. {go_on(run, command)}", 1)
         except KeyboardInterrupt:
             begun = run is not None and run.begun
-            told = f"interrupted. {go_on(run, command)}" if begun else "interrupted before the run began"
-            return fail(told, 130)
+            next_step = go_on(run, command) if begun else "The run had not begun"
+            return fail(f"interrupted. {next_step}", 130)
     print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {trainer.peak_memory()}")
     return 0
 

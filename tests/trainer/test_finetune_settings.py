@@ -63,7 +63,7 @@ def test_flags_win_over_the_file_also_to_switch_off(tmp_path):
 def test_a_file_that_can_not_be_is_one_line(tmp_path, content, said):
     path = tmp_path / "mine.toml"
     path.write_text(content)
-    with pytest.raises(ValueError, match="mine.toml") as caught:
+    with pytest.raises(ValueError, match=r"mine\.toml") as caught:
         finetune.parse(["--config", str(path)])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -74,11 +74,14 @@ def test_a_file_that_can_not_be_is_one_line(tmp_path, content, said):
     [
         (["--rnk=3"], "Unrecognized options: --rnk=3. Did you mean --rank?"),
         (["--steps=many"], "'many': expected a whole number"),
+        (["--layers=x", "--date=today"], "--date: 'today': expected a date such as 2026-11-27; "),
+        (["--layers=x", "--date=today"], "--layers: 'x': expected whole numbers such as 0-2,5"),
+        (["--template=/no/" + "long" * 40], f"/no/{'long' * 40} can't be read"),
         (["--rank=0", "--alpha=-1"], "rank is 0: expected a whole number of at least 1; alpha is"),
     ],
 )
 def test_a_flag_that_can_not_be_is_one_line(flags, said):
-    with pytest.raises(ValueError, match="\\w") as caught:
+    with pytest.raises(ValueError, match=r"\w") as caught:
         finetune.parse(flags)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -87,9 +90,20 @@ def test_a_flag_that_can_not_be_is_one_line(flags, said):
 def test_all_that_can_not_be_is_said_at_once():
     problems = list(
         finetune.parse(
-            ["--learning-rate=1e30", "--clip=-1", "--eval-rows=0", "--batch-size=6"]
-            + ["--accumulate=4", "--patience=2", "--steps=3", "--epochs=1"]
-            + ["--eval-data=x", "--eval-split=0.1", "--seed=99999999999", "--init=magic"]
+            [
+                "--learning-rate=1e30",
+                "--clip=-1",
+                "--eval-rows=0",
+                "--batch-size=6",
+                "--accumulate=4",
+                "--patience=2",
+                "--steps=3",
+                "--epochs=1",
+                "--eval-data=x",
+                "--eval-split=0.1",
+                "--seed=99999999999",
+                "--init=magic",
+            ]
         ).settings.problems()
     )
     for said in (

@@ -39,7 +39,7 @@ def refused(arguments, capsys):
         (["--batch-size=0", "--eval-rows=0"], "--eval-rows is 0: expected at least 1"),
         (["--max-length=4"], "every held-out row has a prompt of at least 4 tokens"),
         (["--max-length=300"], "are more than the 256 positions of"),
-        (["--warmup=2"], "--warmup is 2.0: expected at most 1"),
+        (["--warmup=2"], "--warmup is 2.0: expected at least 0 and at most 1"),
         (["--learning-rate=nan"], "--learning-rate is nan: expected at least 0"),
         (["--layers=0,7"], "has the layers 0 to 1, but layers names 7"),
         (["--tokens", '{"embed": [999]}'], "tokens names row 999"),
@@ -74,7 +74,7 @@ def test_rows_beyond_the_limit_are_counted_in_one_line(tiny, rows, tmp_path, cap
     long = {"prompt": "a", "completion": "b" * 300}
     path.write_text(rows.read_text() + json.dumps(long) + "\n")
     settings = finetune.Settings(model=str(tiny), data=(str(path),), max_length=100, seed=1)
-    task = tasks.Rows(settings)
+    task = tasks.Rows(settings, tmp_path / "rows")
     rows, _ = task.rows()
     print(task.examples(rows, task.model(models.load))[1])
     assert "1 longer than 100 tokens: 1 cut, 0 dropped" in capsys.readouterr().out

@@ -46,7 +46,7 @@ def test_date_and_template_are_the_runs_own_from_then_on(dated, capsys, monkeypa
     assert "date was '2025-03-04', now '2025-03-05'" in capsys.readouterr().err
     assert train.main([f"--out={dated}", "--resume", f"--template={'{{x}}' * 999}"]) == 2
     told = capsys.readouterr().err
-    assert "template was \"{{ strftime_now" in told
+    assert 'template was "{{ strftime_now' in told
     assert len(told) < 600
 
 

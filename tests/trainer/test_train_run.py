@@ -162,7 +162,7 @@ def test_an_interrupted_preparation_leaves_one_line_and_no_folder(
     monkeypatch.setattr(finetune, "start", interrupted)
     out = tmp_path / "run"
     assert train.main([*flags, f"--out={out}"]) == 130
-    assert capsys.readouterr().err == "train.py: interrupted before the run began\n"
+    assert capsys.readouterr().err == "train.py: interrupted. The run had not begun\n"
     assert not out.exists()
 
 
