@@ -1,13 +1,3 @@
-"""What a person sees of a run and how they stop it: metrics, a figure, signals.
-
-``with Metrics(path, resume_at=step) as metrics: metrics.write(step, {"loss": loss})``;
-``with stop_on_signals() as stop: ... if stop.requested: ...``; ``draw(path, metrics, scores)``.
-"""
+"""What a person reads of a run: answers before and after, side by side."""
 
 from jlora.monitor._answers import compared as compared
-from jlora.monitor._figure import draw as draw
-from jlora.monitor._memory import peak_memory as peak_memory
-from jlora.monitor._metrics import Metrics as Metrics
-from jlora.monitor._metrics import read_metrics as read_metrics
-from jlora.monitor._signals import Stop as Stop
-from jlora.monitor._signals import stop_on_signals as stop_on_signals
