@@ -431,8 +431,8 @@ def train(job: Job, state: trainer.TrainState) -> tuple[Any, int]:
     step = trainer.make_step(job.loss, job.tx, accumulate=settings.accumulate, trains=trains)
     skipped = 0
     with (
-        monitor.stop_on_signals() as stop,
-        monitor.Metrics(run.directory / "metrics.jsonl", resume_at=start) as metrics,
+        trainer.stop_on_signals() as stop,
+        trainer.Metrics(run.directory / "metrics.jsonl", resume_at=start) as metrics,
         tqdm(
             total=settings.steps,
             initial=start,
@@ -524,7 +524,7 @@ def finish(job: Job, lora: Any, before: dict[str, Any]) -> None:
         lora, config = jlora.rebase(lora, job.lora, config)
     scores = {"before": before, "after": after}
     job.run.record(RESULTS, scores)
-    monitor.draw(out / "training.png", monitor.read_metrics(out / "metrics.jsonl"), scores)
+    trainer.draw(out / "training.png", trainer.read_metrics(out / "metrics.jsonl"), scores)
     about = {
         "model": settings.model,
         "dtype": settings.dtype,
@@ -618,7 +618,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if status:
                 return status
             finish(job, lora, before)
-            print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {monitor.peak_memory()}")
+            print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {trainer.peak_memory()}")
         except KeyboardInterrupt:
             return fail(f"interrupted. {go_on(run)}", 130)
         except OSError as error:

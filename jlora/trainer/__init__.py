@@ -8,6 +8,7 @@ person sees of it (`loggers`, `progress`, `draw`), and how they stop it (`stop_o
 Nothing here knows what the model or the batch is.
 """
 
+from jlora.trainer._best import DIRECTIONS as DIRECTIONS
 from jlora.trainer._best import Best as Best
 from jlora.trainer._evaluate import evaluate as evaluate
 from jlora.trainer._evaluate import mean_loss as mean_loss

@@ -99,16 +99,13 @@ def _arranged(panels: Mapping[str, Any]) -> tuple[list[list[str]], dict[str, Any
 def _losses(axes: Any, losses: Sequence[tuple[int, float]], measured: Any) -> None:
     """Each step's pale, the running mean over it, and the measured ones as points."""
     _smoothed_line(axes, losses)
-    odd = [step for step, loss in losses if not math.isfinite(loss)]
-    if odd:
-        axes.plot(odd, [0.02] * len(odd), "|", color=_HELD_OUT, transform=_across(axes))
-        axes.annotate(
-            f"{len(odd)} not finite", (odd[0], 0.05), xycoords=_across(axes), color=_HELD_OUT
-        )
     if measured:
-        steps, values = zip(*measured, strict=True)
-        axes.plot(steps, values, "o-", lw=1, ms=4.5, color=_HELD_OUT, mec="white", mew=0.7)
-        axes.lines[-1].set_label("held out")
+        looks = {"color": _HELD_OUT, "mec": "white", "mew": 0.8, "ms": 6}
+        axes.plot(*zip(*measured, strict=True), "o", label="held out", **looks)
+    if odd := [step for step, loss in losses if not math.isfinite(loss)]:
+        floor = axes.get_xaxis_transform()  # steps from left to right, shares of the panel upwards
+        label = f"not finite ({len(odd)})"
+        axes.plot(odd, [0.03] * len(odd), "x", color="black", ms=5, transform=floor, label=label)
     finite = [loss for _, loss in losses if math.isfinite(loss)]
     if all(value >= 0 for value in finite):
         axes.set_ylim(bottom=0)
@@ -161,11 +158,6 @@ def _quiet(axes: Any, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GREY)
     axes.tick_params(colors=_GREY, labelcolor="black", length=3)
-
-
-def _across(axes: Any) -> Any:
-    """Steps from left to right, shares of the panel from below."""
-    return axes.get_xaxis_transform()
 
 
 def _series(metrics: Any, value: Any) -> list[tuple[int, float]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import train
-from jlora import checkpoint, models, monitor
+from jlora import checkpoint, models, trainer
 from jlora.models._net import _loss
 
 METHODS = {
@@ -33,7 +33,7 @@ def test_a_method_learns_and_its_adapter_works_on_the_original_model(
         flags = [*flags, f"--model={tiny}"]
         monkeypatch.setattr(_loss, "_SHARE", 0.1)  # a few rows at a time
     assert train.main([*flags, "--steps=4", *METHODS[method], f"--out={out}"]) == 0
-    losses = [row["loss"] for row in monitor.read_metrics(out / "metrics.jsonl")]
+    losses = [row["loss"] for row in trainer.read_metrics(out / "metrics.jsonl")]
     assert all(math.isfinite(loss) for loss in losses)
     scores = json.loads((out / "results.json").read_text())
     assert scores["after"]["loss"] < scores["before"]["loss"]
@@ -65,7 +65,7 @@ def test_a_start_that_moves_weight_and_its_masks_are_the_same_again_on_resuming(
     method = ["--init", "pissa", "--dropout", "0.2", "--lora-plus", "4", "--steps=5"]
     once, twice = tmp_path / "once", tmp_path / "twice"
     assert train.main([*flags, *method, f"--out={once}"]) == 0
-    write = monitor.Metrics.write
+    write = trainer.Metrics.write
 
     def interrupt(metrics, step, values):
         write(metrics, step, values)
@@ -73,10 +73,10 @@ def test_a_start_that_moves_weight_and_its_masks_are_the_same_again_on_resuming(
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(monitor.Metrics, "write", interrupt)
+        patch.setattr(trainer.Metrics, "write", interrupt)
         assert train.main([*flags, *method, f"--out={twice}"]) == 128 + signal.SIGINT
     assert train.main([f"--out={twice}", "--resume"]) == 0
-    first, second = (monitor.read_metrics(out / "metrics.jsonl") for out in (once, twice))
+    first, second = (trainer.read_metrics(out / "metrics.jsonl") for out in (once, twice))
     assert [row["loss"] for row in first] == [row["loss"] for row in second]
     assert len(first) == 5
     _, config = checkpoint.restore(twice / "adapter")

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 import train
-from jlora import checkpoint, data, monitor
+from jlora import checkpoint, data, trainer
 
 ROOT = Path(train.__file__).parent
 
 
 def losses(out):
-    return [row["loss"] for row in monitor.read_metrics(out / "metrics.jsonl")]
+    return [row["loss"] for row in trainer.read_metrics(out / "metrics.jsonl")]
 
 
 def test_a_run_leaves_metrics_scores_a_figure_and_an_adapter_that_works(finished):
     printed = (finished / "printed.txt").read_text()
-    steps = [row["step"] for row in monitor.read_metrics(finished / "metrics.jsonl")]
+    steps = [row["step"] for row in trainer.read_metrics(finished / "metrics.jsonl")]
     assert steps == [*range(1, 9)]
     assert all(math.isfinite(loss) for loss in losses(finished))
     scores = json.loads((finished / "results.json").read_text())
@@ -39,7 +39,7 @@ def test_a_run_leaves_metrics_scores_a_figure_and_an_adapter_that_works(finished
 def test_a_stopped_run_goes_on_with_the_losses_of_one_that_was_not(
     flags, finished, tmp_path, monkeypatch, capsys
 ):
-    write = monitor.Metrics.write
+    write = trainer.Metrics.write
 
     def interrupt(metrics, step, values):
         write(metrics, step, values)
@@ -48,7 +48,7 @@ def test_a_stopped_run_goes_on_with_the_losses_of_one_that_was_not(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(monitor.Metrics, "write", interrupt)
+        patch.setattr(trainer.Metrics, "write", interrupt)
         assert train.main([*flags, f"--out={out}"]) == 128 + signal.SIGINT
     told = capsys.readouterr().err
     assert "stopped by SIGINT after step 4, which is saved" in told
@@ -74,7 +74,7 @@ def test_sigterm_saves_and_leaves_cleanly(flags, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "train.py", *flags, f"--out={out}", "--steps=100000"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        while len(monitor.read_metrics(out / "metrics.jsonl")) < 2 and process.poll() is None:
+        while len(trainer.read_metrics(out / "metrics.jsonl")) < 2 and process.poll() is None:
             time.sleep(0.05)
         process.terminate()
         _, told = process.communicate()

@@ -22,7 +22,10 @@ class TensorBoard:
             for former in directory.glob("events.out.tfevents.*"):
                 former.unlink()
         self._writer = package.SummaryWriter(
-            str(directory), purge_step=resume_at + 1 if resume_at else None, flush_secs=30
+            str(directory),
+            purge_step=resume_at + 1 if resume_at else None,
+            flush_secs=30,
+            filename_suffix=f".{resume_at:09}",  # two files of one second are two files
         )
         if settings and not resume_at:
             text = json.dumps(settings, indent=4, default=str)
