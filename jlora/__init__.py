@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from jlora import extend as extend
     from jlora import finetune as finetune
     from jlora import models as models
-    from jlora import monitor as monitor
     from jlora import peft as peft
     from jlora import tasks as tasks
     from jlora import trainer as trainer
@@ -61,7 +60,6 @@ _MODULES = (  # loaded on first use
     "extend",
     "finetune",
     "models",
-    "monitor",
     "peft",
     "tasks",
     "trainer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 
@@ -39,3 +40,10 @@ def one_line(text: str, width: int = 160) -> str:
     """A text in one line of at most so many letters."""
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def unlike(name: str, taken: Iterable[str]) -> str:
+    """The name, or "name 2", "name 3" and so on: the first that is not taken."""
+    taken = set(taken)
+    names = itertools.chain([name], (f"{name} {at}" for at in itertools.count(2)))
+    return next(each for each in names if each not in taken)

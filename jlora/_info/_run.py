@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jlora import checkpoint, monitor
+from jlora import checkpoint, trainer
 from jlora._info import _adapter, _text
 
 KIND = "run"
@@ -21,7 +21,7 @@ def facts(directory: Path) -> dict[str, Any]:
     run = checkpoint.Run(directory)
     states = directory / "checkpoints"
     names = [path.name for path in states.iterdir()] if states.is_dir() else []
-    metrics = monitor.read_metrics(directory / "metrics.jsonl")
+    metrics = trainer.read_metrics(directory / "metrics.jsonl")
     adapter = directory / "adapter"
     return {
         "kind": KIND,

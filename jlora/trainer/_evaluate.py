@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+
+from jlora.trainer._loggers._logger import numbers
 
 
 def mean_loss(
@@ -42,3 +44,38 @@ def mean_loss(
     if not count:
         raise ValueError("nothing to measure: expected batches in which something is counted")
     return sum(float(total) for total, _ in sums) / count
+
+
+# (frozen, lora) -> named numbers
+Evaluator = Callable[[Any, Any], Mapping[str, Any]]
+
+
+def evaluate(evaluators: Iterable[Evaluator], frozen: Any, lora: Any) -> dict[str, float]:
+    """The named numbers of all evaluators, in their order.
+
+    Training never notices: nothing of the state is changed, no key is taken.
+
+    Args:
+        evaluators: each takes ``(frozen, lora)`` and gives numbers by name; what does not apply is
+            left out.
+        frozen: the frozen tree.
+        lora: the adapter as it is now.
+
+    Raises:
+        ValueError: when two give the same name, or one gives what is no number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> norm = lambda frozen, lora: {"norm": jnp.linalg.norm(lora["a"])}
+        >>> size = lambda frozen, lora: {"size": lora["a"].size}
+        >>> jlora.trainer.evaluate([norm, size], {}, {"a": jnp.full(4, 3.0)})
+        {'norm': 6.0, 'size': 4.0}
+    """
+    found: dict[str, float] = {}
+    for evaluator in evaluators:
+        its = numbers(evaluator(frozen, lora))
+        if both := sorted(its.keys() & found.keys()):
+            raise ValueError(f"two evaluators give {', '.join(both)}: expected other names")
+        found |= {name: float(value) for name, value in its.items()}
+    return found

@@ -9,7 +9,14 @@ from types import FrameType
 
 
 class Stop:
-    """Whether someone asked the run to stop, and by which signal."""
+    """Whether someone asked the run to stop, and by which signal.
+
+    Example:
+        >>> import jlora
+        >>> stop = jlora.trainer.Stop()
+        >>> stop.requested, stop.signal
+        (False, None)
+    """
 
     signal: signal.Signals | None = None
 
@@ -24,6 +31,15 @@ def stop_on_signals() -> Iterator[Stop]:
     """A `Stop` that Ctrl-C and SIGTERM set, so that the loop can save before it leaves.
 
     A second signal acts as it would have without.
+
+    Example:
+        >>> import os
+        >>> import signal
+        >>> import jlora
+        >>> with jlora.trainer.stop_on_signals() as stop:
+        ...     os.kill(os.getpid(), signal.SIGTERM)
+        ...     print(stop.requested)
+        True
     """
     stop = Stop()
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

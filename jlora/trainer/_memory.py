@@ -6,7 +6,13 @@ import sys
 
 
 def peak_memory() -> str:
-    """The most memory that this process held, in words: "1.9 GiB of memory at most"."""
+    """The most memory that this process held, in words.
+
+    Example:
+        >>> import jlora
+        >>> jlora.trainer.peak_memory()
+        '... GiB of memory at most'
+    """
     try:
         import resource
     except ImportError:  # Windows
