@@ -41,7 +41,9 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
 
     # ---- Adapter ---------------------------------------------------------------------------------
 
-    config, frozen, start = finetune.start(settings, model, task.loss(model), batches)
+    config, frozen, start = finetune.start(
+        settings, model, task.loss(model), batches, out if asked.resume else None
+    )
     loss = jlora.lift(task.loss(model, start))
     print(f"adapter   {jlora.summary(frozen, start)}")
 
@@ -75,6 +77,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
         state, best = finetune.last_state(run, state, best)
     else:
         run.begin({"settings": settings.flat(), **identity})
+        finetune.keep_saved_start(settings, config, start, model, out)
     finetune.write_settings(out / "run.toml", settings)
 
     # ---- Before training -------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 one line for whatever goes wrong. The other names are steps of that script that read a setting.
 """
 
+from jlora.finetune._adapter import keep_saved_start as keep_saved_start
 from jlora.finetune._adapter import start as start
 from jlora.finetune._flags import Asked as Asked
 from jlora.finetune._flags import parse as parse

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 
 import jlora
+from jlora import checkpoint, models, peft
 from jlora.finetune._settings import STARTS_FROM_DATA, Settings
 
 BATCHES_READ = 8  # of a start from data
+_START = "start"  # the folder of a saved adapter in the run's own
 
 
 def start(
@@ -18,6 +21,7 @@ def start(
     model: Any,
     loss: Callable[..., Any],
     batches: Callable[[int], Any],
+    folder: Path | None = None,
 ) -> tuple[jlora.LoraConfig, Any, Any]:
     """(config, frozen, lora) at the start; the same again when a run is resumed.
 
@@ -26,10 +30,14 @@ def start(
         model: whose parameters are split.
         loss: ``(params, batch) -> (sum, count)``: what a start from data lowers.
         batches: ``n -> batch``, n from 0.
+        folder: of the run that goes on, where `keep_saved_start` left the adapter of its start.
 
     Raises:
         ValueError: as `jlora.split`; when nothing is a target, say.
     """
+    if settings.adapter:
+        lora, config = _saved(settings, model, folder)
+        return config, model.params, lora
     key = jax.random.key(settings.seed)
     from_data = settings.init in STARTS_FROM_DATA
     config = settings.lora if from_data else settings.adapter_config
@@ -46,3 +54,29 @@ def start(
         summed = lambda *args: loss(*args)[0]  # noqa: E731
         frozen, lora, config = jlora.lora_ga(summed, frozen, lora, few, config, key)
     return config, frozen, lora
+
+
+def keep_saved_start(
+    settings: Settings, config: jlora.LoraConfig, lora: Any, model: Any, folder: Path
+) -> None:
+    """Copies the adapter that a run starts from into its folder, so that it can go on without it.
+
+    Raises:
+        OSError: when it can't be written.
+    """
+    if settings.adapter:
+        checkpoint.save(folder / _START, lora, config, base=model.params, overwrite=True)
+
+
+def _saved(settings: Settings, model: Any, folder: Path | None) -> tuple[Any, jlora.LoraConfig]:
+    """(lora, config) of the run's copy, or where there is none yet of the adapter itself."""
+    copied = folder is not None and (folder / _START).exists()
+    directory = folder / _START if copied else peft.located(settings.adapter)
+    if (directory / "adapter.json").exists():
+        return checkpoint.restore(directory, base=model.params)
+    if peft.vocabulary(directory, model) != models.Vocabulary():
+        raise ValueError(
+            f"the adapter {settings.adapter} brings tokens of its own: merge it first, with "
+            "`python -m jlora merge`, and train on what that writes"
+        )
+    return peft.load(directory, model)

@@ -216,6 +216,9 @@ class Settings:
             yield "--eval-answers asks during training: give --eval-every too"
         if self.adapter and self.init != "kaiming":
             yield "--adapter and --init exclude each other: a saved adapter has its start"
+        if self.adapter and self.lora != ADAPTER:
+            given = [n for n in _kinds.OF_LORA if getattr(self.lora, n) != getattr(ADAPTER, n)]
+            yield f"--adapter has its own {', '.join(given)}: leave {_flags(given)} out"
         if self.labels and self.task != "classify":
             yield "--labels are those of --task classify: give that too"
         if len(self.data) > 1 and HOME_ASSISTANT in self.data:
@@ -227,6 +230,10 @@ class Settings:
 def flag(name: str) -> str:
     """How a field is written on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def _flags(names: list[str]) -> str:
+    return ", ".join(map(flag, names))
 
 
 def _stem(source: str) -> str:
