@@ -23,7 +23,7 @@ from jlora import checkpoint, data, finetune, models, tasks, trainer
 
 def train(asked: finetune.Asked, run: trainer.Run) -> None:
     """One run, from its settings to its results."""
-    settings, out = asked.settings, run.directory
+    settings, out, phases = asked.settings, run.directory, finetune.Phases("preparing")
 
     # ---- Data ------------------------------------------------------------------------------------
 
@@ -72,6 +72,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
 
     identity = {"data": data.digest(rows, measured), "base": checkpoint.fingerprint(model.params)}
     best = trainer.Best("loss", "lower", patience=settings.patience or None)
+    best.check(["loss"], evaluations=settings.evaluations(steps))
     if asked.resume:
         finetune.require_same(run, identity)
         state, best = finetune.last_state(run, state, best)
@@ -92,12 +93,14 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
 
     results = (run.recorded("results") if asked.resume else None) or {}
     if "before" not in results:
+        phases.begin("measuring")
         print(f"before    measuring {len(measured)} held-out rows ...", flush=True)
         results["before"] = measure(start)
         run.record("results", results)
 
     # ---- Loop ------------------------------------------------------------------------------------
 
+    phases.begin("training")
     first = number = int(state.step)
     non_finite = finetune.NonFinite(
         settings,
@@ -145,6 +148,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
 
     # ---- Results ---------------------------------------------------------------------------------
 
+    phases.begin("measuring")
     adapters = {"adapter": (number, state.lora)}
     if best.step not in (None, number):
         print(f"best      step {best.step}, measured loss {best.value:.3f}")
@@ -152,6 +156,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
         adapters = {"adapter": (best.step, at_best.lora), "last": (number, state.lora)}
     results["after"] = measure(adapters["adapter"][1])
     run.record("results", results)
+    phases.begin("saving and checking")
     trainer.draw(out / "training.png", trainer.read_metrics(out / "metrics.jsonl"), results)
     merged = finetune.save_adapters(
         out,
@@ -168,7 +173,9 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
     print(task.shown(measured, results))
     print(f"reloaded and merged, it gives {same}" if same else "")
     print(f"\nadapter   {out / 'adapter'}\nmetrics   {out / 'metrics.jsonl'}")
-    print(f"figure    {out / 'training.png'}\n\n{task.command(out / 'adapter', measured)}")
+    print(
+        f"figure    {out / 'training.png'}\n\n{task.command(out / 'adapter', measured)}\n\n{phases}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

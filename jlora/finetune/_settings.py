@@ -167,6 +167,10 @@ class Settings:
         """Updates in all, of so many in a pass over the rows; the last may be part of one."""
         return math.ceil(self.epochs * per_epoch) if self.epochs else self.steps or STEPS
 
+    def evaluations(self, steps: int) -> int:
+        """Measurements during so many steps, the last step's included."""
+        return math.ceil(steps / self.eval_every) if self.eval_every else 0
+
     def flat(self) -> dict[str, Any]:
         """Every setting by its flag's name, those of ``lora`` too, as JSON keeps them."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "lora"}

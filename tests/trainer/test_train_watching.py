@@ -1,0 +1,129 @@
+"""A run measures on the way, keeps its best adapter, ends early, goes on longer, starts from another."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import train
+from jlora import checkpoint, data, trainer
+
+
+def losses(out):
+    return [row["loss"] for row in trainer.read_metrics(out / "metrics.jsonl")]
+
+
+def measured(out):
+    rows = trainer.read_metrics(out / "metrics.jsonl")
+    return {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+
+
+def arrays(folder):
+    lora, _ = checkpoint.restore(folder)
+    return {
+        f"{path}/{name}": np.asarray(getattr(n, name)) for path, n in lora.items() for name in "ab"
+    }
+
+
+@pytest.fixture(scope="module")
+def watched(flags, tmp_path_factory):
+    """A run whose loss on held-out rows first falls and then rises."""
+    out = tmp_path_factory.mktemp("runs") / "watched"
+    rising = ["--learning-rate=0.3", "--schedule=constant", "--clip=0"]
+    assert train.main([*flags, *rising, "--eval-every=2", "--eval-answers", f"--out={out}"]) == 0
+    return out
+
+
+def test_measuring_on_the_way_changes_nothing(flags, finished, tmp_path):
+    assert train.main([*flags, "--eval-every=3", f"--out={tmp_path / 'run'}"]) == 0
+    assert losses(tmp_path / "run") == losses(finished)
+    assert list(measured(tmp_path / "run")) == [3, 6, 8]  # the last step too
+
+
+def test_adapter_is_the_best_and_last_the_last(watched):
+    seen = measured(watched)
+    best = min(seen, key=seen.get)
+    assert best < 8
+    told = {name: checkpoint.describe(watched / name)["metadata"] for name in ("adapter", "last")}
+    assert {name: each["step"] for name, each in told.items()} == {"adapter": best, "last": 8}
+    results = json.loads((watched / "results.json").read_text())
+    assert results["after"]["loss"] == pytest.approx(seen[best], rel=1e-6)
+    assert any(
+        (a != arrays(watched / "last")[n]).any() for n, a in arrays(watched / "adapter").items()
+    )
+    rows = trainer.read_metrics(watched / "metrics.jsonl")
+    assert [row["step"] for row in rows if "eval_exact_match" in row] == [2, 4, 6, 8]
+
+
+def test_patience_ends_a_run_that_gets_no_better(watched, flags, tmp_path):
+    out = tmp_path / "run"
+    rising = ["--learning-rate=0.3", "--schedule=constant", "--clip=0", "--eval-every=1"]
+    assert train.main([*flags, *rising, "--patience=2", f"--out={out}"]) == 0
+    seen = measured(out)
+    best = min(seen, key=seen.get)
+    assert max(seen) == best + 2 < 8
+    assert checkpoint.describe(out / "adapter")["metadata"]["step"] == best
+
+
+def test_patience_that_is_never_used_up_is_refused(flags, tmp_path, capsys):
+    assert train.main([*flags, "--eval-every=4", "--patience=2", f"--out={tmp_path / 'run'}"]) == 2
+    assert "is never used up in 2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_goes_on_for_more_steps(flags, finished, tmp_path):
+    short, long = tmp_path / "short", tmp_path / "long"
+    constant = ["--schedule=constant", "--warmup=0"]
+    assert train.main([*flags, *constant, "--steps=5", f"--out={short}"]) == 0
+    assert train.main([f"--out={short}", "--resume", "--steps=8"]) == 0
+    assert train.main([*flags, *constant, "--steps=8", f"--out={long}"]) == 0
+    assert losses(short) == losses(long)
+    again, once = arrays(short / "adapter"), arrays(long / "adapter")
+    assert all((again[name] == once[name]).all() for name in once)
+
+
+@pytest.mark.parametrize("format", ["jlora", "peft"])
+def test_a_run_starts_from_a_saved_adapter(flags, finished, tmp_path, format, capsys):
+    folder, out = tmp_path / "mine", tmp_path / "run"
+    if format == "peft":
+        from jlora.__main__ import main
+
+        asked = ["export", f"--adapter={finished / 'adapter'}", f"--out={folder}"]
+        assert main(asked) == 0
+    else:
+        shutil.copytree(finished / "adapter", folder)
+    of_fresh = [flag for flag in flags if "--rank" not in flag]
+    start = [f"--adapter={folder}", "--steps=3", "--checkpoint-every=1", f"--out={out}"]
+    assert train.main([*of_fresh, *start]) == 0
+    before = json.loads((out / "results.json").read_text())["before"]
+    after = json.loads((finished / "results.json").read_text())["after"]
+    assert before["loss"] == pytest.approx(after["loss"], rel=1e-5)
+    assert checkpoint.restore(out / "adapter")[1].rank == 3
+
+    shutil.rmtree(folder)  # the run has its own copy
+    once = losses(out)
+    shutil.rmtree(out / "checkpoints" / "3")
+    assert train.main([f"--out={out}", "--resume"]) == 0
+    assert losses(out) == once
+    capsys.readouterr()
+    assert train.main([*flags, *start, "--overwrite"]) == 2
+    assert "--adapter has its own rank: leave --rank out" in capsys.readouterr().err
+
+
+def test_epochs_are_passes_over_the_rows(flags, tmp_path):
+    of_steps = [flag for flag in flags if "--steps" not in flag]
+    out = tmp_path / "run"
+    assert train.main([*of_steps, "--epochs=1.5", f"--out={out}"]) == 0
+    begun = trainer.Run(out).settings["settings"]
+    rows = data.read_rows(begun["data"][0])
+    per_epoch = -(-(len(rows) - 3) // begun["batch_size"])
+    assert len(losses(out)) == -(-per_epoch * 3 // 2)
+
+
+def test_rows_of_another_file_are_measured_on(flags, rows, tmp_path):
+    other, out = tmp_path / "other.jsonl", tmp_path / "run"
+    other.write_text('{"prompt": "1?", "completion": "odd"}\n' * 2)
+    assert train.main([*flags, f"--eval-data={other}", "--steps=2", f"--out={out}"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["after"]["answers"]) == 2
