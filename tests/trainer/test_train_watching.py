@@ -1,4 +1,4 @@
-"""A run measures on the way, keeps its best adapter, ends early, goes on longer, starts from another."""
+"""A run measures on the way, keeps its best adapter, ends early, goes on, starts from another."""
 
 import json
 import shutil
