@@ -16,6 +16,7 @@ from jlora.data._messages import text_of as text_of
 from jlora.data._messages import without_reasoning as without_reasoning
 from jlora.data._on_disk import Rows as Rows
 from jlora.data._on_disk import open_rows as open_rows
+from jlora.data._packed_batches import PackedBatches as PackedBatches
 from jlora.data._rows import digest as digest
 from jlora.data._rows import hold_out as hold_out
 from jlora.data._rows import read_rows as read_rows

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from jlora import _words
 from jlora._requires import requires
+from jlora.data._compressed import UNPACKED, as_file, chunks
 from jlora.data._json_array import array
-from jlora.data._packed import UNPACKED, as_file, chunks
 
 LONGEST = 1 << 26  # bytes of one record: no more of a file without line ends is held
 _HEAD = 1 << 16

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from jlora import _hub, _words
 from jlora._hub import HubId
 from jlora._requires import requires
+from jlora.data._compressed import as_file, chunks
 from jlora.data._formats import ENDINGS, Record, records, without_nulls
-from jlora.data._packed import as_file, chunks
 
 _SPLIT = re.compile(r"[\w.-]+")
 STANDARD_INPUT, IN_WORDS = "-", "standard input"

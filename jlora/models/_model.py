@@ -61,18 +61,44 @@ class Model:
         """What transformers calls each parameter, by our path; ``{}`` stands for the layer."""
         return types.MappingProxyType({path: leaf.name for path, leaf in self.stored.items()})
 
-    def apply(self, params: Any, tokens: jax.Array, *, remat: bool = False) -> jax.Array:
+    def apply(
+        self,
+        params: Any,
+        tokens: jax.Array,
+        *,
+        segments: jax.Array | None = None,
+        remat: bool = False,
+    ) -> jax.Array:
         """Scores over the vocabulary, (batch, length, vocabulary) float32, of tokens from the left.
 
         Padding on the right needs no mask: no token sees what comes after it.
+
+        Args:
+            params: the parameters.
+            tokens: (batch, length) int32.
+            segments: (batch, length) int32, where texts share a sequence: no token sees one of
+                another text, and each text's positions begin at 0. A text begins wherever the
+                number changes; the numbers mean nothing else.
+            remat: recompute layers in gradients.
+
+        Raises:
+            ValueError: when there are more tokens than learned positions, or segments, and another
+                ``attention`` than blocks.
         """
         decoder = Decoder(self.config, remat, self.attention)
-        return decoder.apply({"params": params}, tokens)  # pyright: ignore[reportReturnType]
+        return decoder.apply({"params": params}, tokens, segments)  # pyright: ignore[reportReturnType]
 
-    def hidden(self, params: Any, tokens: jax.Array, *, remat: bool = False) -> jax.Array:
-        """What `logits` reads: (batch, length, width); ``remat`` recomputes layers in gradients."""
+    def hidden(
+        self,
+        params: Any,
+        tokens: jax.Array,
+        *,
+        segments: jax.Array | None = None,
+        remat: bool = False,
+    ) -> jax.Array:
+        """What `logits` reads: (batch, length, width); arguments and errors as of `apply`."""
         decoder = Decoder(self.config, remat, self.attention)
-        return decoder.apply({"params": params}, tokens, method="hidden")  # pyright: ignore[reportReturnType]
+        return decoder.apply({"params": params}, tokens, segments, method="hidden")  # pyright: ignore[reportReturnType]
 
     def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
         """Scores over the vocabulary, float32, at the places that ``hidden`` (..., width) holds."""

@@ -21,7 +21,8 @@ LONGROPE = {
 def test_a_text_turns_by_its_own_length_and_not_by_that_of_its_neighbours():
     config = config_of("phi3", original_max_position_embeddings=20, rope_scaling=LONGROPE)
     positions = jnp.array([[0, 4, 19], [0, 4, 20]])
-    cos, sin = rotary(config, positions, jnp.float32, local=False)
+    lengths = jnp.array([[20], [21]])
+    cos, sin = rotary(config, positions, lengths, jnp.float32, local=False)
     sharp = math.sqrt(1 + math.log(64 / 20) / math.log(20))
     for row, factors in ((0, "short_factor"), (1, "long_factor")):
         divided = 10000.0 ** -(np.arange(5) / 5) / np.array(LONGROPE[factors])

@@ -21,6 +21,7 @@ from jlora.models._net._mlp import MLP
 from jlora.models._net._norms import norm
 from jlora.models._net._saved_for_gradient import PRODUCTS
 from jlora.models._net._stacks import stacks
+from jlora.models._net._texts import texts_of
 
 # Keys (layers, batch, slots, kv_heads, head_dim) and values, the same of value_dim; of several
 # stacks a tuple of such pairs.
@@ -130,14 +131,20 @@ class Decoder(nn.Module):
         if not config.tied:
             self.head = nn.Dense(config.vocabulary, use_bias=False)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        return self.logits(self.hidden(tokens))
+    def __call__(self, tokens: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+        return self.logits(self.hidden(tokens, segments))
 
-    def hidden(self, tokens: jax.Array) -> jax.Array:
+    def hidden(self, tokens: jax.Array, segments: jax.Array | None = None) -> jax.Array:
         """The last layer's normed output, (batch, length, width), for tokens from position 0 on.
 
+        Args:
+            tokens: (batch, length) int32.
+            segments: (batch, length) int32, where texts share a sequence: each is what it would be
+                alone. One begins wherever the number changes.
+
         Raises:
-            ValueError: when there are more tokens than learned positions.
+            ValueError: when there are more tokens than learned positions, or segments, and an
+                attention that does not keep them apart.
         """
         length = tokens.shape[1]
         if self.config.learned_positions and length > self.config.max_length:
@@ -145,8 +152,16 @@ class Decoder(nn.Module):
                 f"{length} tokens are longer than the {self.config.max_length} positions that the "
                 "model has learned: shorten them"
             )
-        causal = jnp.tril(jnp.ones((length, length), bool))[None]
-        return self._run(tokens, jnp.arange(length)[None], causal, None, None)[0]
+        if segments is None:
+            causal = jnp.tril(jnp.ones((length, length), bool))[None]
+            return self._run(tokens, jnp.arange(length)[None], causal, None, None)[0]
+        if self.attention != "blocks":
+            raise ValueError(
+                f"attention={self.attention!r} does not keep the texts of a packed sequence apart: "
+                "use attention='blocks', or do not pack"
+            )
+        texts = texts_of(segments)
+        return self._run(tokens, texts.positions, texts.mask, None, None, texts.lengths)[0]
 
     def extend(
         self,
@@ -174,7 +189,7 @@ class Decoder(nn.Module):
         out = out if (scale := self.config.logit_scale) == 1.0 else out * scale
         return capped(out, self.config.logit_cap)
 
-    def _run(self, tokens, positions, mask, cache, slot) -> tuple[jax.Array, Any]:
+    def _run(self, tokens, positions, mask, cache, slot, lengths=None) -> tuple[jax.Array, Any]:
         config = self.config
         x = self.embed(tokens)
         if config.scaled_embedding:
@@ -183,7 +198,9 @@ class Decoder(nn.Module):
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if config.learned_positions:
             x = x + self.positions(positions)
-        shared, own = prepare(config, positions, mask, slot, x.dtype)
+        if lengths is None:  # one text a row
+            lengths = positions.max(axis=-1, keepdims=True) + 1
+        shared, own = prepare(config, positions, lengths, mask, slot, x.dtype)
         x, cache = self.layers(x, shared, own, cache, slot)
         return self.norm(x), cache
 

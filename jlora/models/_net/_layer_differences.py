@@ -33,26 +33,33 @@ class Own(NamedTuple):
 
 
 def prepare(
-    config: DecoderConfig, positions: jax.Array, mask: jax.Array, slot: Any, dtype: Any
+    config: DecoderConfig,
+    positions: jax.Array,
+    lengths: jax.Array,
+    mask: jax.Array,
+    slot: Any,
+    dtype: Any,
 ) -> tuple[Shared, Own]:
     """The two for a pass over tokens at ``positions``, whose keys begin at ``slot``.
 
+    ``lengths`` are those of the tokens' texts, (batch, 1 or length).
     Slots are contiguous, so that a distance in slots is one in tokens. A window as wide as all
     slots is none.
     """
     length, slots = mask.shape[-2:]
     windows = [slots if window is None else min(window, slots) for window in config.windows or ()]
     shared = Shared(mask), Own()
-    return _with_windows(*_with_rotary(config, positions, dtype, *shared), windows, length, slot)
+    shared = _with_rotary(config, positions, lengths, dtype, *shared)
+    return _with_windows(*shared, windows, length, slot)
 
 
-def _with_rotary(config, positions, dtype, shared: Shared, own: Own) -> tuple[Shared, Own]:
+def _with_rotary(config, positions, lengths, dtype, shared: Shared, own: Own) -> tuple[Shared, Own]:
     kinds = _rotations(config)
     used = sorted(set(kinds))
     if used in ([], [_NONE]):
         return shared, own
     tables = {
-        kind: rotary(config, positions, dtype, local=kind == _LOCAL)
+        kind: rotary(config, positions, lengths, dtype, local=kind == _LOCAL)
         for kind in used
         if kind != _NONE
     }

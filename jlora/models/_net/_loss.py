@@ -34,7 +34,8 @@ def answer_loss(
         model: from `jlora.models.load`.
         params: its parameters; `jlora.lift` makes them (frozen, lora).
         batch: ``tokens`` (batch, length) int32; ``positions`` and ``labels`` (batch, answers)
-            int32, which places predict which token; ``weights`` (batch, answers), 0 for padding.
+            int32, which places predict which token; ``weights`` (batch, answers), 0 for padding;
+            where texts share a sequence, ``segments`` (batch, length) int32, as for `Model.apply`.
         remat: keep each layer's input alone for the gradient, not its products' results too: less
             memory, some 30 % more FLOPs.
         head_trains: whether what makes the scores (the head, or the embedding that it is tied to)
@@ -45,8 +46,8 @@ def answer_loss(
         the sum, and the weights' own; divided by it, the loss of a token.
 
     Raises:
-        ValueError: when there are more tokens than positions that the model has learned, or the
-            model is an encoder.
+        ValueError: when there are more tokens than positions that the model has learned, when the
+            model is an encoder, or its attention does not keep the segments apart.
 
     Source: as "Cut Your Losses", Wijmans et al. 2024, arXiv 2411.09009, by chunks of rows where it
     has chunks of the vocabulary.
@@ -77,7 +78,9 @@ def answer_loss(
     """
     if isinstance(config := getattr(model, "config", None), EncoderConfig):
         raise encoder_is_none(config, model.name, "learns answers")
-    hidden = model.hidden(params, batch["tokens"], remat=remat)  # (batch, length, width)
+    hidden = model.hidden(
+        params, batch["tokens"], segments=batch.get("segments"), remat=remat
+    )  # (batch, length, width)
     hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
 
     def loss(head, rows, labels, weights):

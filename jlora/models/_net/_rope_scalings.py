@@ -19,11 +19,6 @@ def plain(theta: float, turned: int) -> jax.Array:
     return theta ** -(jnp.arange(0, turned, 2, dtype=jnp.float32) / turned)
 
 
-def _lengths(positions: jax.Array) -> jax.Array:
-    """How long each row's text is, (batch, 1, 1), by the last of its positions."""
-    return positions.max(axis=-1)[:, None, None] + 1
-
-
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """Llama 3's stretching of the rotary frequencies (Dubey et al. 2024, arXiv 2407.21783).
@@ -45,7 +40,7 @@ class RopeScaling:
     original_max_position: int
     attention_factor: ClassVar[float] = 1.0
 
-    def frequencies(self, theta: float, turned: int, positions: jax.Array) -> jax.Array:
+    def frequencies(self, theta: float, turned: int, lengths: jax.Array) -> jax.Array:
         """Radians a position, (pairs,)."""
         frequencies = plain(theta, turned)
         turns = self.original_max_position * frequencies / (2 * math.pi)
@@ -67,7 +62,7 @@ class LinearRopeScaling:
     factor: float
     attention_factor: ClassVar[float] = 1.0
 
-    def frequencies(self, theta: float, turned: int, positions: jax.Array) -> jax.Array:
+    def frequencies(self, theta: float, turned: int, lengths: jax.Array) -> jax.Array:
         """Radians a position, (pairs,)."""
         return plain(theta, turned) / self.factor
 
@@ -85,7 +80,7 @@ class RopeFactors:
     divisors: tuple[float, ...]
     attention_factor: ClassVar[float] = 1.0
 
-    def frequencies(self, theta: float, turned: int, positions: jax.Array) -> jax.Array:
+    def frequencies(self, theta: float, turned: int, lengths: jax.Array) -> jax.Array:
         """Radians a position, (pairs,)."""
         return plain(theta, turned) / jnp.array(self.divisors, jnp.float32)
 
@@ -113,7 +108,7 @@ class YarnRopeScaling:
     beta_slow: float = 1.0
     truncate: bool = True  # the ramp begins and ends at whole pairs
 
-    def frequencies(self, theta: float, turned: int, positions: jax.Array) -> jax.Array:
+    def frequencies(self, theta: float, turned: int, lengths: jax.Array) -> jax.Array:
         """Radians a position, (pairs,)."""
         low, high = (self._pair(turns, theta, turned) for turns in (self.beta_fast, self.beta_slow))
         if self.truncate:
@@ -134,8 +129,8 @@ class YarnRopeScaling:
 class LongRopeScaling:
     """LongRoPE (Ding et al. 2024, arXiv 2402.13753): each pair's frequency has its own divisor.
 
-    There are two lists: ``long`` for a row whose text, at this pass, is longer than the original
-    length, ``short`` for the others.
+    There are two lists: ``long`` for a text that, at this pass, is longer than the original length,
+    ``short`` for the others.
 
     Example:
         >>> import jax.numpy as jnp
@@ -143,8 +138,8 @@ class LongRopeScaling:
         >>> scaling = models.LongRopeScaling(
         ...     short=(1.0, 1.0), long=(2.0, 8.0), original_max_position=4, attention_factor=1.0
         ... )
-        >>> turned = scaling.frequencies(1e4, 4, jnp.array([[0, 1, 2], [3, 4, 5]]))
-        >>> (turned[0, 0] / turned[1, 0]).tolist()  # the second text is longer than 4 tokens
+        >>> turned = scaling.frequencies(1e4, 4, jnp.array([[3], [6]]))  # texts' lengths
+        >>> (turned[0, 0] / turned[1, 0]).tolist()  # the second is longer than 4 tokens
         [2.0, 8.0]
     """
 
@@ -153,9 +148,9 @@ class LongRopeScaling:
     original_max_position: int
     attention_factor: float
 
-    def frequencies(self, theta: float, turned: int, positions: jax.Array) -> jax.Array:
-        """Radians a position, (batch, 1, pairs)."""
-        beyond = _lengths(positions) > self.original_max_position
+    def frequencies(self, theta: float, turned: int, lengths: jax.Array) -> jax.Array:
+        """Radians a position, (batch, 1 or length, pairs), by the lengths of the tokens' texts."""
+        beyond = lengths[..., None] > self.original_max_position
         short, long = (jnp.array(each, jnp.float32) for each in (self.short, self.long))
         return plain(theta, turned) / jnp.where(beyond, long, short)
 
@@ -164,14 +159,14 @@ class LongRopeScaling:
 class DynamicRopeScaling:
     """A base that grows with the text, once that is longer than the model was trained on.
 
-    ("Dynamic NTK" by bloc97 and emozilla.) Each pass stretches by the length that each row's text
-    has then; keys in a cache stay as the pass that made them turned them.
+    ("Dynamic NTK" by bloc97 and emozilla.) Each pass stretches by the length that each text has
+    then; keys in a cache stay as the pass that made them turned them.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jlora import models
         >>> scaling = models.DynamicRopeScaling(factor=2.0, max_position=4)
-        >>> turned = scaling.frequencies(1e4, 4, jnp.array([[0, 1], [5, 6]]))
+        >>> turned = scaling.frequencies(1e4, 4, jnp.array([[2], [7]]))  # texts' lengths
         >>> (turned[1] < turned[0]).tolist()  # the first pair of each turns as before
         [[False, True]]
     """
@@ -180,10 +175,10 @@ class DynamicRopeScaling:
     max_position: int
     attention_factor: ClassVar[float] = 1.0
 
-    def frequencies(self, theta: float, turned: int, positions: jax.Array) -> jax.Array:
-        """Radians a position, (batch, 1, pairs)."""
-        lengths = jnp.maximum(_lengths(positions), self.max_position).astype(jnp.float32)
-        growth = self.factor * lengths / self.max_position - (self.factor - 1)
+    def frequencies(self, theta: float, turned: int, lengths: jax.Array) -> jax.Array:
+        """Radians a position, (batch, 1 or length, pairs), by the lengths of the tokens' texts."""
+        longest = jnp.maximum(lengths[..., None], self.max_position).astype(jnp.float32)
+        growth = self.factor * longest / self.max_position - (self.factor - 1)
         exponents = jnp.arange(0, turned, 2, dtype=jnp.float32) / (turned - 2)
         return plain(theta, turned) * growth**-exponents
 

@@ -13,14 +13,19 @@ from jlora.models._net._rope_scalings import plain
 Rotary = tuple[jax.Array, jax.Array]  # cosines and sines: (batch, length, 1, turned / 2)
 
 
-def rotary(config: DecoderConfig, positions: jax.Array, dtype: Any, *, local: bool) -> Rotary:
-    """Cosines and sines at the positions, (batch, length); ``local``: of layers with a window."""
+def rotary(
+    config: DecoderConfig, positions: jax.Array, lengths: jax.Array, dtype: Any, *, local: bool
+) -> Rotary:
+    """Cosines and sines at the positions, (batch, length), of texts of such lengths.
+
+    ``lengths`` is (batch, 1 or length); ``local``: of layers with a window.
+    """
     theta, scaling = config.rope_theta, config.rope_scaling
     if local and config.local_rope_theta is not None:
         theta, scaling = config.local_rope_theta, None
     turned = config.turned
     angles = positions[..., None].astype(jnp.float32) * (
-        plain(theta, turned) if scaling is None else scaling.frequencies(theta, turned, positions)
+        plain(theta, turned) if scaling is None else scaling.frequencies(theta, turned, lengths)
     )
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     if scaling is not None and scaling.attention_factor != 1.0:
