@@ -7,6 +7,7 @@ that both meet the machine as it is. Peak memory is that of the steps, without l
 """
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -29,12 +30,10 @@ def tokens_of(rows: int, length: int, vocabulary: int) -> np.ndarray:
 def jlora_step(rows: int, length: int, compiled: bool) -> Callable[[], float]:
     """One update by jlora; gives the loss."""
     import jax
-    import jax.numpy as jnp
     import optax
 
     import jlora
-    from benchmarks._shared.step import adapter_first, train_step
-    from jlora import models
+    from jlora import models, trainer
 
     model = models.load("smollm2")
     tokens = tokens_of(rows, length, model.config.vocabulary)
@@ -45,21 +44,18 @@ def jlora_step(rows: int, length: int, compiled: bool) -> Callable[[], float]:
         "weights": np.ones((rows, length - 1), np.float32),
     }
 
-    def loss(params, batch):
-        total, count = models.answer_loss(model, params, batch)
-        return total / count
-
     axes = jlora.trace_axes(model.apply, model.params, tokens)
     config = jlora.LoraConfig(targets="|".join(LINEAR), rank=RANK, alpha=ALPHA)
     frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
     tx = jlora.optimizer(optax.adamw(RATE, weight_decay=0.01))
-    step = train_step(adapter_first(jlora.lift(loss, strict=True)), tx)
-    state: dict[str, Any] = {"lora": jax.tree.map(jnp.copy, lora)}
-    state["opt"] = tx.init(state["lora"])
+    loss = functools.partial(models.answer_loss, model)
+    step = trainer.make_step(jlora.lift(loss, strict=True), tx)
+    state = trainer.init(lora, tx, jax.random.key(1))
 
     def run() -> float:
-        state["lora"], state["opt"], value = step(state["lora"], state["opt"], frozen, batch)
-        return float(value)
+        nonlocal state
+        state, metrics = step(frozen, state, batch)
+        return float(metrics["loss"])
 
     return run
 

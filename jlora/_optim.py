@@ -73,10 +73,11 @@ def mask(tree: Any, *, freeze: str | Sequence[str] = ()) -> Any:
 
 
 def decay_mask(tree: Any) -> Any:
-    """The same tree with True where weight decay belongs: A, B, and matrices that train whole.
+    """The same tree with True where weight decay belongs: A and B.
 
-    Not to magnitudes, biases, scales and rows of tokens: a decayed magnitude would shrink the
-    weight itself. For ``optax.adamw(..., mask=jlora.decay_mask)``.
+    They are differences from the base, which decay towards it. What trains whole and magnitudes
+    would decay towards zero, away from what the base has learned, and in a stack of layers a scale
+    looks like a matrix. For ``optax.adamw(..., mask=jlora.decay_mask)``.
 
     Args:
         tree: as for `labels`.

@@ -1,1 +1,1 @@
-"""What more than one benchmark needs: the llamas, a train step, taking turns, FLOPs and memory."""
+"""What several benchmarks need: the llamas, training whole, taking turns, FLOPs and memory."""

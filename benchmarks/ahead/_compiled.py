@@ -53,8 +53,10 @@ def compiled(step: Step, on: Slice) -> Figures:
 
 def held(step: Step) -> tuple[int, int, int]:
     """Bytes on each chip of weights, adapters and optimizer state: known without compiling."""
-    trained, state, frozen = map(on_a_chip, (step.trained, step.state, step.frozen))
-    return (frozen, trained, state) if step.frozen else (trained, 0, state)
+    trained, state = on_a_chip(step.state.lora), on_a_chip(step.state.opt_state)
+    if step.frozen is None:
+        return trained, 0, state
+    return on_a_chip(step.frozen), trained, state
 
 
 def on_a_chip(tree: Any) -> int:

@@ -1,4 +1,4 @@
-"""The two train steps, as functions of (trained, state, frozen, batch) that are laid out."""
+"""The two train steps, as functions of (frozen, state, batch) that are laid out."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,8 +11,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jlora
-from benchmarks._shared.step import adapter_first, train_step
+from benchmarks._shared.whole import whole_step
 from benchmarks.ahead._layout import FSDP, placed, shardings_of
+from jlora import trainer
 from jlora.models import Model, answer_loss
 
 LENGTH, RANK = 2048, 16
@@ -20,18 +21,17 @@ LENGTH, RANK = 2048, 16
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What trains, its optimizer state, what is frozen, and a batch: shapes with layouts."""
+    """What is frozen, the state of what trains, and a batch: shapes with layouts."""
 
     mesh: Mesh
-    fn: Any  # jitted; what trains and its state are donated
-    trained: Any
-    state: Any
+    fn: Any  # jitted; the state is donated
     frozen: Any
+    state: trainer.TrainState
     batch: Any
 
     @property
     def args(self) -> tuple[Any, ...]:
-        return self.trained, self.state, self.frozen, self.batch
+        return self.frozen, self.state, self.batch
 
 
 def batch_on(mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -54,8 +54,8 @@ def lora_step(model: Model, mesh: Mesh) -> Step:
     layout = shardings_of(frozen, mesh)
     lora = placed(lora, jlora.shardings(layout, lora))
     tx = jlora.optimizer(optax.adamw(1e-4, mask=jlora.decay_mask))
-    step = train_step(adapter_first(jlora.lift(loss, strict=True)), tx)
-    return Step(mesh, step, lora, state_of(tx, lora, mesh), placed(frozen, layout), batch)
+    step = trainer.make_step(jlora.lift(loss, strict=True), tx)
+    return Step(mesh, step, placed(frozen, layout), state_of(tx, lora, lora, mesh), batch)
 
 
 def full_step(model: Model, mesh: Mesh) -> Step:
@@ -66,19 +66,17 @@ def full_step(model: Model, mesh: Mesh) -> Step:
     tx = optax.adamw(1e-5)
     wide = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)  # noqa: E731
 
-    def step(params, state, frozen, batch):
-        del frozen
-        value, grads = jax.value_and_grad(loss)(params, batch)
-        updates, state = tx.update(wide(grads), state, wide(params))
-        return optax.apply_updates(params, updates), state, value
-
-    jitted = jax.jit(step, donate_argnums=(0, 1))
+    in_wide = optax.GradientTransformation(
+        lambda params: tx.init(wide(params)),
+        lambda grads, state, params: tx.update(wide(grads), state, wide(params)),
+    )
     float32 = jax.tree.map(lambda p: p.update(dtype=jnp.float32), params)
-    return Step(mesh, jitted, params, state_of(tx, float32, mesh), {}, batch)
+    state = state_of(tx, params, float32, mesh)
+    return Step(mesh, whole_step(loss, in_wide), None, state, batch)
 
 
-def loss_of(model: Model, mesh: Mesh) -> Callable[..., jax.Array]:
-    """(params, batch) -> the mean loss of a token, layers rematerialised, scores in chunks.
+def loss_of(model: Model, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(params, batch) -> the loss of the tokens, layers rematerialised, scores in chunks.
 
     Rows are vmapped, so that each chip cuts its own into chunks; and the output of each layer keeps
     to the row's chips: left alone, the compiler cuts activations along their width instead.
@@ -97,13 +95,16 @@ def loss_of(model: Model, mesh: Mesh) -> Callable[..., jax.Array]:
                 return answer_loss(model, params, row, remat=True)
 
         total, count = jax.vmap(of_row, spmd_axis_name=FSDP)(batch)
-        return total.sum() / count.sum()
+        return total.sum(), count.sum()
 
     return loss
 
 
-def state_of(tx: Any, trained: Any, mesh: Mesh) -> Any:
-    """The optimizer's state: moments lie as what they are of, counts are whole everywhere."""
+def state_of(tx: Any, trained: Any, like: Any, mesh: Mesh) -> trainer.TrainState:
+    """The state of what trains, with moments in the dtypes of ``like``.
+
+    Moments lie as what they are of, counts are whole everywhere.
+    """
 
     def placed_like(moment, param):
         if isinstance(moment, optax.MaskedNode):  # of what does not train
@@ -113,11 +114,13 @@ def state_of(tx: Any, trained: Any, mesh: Mesh) -> Any:
     def whole(leaf):
         return leaf.update(sharding=NamedSharding(mesh, PartitionSpec()))
 
-    return optax.tree.map_params(
+    moments = optax.tree.map_params(
         tx,
         placed_like,
-        jax.eval_shape(tx.init, trained),
-        trained,
+        jax.eval_shape(tx.init, like),
+        like,
         transform_non_params=whole,
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
+    number, key = jax.eval_shape(lambda: (jnp.int32(0), jax.random.key(0)))
+    return trainer.TrainState(whole(number), trained, moments, whole(key))

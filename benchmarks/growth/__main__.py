@@ -5,8 +5,8 @@
 A small llama (width 256, MLP 768, 2 heads, vocabulary 1024; one row of text, float32) with LoRA on
 every linear layer, AdamW. Each grid varies one thing; the others stay at rank 16, 2 layers, 256
 tokens, the base point. Points take turns, one step each a round, so that a machine that slows down
-slows all of them. Memory is the compiler's own figure for the step, temporaries and arguments; so
-are FLOPs, the body of the layers' scan counted as often as it runs.
+slows all of them. Memory is the compiler's own figure for the step, temporaries and arguments;
+FLOPs are those of the traced step's products, the layers' scan counted as often as it runs.
 
 Theory is `_theory.py`: memory counted from the shape (it says what was read off the compiler), time
 as FLOPs over a rate that is taken at the base point alone.

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 import jlora
-from benchmarks._shared.step import adapter_first, train_step
+from benchmarks._shared.flops import flops
+from jlora import trainer
 from jlora.models import Decoder, DecoderConfig
 
 LLAMA = DecoderConfig(
@@ -41,57 +42,39 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Of a point: its cost as compiled, and a function that takes one step."""
+    """Of a point: the FLOPs of its products, its memory as compiled, and what takes one step."""
 
-    flops: float
+    flops: int
     memory: int  # bytes
     run: Callable[[], Any]
 
 
 def step_of(point: Point) -> Step:
-    """Compiles loss, gradient and AdamW for the adapter of every linear layer."""
+    """Compiles the trainer's step with AdamW for the adapter of every linear layer."""
     decoder, key = Decoder(point.config), jax.random.key(0)
     tokens = jax.random.randint(key, (1, point.length), 0, LLAMA.vocabulary)
     params = jax.jit(lambda: decoder.init(key, tokens[:, :4])["params"])()
 
-    def loss_of(scores, tokens):
-        labels = jnp.roll(tokens, -1, axis=1)
-        return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
-
     def loss(params, tokens):
-        return loss_of(decoder.apply({"params": params}, tokens), tokens)
+        scores = decoder.apply({"params": params}, tokens)
+        labels = jnp.roll(tokens, -1, axis=1)
+        each = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+        return each.sum(), each.size
 
     axes = jlora.trace_axes(loss, params, tokens)
     config = jlora.LoraConfig(targets="all-linear", rank=point.rank)
     frozen, lora = jlora.split(params, config, key, axes=axes)
     tx = jlora.optimizer(optax.adamw(1e-3))
-    step = train_step(adapter_first(jlora.lift(loss, strict=True)), tx)
-
-    def update(lora, state, grads):
-        updates, state = tx.update(grads, state, lora)
-        return optax.apply_updates(lora, updates), state
-
-    def head(hidden, params, tokens):
-        return loss_of(decoder.apply({"params": params}, hidden, method="logits"), tokens)
-
-    trained = [jax.tree.map(jnp.copy, lora), tx.init(lora)]
-    compiled: Any = step.lower(*trained, frozen, tokens).compile()
-    # The compiler counts the body of a scan once: what is outside of it is compiled alone.
-    hidden = jax.ShapeDtypeStruct((*tokens.shape, LLAMA.width), "float32")
-    outside = counted(jax.value_and_grad(head), hidden, params, tokens)
-    outside += counted(update, *trained, lora)
-    layer = compiled.cost_analysis()["flops"] - outside
+    step: Any = trainer.make_step(jlora.lift(loss, strict=True), tx)
+    state = trainer.init(lora, tx, key)
+    traced = step.trace(frozen, state, tokens)
+    compiled: Any = traced.lower().compile()
     sizes = compiled.memory_analysis()
 
     def run() -> Any:
-        *trained[:], value = compiled(*trained, frozen, tokens)
-        return trained, value
+        nonlocal state
+        state, metrics = compiled(frozen, state, tokens)
+        return state, metrics
 
     memory = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes
-    return Step(outside + point.layers * layer, memory, run)
-
-
-def counted(fn: Callable, *args: Any) -> float:
-    """The compiler's FLOPs."""
-    analysis: Any = jax.jit(fn).lower(*args).compile().cost_analysis()
-    return analysis["flops"]
+    return Step(flops(traced.jaxpr.jaxpr), memory, run)

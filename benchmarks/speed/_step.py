@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,8 +14,9 @@ from benchmarks._shared.flops import flops
 from benchmarks._shared.keeping import keeping
 from benchmarks._shared.llamas import outlined
 from benchmarks._shared.memory import allocated
-from benchmarks._shared.step import adapter_first, train_step
 from benchmarks._shared.turns import seconds_in_turns
+from benchmarks._shared.whole import whole_step
+from jlora import trainer
 from jlora.models import Decoder, DecoderConfig, Model, answer_loss
 
 
@@ -51,10 +51,12 @@ def needed(job: Job) -> int:
     in_blocks = dataclasses.replace(job.model, attention="blocks")
     kept = dataclasses.replace(job, model=in_blocks, remat=False)
     with keeping(jax.checkpoint_policies.everything_saveable):
-        if job.trains == "full":
-            return flops(jax.make_jaxpr(jax.grad(_loss(kept)))(params, batch).jaxpr)
-        trees = jax.eval_shape(functools.partial(adapted, job, batch["tokens"]), params)
-        return flops(jax.make_jaxpr(jax.grad(_loss(kept), 1))(*trees, batch).jaxpr)
+        frozen, trained = None, params
+        if job.trains == "LoRA":
+            split = functools.partial(adapted, job, batch["tokens"])
+            frozen, trained = jax.eval_shape(split, params)
+        state = jax.eval_shape(functools.partial(start, job), trained)
+        return flops(step_of(kept).trace(frozen, state, batch).jaxpr.jaxpr)
 
 
 def adapted(job: Job, tokens: Any, params: Any) -> tuple[Any, Any]:
@@ -64,21 +66,17 @@ def adapted(job: Job, tokens: Any, params: Any) -> tuple[Any, Any]:
     return jlora.split(params, config, jax.random.key(0), axes=axes)
 
 
-def _loss(job: Job) -> Callable[..., jax.Array]:
-    """(params, batch) -> the mean loss of a token; for LoRA (frozen, lora, batch)."""
-
-    def loss(params, batch):
-        total, count = answer_loss(job.model, params, batch, remat=job.remat)
-        return total / count
-
-    return loss if job.trains == "full" else jlora.lift(loss, strict=True)
+def step_of(job: Job) -> Any:
+    """The trainer's step: (frozen, state, batch) -> (state, metrics)."""
+    loss = functools.partial(answer_loss, job.model, remat=job.remat)
+    if job.trains == "full":
+        return whole_step(loss, optimizer(job))
+    return trainer.make_step(jlora.lift(loss, strict=True), optimizer(job))
 
 
-def update(job: Job) -> Callable[..., Any]:
-    """(trained, state, frozen, batch) -> (trained, state, loss), jitted."""
-    loss = _loss(job)
-    whole = lambda trained, _, batch: loss(trained, batch)  # noqa: E731
-    return train_step(whole if job.trains == "full" else adapter_first(loss), optimizer(job))
+def start(job: Job, trained: Any) -> trainer.TrainState:
+    """The state before the first step."""
+    return trainer.init(trained, optimizer(job), jax.random.key(2))
 
 
 def optimizer(job: Job) -> optax.GradientTransformation:
@@ -94,18 +92,18 @@ def seconds(job: Job, rounds: int) -> tuple[float, int]:
     if job.trains == "LoRA":
         split = jax.jit(functools.partial(adapted, job, batch["tokens"]), donate_argnums=0)
         frozen, trained = split(trained)
-    state = jax.jit(optimizer(job).init)(trained)
-    step = update(job).lower(trained, state, frozen, batch).compile()
-    value = None
+    state = jax.jit(functools.partial(start, job), donate_argnums=0)(trained)
+    step = step_of(job).lower(frozen, state, batch).compile()
+    metrics: Any = None
 
     def run() -> Any:
-        nonlocal trained, state, value
-        trained, state, value = step(trained, state, frozen, batch)
-        return value
+        nonlocal state, metrics
+        state, metrics = step(frozen, state, batch)
+        return metrics
 
     times = seconds_in_turns({"step": run}, rounds)["step"]
-    if not jnp.isfinite(value):
-        raise SystemExit(f"the loss is {value}")
+    if not metrics["finite"]:
+        raise SystemExit(f"the loss is {metrics['loss']}")
     return statistics.median(times), allocated(step.memory_analysis())
 
 

@@ -39,11 +39,6 @@ class WholeWeight(Node):
         """The node that starts at ``weight``."""
         return cls(weight.astype(wide(weight.dtype)))
 
-    @property
-    def decayed(self) -> tuple[str, ...]:
-        """Matrices, not biases and scales."""
-        return ("value",) if jnp.ndim(self.value) >= 2 else ()
-
     def dimensions(self) -> dict[str, Dims]:
         return {"value": tuple(range(jnp.ndim(self.value)))}
 

@@ -69,8 +69,8 @@ def update_rule(
             size), ``"lion"``, ``"muon"`` (each layer's A and B as a matrix; the rest by Adam), or
             ``"sgd"``.
         rate: the learning rate as a function of the updates done.
-        weight_decay: times the learning rate, taken off A, B and matrices that train whole at each
-            update; never off magnitudes, biases and scales.
+        weight_decay: times the learning rate, taken off A and B at each update; never off
+            magnitudes and what trains whole.
         clip: the largest norm of the gradient over all that trains; 0 is no limit.
         lora_plus: B's learning rate in multiples of A's, see `jlora.lora_plus`.
 

@@ -40,15 +40,9 @@ def split(method="lora"):
     return frozen, {"kernel": node}
 
 
-def rate(count, schedule="cosine", steps=STEPS):
-    """The learning rate of the update after ``count`` others, by hand: one of warm-up."""
-    if count == 0:
-        return PEAK
-    return {
-        "cosine": PEAK * (1 + np.cos(np.pi * (count - 1) / (steps - 1))) / 2,
-        "linear": PEAK * (1 - (count - 1) / (steps - 1)),
-        "constant": PEAK,
-    }[schedule]
+def rate(count):
+    """The learning rate of the update after ``count`` others: a cosine behind one of warm-up."""
+    return PEAK if count == 0 else PEAK * (1 + np.cos(np.pi * (count - 1) / (STEPS - 1))) / 2
 
 
 def by_hand(lora, frozen, *, optimizer="adamw", decay=0.0, clip=0.0, plus=1.0, freeze_a=False):
@@ -158,12 +152,43 @@ def test_a_schedule_rises_to_its_peak_and_ends_where_it_says(schedule):
     assert (rates[30], rates[50]) == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-def test_the_rate_of_each_step_is_the_one_by_hand(schedule):
-    at = trainer.schedule(schedule, PEAK, steps=STEPS, warmup=1)
-    assert [float(at(n)) for n in range(STEPS)] == pytest.approx(
-        [rate(n, schedule) for n in range(STEPS)]
-    )
+@pytest.mark.parametrize("schedule", trainer.SCHEDULES)
+def test_the_rate_of_each_update_is_the_one_written_out(schedule):
+    """The peak ends the warm-up; what falls would be zero at the first update that is not made."""
+    steps, warmup, falls = 20, 4, 16
+    at = trainer.schedule(schedule, PEAK, steps=steps, warmup=warmup)
+    after = np.arange(steps + 1 - warmup) / (steps - warmup)
+    wanted = {
+        "cosine": (1 + np.cos(np.pi * after)) / 2,
+        "linear": 1 - after,
+        "constant": np.ones_like(after),
+        "wsd": np.minimum(1, (steps - np.arange(warmup, steps + 1)) / (steps - falls)),
+    }[schedule]
+    rise = (1 + 3 * np.arange(warmup) / warmup) / 4
+    rates = [at(count) for count in range(steps + 1)]
+    np.testing.assert_allclose(rates, PEAK * np.array([*rise, *wanted]), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("optimizer", trainer.OPTIMIZERS)
+def test_a_fresh_adapter_has_moved_after_two_updates_and_the_frozen_not_by_a_bit(optimizer):
+    """In the first the gradient of A is zero, as B is; then one of zeros moves nothing at all."""
+    params = {"kernel": jax.random.normal(KEY, (7, 5))}
+    frozen, lora = jlora.split(params, jlora.LoraConfig(targets="kernel", rank=3), KEY)
+    before = jax.tree.map(np.array, frozen)
+    tx = jlora.optimizer(trainer.update_rule(optimizer, lambda count: 0.01 * (count < 2), clip=1.0))
+    step, state = trainer.make_step(jlora.lift(losses), tx), trainer.init(lora, tx, KEY)
+    for number in range(2):
+        state, _ = step(frozen, state, batch_of(number))
+    for name in ("a", "b"):
+        moved = getattr(state.lora["kernel"], name) != getattr(lora["kernel"], name)
+        assert moved.any()
+    jax.tree.map(np.testing.assert_array_equal, before, frozen)
+    after = jax.tree.map(np.array, state.lora)
+    state, metrics = step(frozen, state, batch_of(2, weights=np.zeros(6)))
+    assert metrics["finite"]
+    assert metrics["loss"] == metrics["grad_norm"] == 0
+    jax.tree.map(np.testing.assert_array_equal, after, state.lora)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.opt_state))
 
 
 # ------------------------------------------------------------------------------------------------
