@@ -134,7 +134,7 @@ def load_model(args: argparse.Namespace) -> Adapted:
         template=trained.get("template"),
         date=trained.get("date"),
     )
-    _kinds.require_decoder(model.config, model.name, "writes answers")
+    _kinds.require_writer(model.config, model.name, "writes answers")
     if directory and _is_peft(directory):
         model = models.with_vocabulary(model, peft.vocabulary(directory, model))
     params = model.params

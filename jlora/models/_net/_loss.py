@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jlora.models._net._encoder_config import EncoderConfig
-from jlora.models._net._kinds import encoder_is_none
+from jlora.models._net._kinds import require_writer
 
 _SHARE = 0.5  # of the head's own memory, that a chunk's scores in float32 take
 
@@ -46,7 +45,7 @@ def answer_loss(
 
     Raises:
         ValueError: when there are more tokens than positions that the model has learned, or the
-            model is an encoder.
+            model is an encoder or has a head for classification.
 
     Source: as "Cut Your Losses", Wijmans et al. 2024, arXiv 2411.09009, by chunks of rows where it
     has chunks of the vocabulary.
@@ -75,8 +74,8 @@ def answer_loss(
         >>> loss(params).shape
         ()
     """
-    if isinstance(config := getattr(model, "config", None), EncoderConfig):
-        raise encoder_is_none(config, model.name, "learns answers")
+    if (config := getattr(model, "config", None)) is not None:
+        require_writer(config, model.name, "learns answers")
     hidden = model.hidden(params, batch["tokens"], remat=remat)  # (batch, length, width)
     hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
 
