@@ -189,7 +189,7 @@ def _compared(labels: npt.ArrayLike, predicted: npt.ArrayLike) -> tuple[np.ndarr
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     if labels.shape != predicted.shape or labels.ndim != 1 or not labels.size:
         raise ValueError(
-            f"labels have shape {labels.shape} and predicted {predicted.shape}: expected one number "
+            f"labels have shape {labels.shape} and predicted {predicted.shape}: expected a number "
             "for each row, and at least one row"
         )
     return labels, predicted

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from jlora._config import LoraConfig
 from jlora._paths import key_for
 from jlora.models._families import family_of
+from jlora.models._families._labels import HEAD, relabelled
 from jlora.models._files._stacking import expected_shapes
-from jlora.models._net._encoder_config import Config, EncoderConfig
 from jlora.models._text_model import TextModel
 
-_HEAD = "classifier/"
 _SPREAD = 0.02  # of a fresh head's weights, as transformers draws them
 
 
@@ -55,34 +54,18 @@ def with_classifier(model: Any, labels: Sequence[str], key: jax.Array) -> Any:
     """
     if not labels or isinstance(labels, str):
         raise ValueError(f"labels are {labels!r}: expected the name of at least one")
-    config = relabelled(model.config, tuple(labels), model.name)
+    family = family_of(model.config.family, model.name)
+    config = relabelled(model.config, tuple(labels), family, model.name)
     paths: dict[str, Any] = dict(flax.traverse_util.flatten_dict(model.params, sep="/"))
     shapes = expected_shapes(config)
     params = {
         path: paths[path]
-        if path in paths and not path.startswith(_HEAD)
+        if path in paths and not path.startswith(HEAD)
         else _fresh(path, shape, key, paths["embed/embedding"])
         for path, shape in shapes.items()
     }
     params = flax.traverse_util.unflatten_dict(params, sep="/")
     return dataclasses.replace(model, params=params, config=config)
-
-
-def relabelled(config: Config, labels: tuple[str, ...], name: str) -> Any:
-    """The configuration of the same model with a head that scores these labels.
-
-    Raises:
-        ValueError: when a label is there twice, or the model's family has no such class.
-    """
-    if family_of(config.family, name).classifier is None:
-        raise ValueError(
-            f"{name} is of the family {config.family}, of which transformers has no class with a "
-            "head for classification"
-        )
-    if isinstance(config, EncoderConfig):
-        pooler = config.pooler or not config.own_dense
-        return dataclasses.replace(config, labels=labels, pooler=pooler)
-    return dataclasses.replace(config, labels=labels, tied=False)
 
 
 def fresh_leaves(base: TextModel, model: TextModel) -> tuple[str, ...]:
@@ -108,7 +91,7 @@ def fresh_leaves(base: TextModel, model: TextModel) -> tuple[str, ...]:
         ('^classifier/kernel$',)
     """
     old, new = (flax.traverse_util.flatten_dict(m.params, sep="/") for m in (base, model))
-    fresh = [path for path in new if path.startswith(_HEAD) or path not in old]
+    fresh = [path for path in new if path.startswith(HEAD) or path not in old]
     return tuple(LoraConfig.pattern_of(path) for path in fresh)
 
 

@@ -17,9 +17,9 @@ import jlora
 import jlora.peft
 from jlora import models
 from jlora.models._families import FAMILIES
+from jlora.models._families._labels import relabelled
 from jlora.models._files._stacking import layers_of
 from jlora.models._files._torch_tensors import oriented
-from jlora.models._with_classifier import relabelled
 
 pytestmark = [
     pytest.mark.usefixtures("compiled_fast"),
@@ -82,7 +82,7 @@ def test_every_family_has_what_transformers_has():
     for family in CLASSIFYING:
         _, settings = settings_of(family)
         config = models.from_huggingface({"model_type": family, **settings}, "here")
-        settings = models.to_huggingface(relabelled(config, LABELS, family))
+        settings = models.to_huggingface(relabelled(config, LABELS, FAMILIES[family], family))
         assert settings["architectures"] == [classes[family]]
         assert transformers.AutoConfig.for_model(**settings).num_labels == 5
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from jlora._words import one_line
 from jlora.models._families._family import Family
 from jlora.models._families._settings import Settings
-from jlora.models._files._torch_tensors import linear
+from jlora.models._files._torch_tensors import Stored, linear
 from jlora.models._net._config import DecoderConfig
+from jlora.models._net._encoder_config import Config
 
 _CLASSIFIES = "ForSequenceClassification"
 _OTHER_CLASS = re.compile("(ForCausalLM|LMHeadModel|ForConditionalGeneration|Model)$")
 _SETTINGS = ("architectures", "id2label", "label2id", "num_labels")
-CLASSIFIER = "classifier/kernel"  # a decoder's
+HEAD = "classifier/"  # the paths of such a head begin so
+CLASSIFIER = f"{HEAD}kernel"  # a decoder's
+SCORES = (CLASSIFIER, f"{HEAD}out_proj/kernel")  # what makes the scores, in either kind
 
 
 def classifying(family: Family) -> Family:
@@ -74,3 +78,38 @@ class Labels:
 def numbered(count: int) -> tuple[str, ...]:
     """The names of so many labels that have none, as transformers gives them."""
     return tuple(f"LABEL_{at}" for at in range(count))
+
+
+def named(count: int, config: Config) -> tuple[str, ...]:
+    """The names of so many labels: the model's own where it has as many."""
+    return config.labels if len(config.labels) == count else numbered(count)
+
+
+def scored_by(family: Family) -> Stored | None:
+    """The weight that makes a score of each label, if the family has such a head."""
+    if family.classifier is None:
+        return None
+    return next(leaf for path, leaf in family.leaves.items() if path in SCORES)
+
+
+def labels_trained(lora: Mapping[str, Any]) -> int:
+    """How many labels the head has that an adapter holds whole; 0 without one."""
+    whole = (lora[path] for path in SCORES if path in lora and lora[path].kind == "whole")
+    return next((node.shape[-1] for node in whole), 0)
+
+
+def relabelled(config: Config, labels: tuple[str, ...], family: Family, name: str) -> Any:
+    """The configuration of the same model with a head that scores these labels.
+
+    Raises:
+        ValueError: when a label is there twice, or the model's family has no such class.
+    """
+    if family.classifier is None:
+        raise ValueError(
+            f"{name} is of the family {config.family}, of which transformers has no class with a "
+            "head for classification"
+        )
+    if isinstance(config, DecoderConfig):
+        return dataclasses.replace(config, labels=labels, tied=False)
+    pooler = config.pooler or not config.own_dense
+    return dataclasses.replace(config, labels=labels, pooler=pooler)
