@@ -93,7 +93,8 @@ def _targeted(leaves, config: LoraConfig, axes) -> list[str]:
                 f"targets {ALL_LINEAR!r} reads off the function which weights are linear. "
                 "Pass axes=jlora.trace_axes(fn, params, *args)"
             )
-        paths = [path for path in leaves if path in axes.linear]
+        whole = set(_paths.find(config.train, leaves, what="train")) if config.train else set()
+        paths = [path for path in leaves if path in axes.linear and path not in whole]
     else:
         paths = _paths.find(targets, leaves, what="targets")
     if config.exclude:

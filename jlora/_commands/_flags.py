@@ -25,6 +25,7 @@ class Adapter(NamedTuple):
     base: Any  # the fingerprint of the base, if it was saved
     metadata: dict[str, Any]
     vocabulary: Any  # jlora.models.Vocabulary: what the adapter asks of the base's
+    labels: tuple[str, ...]  # that a head of its own scores
 
 
 def add_model(
@@ -134,7 +135,7 @@ def load_model(args: argparse.Namespace) -> Adapted:
         template=trained.get("template"),
         date=trained.get("date"),
     )
-    _kinds.require_decoder(model.config, model.name, "writes answers")
+    _kinds.require_writer(model.config, model.name, "writes answers")
     if directory and _is_peft(directory):
         model = models.with_vocabulary(model, peft.vocabulary(directory, model))
     params = model.params
@@ -164,22 +165,40 @@ def load_adapter(directory: Path, source: str) -> Adapter:
     """
     from jlora import checkpoint, models, peft
     from jlora._safetensors import headers
+    from jlora.models._families._labels import labels_trained, numbered
 
     if not _is_peft(directory):
         description = checkpoint.describe(directory)
         lora, config = checkpoint.restore(directory)
-        return Adapter(
-            lora, config, description["base"], description["metadata"], models.Vocabulary()
-        )
+        metadata = description["metadata"]
+        labels = tuple(metadata.get("labels", ())) or numbered(labels_trained(lora))
+        return Adapter(lora, config, description["base"], metadata, models.Vocabulary(), labels)
     settings = peft.describe(directory)
     # the weights are read only where the adapter is made of them
     of_weights = settings["init_lora_weights"] in ("pissa", "olora")
     of_weights |= bool(settings["trainable_token_indices"])
     of_weights |= any(".lora_" not in name for name in headers(directory.glob("*.safetensors")))
     model = (models.load if of_weights else models.outline)(source)
+    labels = peft.labels(directory, model)
+    model = with_head(model, labels)
     vocabulary = peft.vocabulary(directory, model)
     lora, config = peft.load(directory, models.with_vocabulary(model, vocabulary))
-    return Adapter(lora, config, None, described(directory), vocabulary)
+    return Adapter(lora, config, None, described(directory), vocabulary, labels)
+
+
+def with_head(model: Any, labels: tuple[str, ...]) -> Any:
+    """The model with a head for these labels, if it has none: what stands in it is the adapter's.
+
+    Raises:
+        ValueError: when its family has no such head.
+    """
+    import jax
+
+    from jlora import models
+
+    if not labels or labels == model.config.labels:
+        return model
+    return models.with_classifier(model, labels, jax.random.key(0))
 
 
 def model_for(adapter: Adapter, source: str) -> Any:
@@ -192,7 +211,7 @@ def model_for(adapter: Adapter, source: str) -> Any:
 
     of_shapes = all(node.kind in ("lora", "dora") for node in adapter.lora.values())
     model = (models.outline if of_shapes else models.load)(source)
-    return models.with_vocabulary(model, adapter.vocabulary)
+    return models.with_vocabulary(with_head(model, adapter.labels), adapter.vocabulary)
 
 
 def described(directory: Path) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
         metadata={"adapter": str(args.adapter)},
         keep=(directory,),
         vocabulary=adapter.vocabulary,
+        labels=adapter.labels,
         tokenizer_of=directory,
     )
     print(_info.text(_info.facts(out)))

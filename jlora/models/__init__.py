@@ -18,9 +18,12 @@ from jlora.models._answers._sampling import GREEDY as GREEDY
 from jlora.models._answers._sampling import Sampling as Sampling
 from jlora.models._answers._stream import Memory as Memory
 from jlora.models._answers._stream import stream as stream
+from jlora.models._classify import accuracy as accuracy
+from jlora.models._classify import classification_loss as classification_loss
+from jlora.models._classify import classify as classify
+from jlora.models._classify import macro_f1 as macro_f1
 from jlora.models._encoder_model import EncoderModel as EncoderModel
 from jlora.models._encoder_model import made as _made
-from jlora.models._encoder_model import with_classifier as with_classifier
 from jlora.models._families import from_huggingface as from_huggingface
 from jlora.models._families import to_huggingface as to_huggingface
 from jlora.models._files import _source, _stacking
@@ -50,11 +53,14 @@ from jlora.models._net._rope_scalings import RopeFactors as RopeFactors
 from jlora.models._net._rope_scalings import RopeScaling as RopeScaling
 from jlora.models._net._rope_scalings import YarnRopeScaling as YarnRopeScaling
 from jlora.models._text._tokenizer import Tokenizer as Tokenizer
+from jlora.models._text_model import TextModel as TextModel
 from jlora.models._vocabulary import Vocabulary as Vocabulary
 from jlora.models._vocabulary import with_vocabulary as with_vocabulary
+from jlora.models._with_classifier import fresh_leaves as fresh_leaves
+from jlora.models._with_classifier import with_classifier as with_classifier
 
 
-def outline(source: str | Path = DEFAULT) -> Model:
+def outline(source: str | Path = DEFAULT) -> Model | EncoderModel:
     """The model as `load` gives it, with the shapes of its parameters in place of the arrays.
 
     For what needs names and shapes alone: no weight is read.
@@ -99,7 +105,7 @@ def load(
     attention: str = "blocks",
     template: str | None = None,
     date: str | None = None,
-) -> Model:
+) -> Model | EncoderModel:
     """The model in a file, a folder, or a repository on the hub.
 
     Args:

@@ -1,30 +1,25 @@
-"""A loaded model: its parameters, and its functions of them."""
+"""A loaded decoder: it writes texts, or scores labels where it has a head for them."""
 
 from __future__ import annotations
 
 import dataclasses
-import types
-from collections.abc import Mapping
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.models import _families
 from jlora.models._answers import _generate
 from jlora.models._answers._sampling import GREEDY, Sampling
-from jlora.models._files import _stacking
-from jlora.models._files._torch_tensors import Stored
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._decoder import Decoder
-from jlora.models._text._tokenizer import Tokenizer
+from jlora.models._net._kinds import require_writer
+from jlora.models._text_model import TextModel
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """A loaded model. Its functions are pure: parameters go in as the first argument.
+class Model(TextModel):
+    """A loaded decoder. Its functions are pure: parameters go in as the first argument.
 
     `load` gives one; it can also be made of its parts, here without a tokenizer:
 
@@ -43,39 +38,29 @@ class Model:
         (1, 3, 3)
     """
 
-    params: dict[str, Any]
-    config: DecoderConfig
-    tokenizer: Tokenizer
-    name: str
-    attention: str = "blocks"  # as `load` describes it
-
-    @property
-    def stored(self) -> Mapping[str, Stored]:
-        """How each parameter lies in a Hugging Face file, by our path."""
-        leaves = _families.family_of(self.config.family, self.name).leaves
-        paths: Any = flax.traverse_util.flatten_dict(self.params, sep="/")
-        return types.MappingProxyType({path: _stacking.stored_of(leaves, path) for path in paths})
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        """What transformers calls each parameter, by our path; ``{}`` stands for the layer."""
-        return types.MappingProxyType({path: leaf.name for path, leaf in self.stored.items()})
+    config: DecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def apply(
         self,
         params: Any,
         tokens: jax.Array,
+        mask: jax.Array | None = None,
+        types: jax.Array | None = None,
         *,
         segments: jax.Array | None = None,
         remat: bool = False,
     ) -> jax.Array:
         """Scores over the vocabulary, (batch, length, vocabulary) float32, of tokens from the left.
 
-        Padding on the right needs no mask: no token sees what comes after it.
+        With a head for classification the labels' scores, (batch, labels), at each row's last
+        token.
 
         Args:
             params: the parameters.
-            tokens: (batch, length) int32.
+            tokens: (batch, length) int32, padded on the right.
+            mask: (batch, length), 0 for padding: it says which token is a row's last. No token sees
+                what comes after it, so scores over the vocabulary need none.
+            types: not read; an encoder has them.
             segments: (batch, length) int32, where texts share a sequence: no token sees one of
                 another text, and each text's positions begin at 0. A text begins wherever the
                 number changes; the numbers mean nothing else.
@@ -86,7 +71,7 @@ class Model:
                 ``attention`` than blocks.
         """
         decoder = Decoder(self.config, remat, self.attention)
-        return decoder.apply({"params": params}, tokens, segments)  # pyright: ignore[reportReturnType]
+        return decoder.apply({"params": params}, tokens, mask, segments)  # pyright: ignore[reportReturnType]
 
     def hidden(
         self,
@@ -101,18 +86,20 @@ class Model:
         return decoder.apply({"params": params}, tokens, segments, method="hidden")  # pyright: ignore[reportReturnType]
 
     def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
-        """Scores over the vocabulary, float32, at the places that ``hidden`` (..., width) holds."""
+        """The head's scores, float32, at the places that ``hidden`` (..., width) holds."""
         decoder = Decoder(self.config)
         return decoder.apply({"params": params}, hidden, method="logits")  # pyright: ignore[reportReturnType]
 
     @property
     def task_type(self) -> str:
         """What PEFT calls the work that such a model does."""
-        return "CAUSAL_LM"
+        return "SEQ_CLS" if self.config.labels else "CAUSAL_LM"
 
     @property
     def head_names(self) -> tuple[str, ...]:
         """The entries of the parameters that `logits` reads."""
+        if self.config.labels:
+            return ("classifier",)
         return ("embed",) if self.config.tied else ("head",)
 
     def generate(
@@ -137,8 +124,10 @@ class Model:
                 temperature.
 
         Raises:
-            ValueError: when there is a temperature and no key.
+            ValueError: when there is a temperature and no key, or the model has a head for
+                classification.
         """
+        require_writer(self.config, self.name, "writes tokens")
         numbers = sampling.numbers()
         if key is None:
             if "temperature" in numbers:

@@ -4,6 +4,7 @@
 one's own needs ``names``: ``{"layers/q/kernel": "model.layers.{}.self_attn.q_proj"}``.
 """
 
+from jlora.peft._labels import labels as labels
 from jlora.peft._load import describe as describe
 from jlora.peft._load import load as load
 from jlora.peft._load import located as located

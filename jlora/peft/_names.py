@@ -234,12 +234,12 @@ def layout(
     Raises:
         ValueError: when the names do not fit the tree: all that do not are named.
     """
-    from jlora.models import Model
+    from jlora.models import TextModel
 
     kinds: Mapping[str, str] = {}
     parameters_alone: set[str] = set()
     ours = False  # whether each name is that of a parameter
-    if known := isinstance(model, Model):
+    if known := isinstance(model, TextModel):
         tree, stored = model.params, _stored(model)
         ours = names is None
         names = names or {path: _name(each, model, path, apart) for path, each in stored.items()}

@@ -15,7 +15,7 @@ from jlora.models._answers._sampling import GREEDY, Sampling, draw
 from jlora.models._answers._stops import Stops, stops_of
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._decoder import Cache, Decoder, empty_cache
-from jlora.models._net._kinds import require_decoder
+from jlora.models._net._kinds import require_writer
 
 
 class State(NamedTuple):
@@ -233,7 +233,8 @@ def answer(
     Raises:
         ValueError: when a prompt and its answer are longer than the model's positions,
             ``max_new_tokens``, ``batch_size`` or ``seed`` is out of its range, ``stop`` holds an
-            empty string, the model's chat template refuses a conversation, or it is an encoder.
+            empty string, the model's chat template refuses a conversation, or it is an
+            encoder or has a head for classification.
 
     Example:
         >>> import jax
@@ -254,7 +255,7 @@ def answer(
         1
     """
     check(max_new_tokens, seed, batch_size)
-    require_decoder(model.config, model.name, WRITES)
+    require_writer(model.config, model.name, WRITES)
     stops = stops_of(model.tokenizer, stop)
     prompts = [prompt_of(model, row, max_new_tokens) for row in rows]
     rules = Rules(np.array(stops.tokens, np.int32), sampling.numbers())

@@ -12,7 +12,7 @@ import numpy as np
 from jlora.models._answers._generate import WRITES, Rules, State, bucket, check, compiled, prompt_of
 from jlora.models._answers._sampling import GREEDY, Sampling
 from jlora.models._answers._stops import Stops, stops_of
-from jlora.models._net._kinds import require_decoder
+from jlora.models._net._kinds import require_writer
 
 
 @dataclasses.dataclass
@@ -87,7 +87,8 @@ def stream(
     Raises:
         ValueError: when the prompt and its answer are longer than the model's positions,
             ``max_new_tokens`` or ``seed`` is out of its range, ``stop`` holds an empty string, or
-            the model's chat template refuses the conversation, or it is an encoder.
+            the model's chat template refuses the conversation, or it is an encoder or has a head
+            for classification.
 
     Example:
         >>> import jax
@@ -109,7 +110,7 @@ def stream(
         True
     """
     check(max_new_tokens, seed)
-    require_decoder(model.config, model.name, WRITES)
+    require_writer(model.config, model.name, WRITES)
     stops = stops_of(model.tokenizer, stop)
     prompt = prompt_of(model, messages, max_new_tokens)
     rules = Rules(np.array(stops.tokens, np.int32), sampling.numbers())

@@ -27,6 +27,7 @@ from jlora.models._families._gpt_oss import GPT_OSS
 from jlora.models._families._granite import GRANITE
 from jlora.models._families._granitemoe import GRANITEMOE
 from jlora.models._families._hunyuan import HUNYUAN_V1_DENSE
+from jlora.models._families._labels import classifying
 from jlora.models._families._llama import LLAMA
 from jlora.models._families._ministral import MINISTRAL
 from jlora.models._families._mistral import MISTRAL
@@ -48,42 +49,48 @@ from jlora.models._families._starcoder2 import STARCODER2
 from jlora.models._net._encoder_config import Config
 
 FAMILIES: dict[str, Family] = {
-    "llama": LLAMA,
-    "mistral": MISTRAL,
-    "ministral": MINISTRAL,
-    "mixtral": MIXTRAL,
-    "qwen2": QWEN2,
-    "qwen2_moe": QWEN2_MOE,
-    "qwen3": QWEN3,
-    "qwen3_moe": QWEN3_MOE,
-    "gemma": GEMMA,
-    "gemma2": GEMMA2,
-    "gemma3_text": GEMMA3_TEXT,
-    "gemma3": GEMMA3,
-    "phi3": PHI3,
-    "olmo2": OLMO2,
-    "olmo3": OLMO3,
-    "granite": GRANITE,
-    "granitemoe": GRANITEMOE,
-    "smollm3": SMOLLM3,
-    "starcoder2": STARCODER2,
-    "glm4": GLM4,
-    "cohere": COHERE,
-    "cohere2": COHERE2,
-    "exaone4": EXAONE4,
-    "seed_oss": SEED_OSS,
-    "ernie4_5": ERNIE4_5,
-    "hunyuan_v1_dense": HUNYUAN_V1_DENSE,
-    "nemotron": NEMOTRON,
-    "arcee": ARCEE,
-    "gpt2": GPT2,
-    "gpt_oss": GPT_OSS,
-    "deepseek_v2": DEEPSEEK_V2,
-    "deepseek_v3": DEEPSEEK_V3,
+    name: classifying(family)
+    for name, family in {
+        "llama": LLAMA,
+        "mistral": MISTRAL,
+        "ministral": MINISTRAL,
+        "mixtral": MIXTRAL,
+        "qwen2": QWEN2,
+        "qwen2_moe": QWEN2_MOE,
+        "qwen3": QWEN3,
+        "qwen3_moe": QWEN3_MOE,
+        "gemma": GEMMA,
+        "gemma2": GEMMA2,
+        "gemma3_text": GEMMA3_TEXT,
+        "gemma3": GEMMA3,
+        "phi3": PHI3,
+        "olmo2": OLMO2,
+        "olmo3": OLMO3,
+        "granite": GRANITE,
+        "granitemoe": GRANITEMOE,
+        "smollm3": SMOLLM3,
+        "starcoder2": STARCODER2,
+        "glm4": GLM4,
+        "cohere": COHERE,
+        "cohere2": COHERE2,
+        "exaone4": EXAONE4,
+        "seed_oss": SEED_OSS,
+        "ernie4_5": ERNIE4_5,
+        "hunyuan_v1_dense": HUNYUAN_V1_DENSE,
+        "nemotron": NEMOTRON,
+        "arcee": ARCEE,
+        "gpt2": GPT2,
+        "gpt_oss": GPT_OSS,
+        "deepseek_v2": DEEPSEEK_V2,
+        "deepseek_v3": DEEPSEEK_V3,
+    }.items()
 }
 ENCODERS: dict[str, Family] = {
-    "bert": BERT,
-    "roberta": ROBERTA,
+    name: classifying(family)
+    for name, family in {
+        "bert": BERT,
+        "roberta": ROBERTA,
+    }.items()
 }
 
 

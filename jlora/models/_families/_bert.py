@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jlora.models._families._encoder_settings import SIZES, Labels
+from jlora.models._families._encoder_settings import SIZES
 from jlora.models._families._family import Family
 from jlora.models._families._settings import Activation
 from jlora.models._files._torch_tensors import Stored, linear, plain
@@ -62,7 +62,7 @@ BERT = Family(
     config=EncoderConfig,
     architecture="BertModel",
     leaves=leaves("bert", {"classifier/out_proj": "classifier"}),
-    parts=(SIZES, Activation(tanh="gelu_new"), Labels("Bert")),
+    parts=(SIZES, Activation(tanh="gelu_new")),
     features={},
     defaults=DEFAULTS,
     only=ONLY,

@@ -42,6 +42,7 @@ COHERE_ENTRIES: dict[str, str | None] = {
 
 COHERE = Family(
     architecture="CohereForCausalLM",
+    classifier=None,
     leaves=COHERE_LEAVES,
     parts=(*COHERE_PARTS, Rope(theta=500_000.0)),
     features=COHERE_FEATURES,

@@ -17,6 +17,7 @@ from jlora.models._families._window_settings import LayerWindows, RotatedWindows
 
 COHERE2 = Family(
     architecture="Cohere2ForCausalLM",
+    classifier=None,
     leaves=COHERE_LEAVES,
     parts=(*COHERE_PARTS, Rope(), RotatedWindows(LayerWindows(every=4), otherwise=False)),
     features=COHERE_FEATURES,

@@ -1,12 +1,8 @@
-"""The settings that encoders have and decoders have not: kinds of tokens, labels, the padding."""
+"""The settings that encoders have and decoders have not: kinds of tokens, the padding."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
-from jlora._words import one_line
-from jlora.models._families._settings import Same, Settings
+from jlora.models._families._settings import Same
 
 SIZES = Same(
     {
@@ -21,40 +17,3 @@ SIZES = Same(
     }
 )
 PADDING = Same({"padding": "pad_token_id"})  # behind whose number positions begin
-
-_CLASSIFIES = "ForSequenceClassification"
-
-
-@dataclasses.dataclass(frozen=True)
-class Labels:
-    """The labels of a head for classification, which only one of a family's classes has."""
-
-    architecture: str  # without what stands behind: "Bert"
-
-    def read(self, settings: Settings) -> dict[str, Any]:
-        """labels."""
-        classes = settings.get("architectures", [])
-        names, count = settings.get("id2label", {}), settings.whole("num_labels", needed=False)
-        settings.asked.add("label2id")
-        if not any(str(each).endswith(_CLASSIFIES) for each in classes):
-            return {"labels": ()}
-        if not names:
-            return {"labels": tuple(f"LABEL_{at}" for at in range(2 if count is None else count))}
-        by_number = {str(at): str(name) for at, name in names.items()}
-        if by_number.keys() != {str(at) for at in range(len(by_number))}:
-            settings.problems.append(
-                f"id2label is {one_line(repr(names), 60)}: expected a label for each number from 0 "
-                "on"
-            )
-            return {}
-        return {"labels": tuple(by_number[str(at)] for at in range(len(by_number)))}
-
-    def write(self, config: Any) -> dict[str, Any]:
-        """The class and the labels, where there is a head."""
-        if not config.labels:
-            return {}
-        return {
-            "architectures": [f"{self.architecture}{_CLASSIFIES}"],
-            "id2label": {str(at): name for at, name in enumerate(config.labels)},
-            "label2id": {name: at for at, name in enumerate(config.labels)},
-        }

@@ -10,6 +10,7 @@ from jlora.models._families._settings import Activation, Biases, Heads
 
 ERNIE4_5 = Family(
     architecture="Ernie4_5ForCausalLM",
+    classifier=None,
     leaves={**LEAVES, **BIASES},
     parts=(
         *(SIZES, Heads(), Activation(), Rope(theta=500_000.0)),

@@ -41,6 +41,8 @@ class Nested:
     model_type: str  # which those give themselves
     # Settings that count where they stand beside the decoder's own.
     outside: tuple[str, ...] = ("tie_word_embeddings", "quantization_config", "eos_token_id")
+    # Settings of the whole model alone, which the decoder's part does not repeat.
+    whole: tuple[str, ...] = ("architectures", "id2label", "label2id", "num_labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Family:
     # The setting that counts layers behind the decoder's, which predict further tokens.
     layers_behind: str | None = None
 
+    # The class with a head for classification, if there is one; "": it is named as the other is.
+    classifier: str | None = ""
     # Beginnings of the names of heads' tensors, of which a model of the family has one or none.
     heads_aside: tuple[str, ...] = ()
     read_alone: str = "the decoder"  # what is read of a file that has more
@@ -93,7 +97,8 @@ class Family:
         if (nested := self.nested) is None:
             return dict(settings)
         inner = settings.get(nested.setting)
-        beside = {name: settings[name] for name in nested.outside if name in settings}
+        outside = (*nested.outside, *nested.whole)
+        beside = {name: settings[name] for name in outside if name in settings}
         return {
             **(inner if isinstance(inner, Mapping) else {}),
             **beside,
@@ -105,6 +110,8 @@ class Family:
         own = {"architectures": [self.architecture]}
         if (nested := self.nested) is None:
             return {**own, **settings}
-        inner = {**settings, "model_type": nested.model_type}
-        outer = {name: settings[name] for name in nested.outside if name in settings}
+        its = {name: value for name, value in settings.items() if name not in nested.whole}
+        inner = {**its, "model_type": nested.model_type}
+        outside = (*nested.outside, *nested.whole)
+        outer = {name: settings[name] for name in outside if name in settings}
         return {**own, "model_type": settings["model_type"], **outer, nested.setting: inner}

@@ -23,6 +23,7 @@ from jlora.models._families._window_settings import LayerWindows
 
 GEMMA3_TEXT = Family(
     architecture="Gemma3ForCausalLM",
+    classifier="Gemma3TextForSequenceClassification",
     leaves={**GEMMA_LEAVES, **HEAD_NORMS},
     parts=(
         *GEMMA_PARTS,
@@ -58,6 +59,7 @@ _VISION = ("vision_tower.", "multi_modal_projector.")
 GEMMA3 = dataclasses.replace(
     GEMMA3_TEXT,
     architecture="Gemma3ForConditionalGeneration",
+    classifier="",
     leaves={
         path: dataclasses.replace(
             leaf,

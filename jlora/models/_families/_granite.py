@@ -66,6 +66,7 @@ def without_multipliers(given: Mapping[str, Any]) -> dict[str, Any]:
 
 GRANITE = Family(
     architecture="GraniteForCausalLM",
+    classifier=None,
     leaves={**LEAVES, **BIASES},
     parts=(*GRANITE_PARTS, Biases(mlp="mlp_bias")),
     features={},

@@ -18,6 +18,7 @@ _MLP = "model.layers.{}.block_sparse_moe"
 
 GRANITEMOE = Family(
     architecture="GraniteMoeForCausalLM",
+    classifier=None,
     leaves={
         **without_mlp(LEAVES),
         **ATTENTION_BIASES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jlora.models._families._bert import BERT, leaves
-from jlora.models._families._encoder_settings import PADDING, SIZES, Labels
+from jlora.models._families._encoder_settings import PADDING, SIZES
 from jlora.models._families._settings import Activation
 
 ROBERTA = dataclasses.replace(
@@ -15,7 +15,7 @@ ROBERTA = dataclasses.replace(
         "roberta",
         {"classifier/dense": "classifier.dense", "classifier/out_proj": "classifier.out_proj"},
     ),
-    parts=(SIZES, PADDING, Activation(tanh="gelu_new"), Labels("Roberta")),
+    parts=(SIZES, PADDING, Activation(tanh="gelu_new")),
     features={"own_dense": True},
     prefix="roberta.",
     defaults={**BERT.defaults, "pad_token_id": 1},

@@ -15,6 +15,7 @@ from jlora._node import Node
 from jlora.models import _families
 from jlora.models._files import _own_tokenizer
 from jlora.models._files._stacking import Opened
+from jlora.models._net._config import DecoderConfig
 from jlora.models._vocabulary import HEAD
 
 # Of a folder that is read, what goes along unchanged.
@@ -52,10 +53,32 @@ def read(
         settings["vocab_size"] = opened.config.vocabulary
     if not opened.config.tied and HEAD in opened.leaves:
         settings["tie_word_embeddings"] = False
+    _say_labels(settings, opened)
     copied = _own_tokenizer.files_of(where, _COPIED)
     if tokenizer_of is not None and own is not None:
         copied = _own_tokenizer.in_place_of(copied, tokenizer_of, own)
     return {"config.json": _json(settings), **copied}
+
+
+def _say_labels(settings: dict[str, Any], opened: Opened) -> None:
+    """Makes the settings those of a model with this head, if it has one and they are not."""
+    config = opened.config
+    family = _families.family_of(config.family, opened.where)
+    if not config.labels or config.labels == _families.from_huggingface(settings, "").labels:
+        return
+    settings.pop("num_labels", None)  # it follows from the names
+    whole = _families.to_huggingface(config)
+    settings |= {name: whole[name] for name in ("architectures", "id2label", "label2id")}
+    its = settings if family.nested is None else settings[family.nested.setting]
+    if isinstance(config, DecoderConfig) and its.get("pad_token_id") is None:
+        its["pad_token_id"] = _padding(opened)  # without one transformers reads one text at a time
+
+
+def _padding(opened: Opened) -> int:
+    tokenizer = opened.tokenizer
+    token = tokenizer.special.get("pad_token") or tokenizer.special.get("padding_token")
+    found = None if token is None else tokenizer.backend.token_to_id(token)
+    return tokenizer.stop_ids[0] if found is None else found
 
 
 def provenance(source: str | Path, lora: Mapping[str, Node], metadata: Mapping[str, Any]) -> bytes:
@@ -88,6 +111,8 @@ def _made(opened: Opened, dtype: np.dtype) -> dict[str, bytes]:
     stops = list(tokenizer.stop_ids)
     ids = {f"{name}_id": tokenizer.backend.token_to_id(token) for name, token in special.items()}
     ids["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+    if opened.config.labels:
+        ids.setdefault("pad_token_id", _padding(opened))
     chosen = {name: ids[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")
               if name in ids}  # fmt: skip
     made = {

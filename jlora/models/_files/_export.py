@@ -7,7 +7,7 @@ next, so that a model larger than the memory can be merged.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import numpy as np
 
 from jlora._lora_dict import check, of_leaves, shared_of
 from jlora._node import Node, Shared
+from jlora.models._families._labels import labels_trained, named
 from jlora.models._files import _beside_weights, _complete_folder, _shards, _source
 from jlora.models._files._changed_vocabulary import with_vocabulary
+from jlora.models._files._fresh_head import with_head
 from jlora.models._files._layer_by_layer import Piece, in_file, is_buffer, pieces, shapes_in_file
 from jlora.models._files._stacking import expected_shapes, stacked
 from jlora.models._vocabulary import Vocabulary
@@ -38,6 +40,7 @@ def export(
     metadata: Mapping[str, Any] | None = None,
     keep: tuple[Path, ...] = (),
     vocabulary: Vocabulary = _AS_IT_IS,
+    labels: Sequence[str] = (),
     tokenizer_of: Path | None = None,
 ) -> Path:
     """Writes the model as a folder that transformers and `load` read; gives its path back.
@@ -56,6 +59,8 @@ def export(
         metadata: anything JSON can hold, to stand in ``jlora.json`` beside the model's name.
         keep: further files and folders that ``out`` must not replace.
         vocabulary: what the adapter asks of the base's (`jlora.peft.vocabulary`).
+        labels: names for what the adapter's own head for classification scores; without them the
+            base's, or ``LABEL_0`` and so on. The folder is then one of such a model.
         tokenizer_of: a folder whose tokenizer and chat template stand in place of the source's.
 
     Raises:
@@ -99,6 +104,10 @@ def export(
     opened = _source.opened(where)
     if vocabulary != _AS_IT_IS:
         opened = with_vocabulary(opened, vocabulary)
+    if count := labels_trained(lora):
+        labels = tuple(labels) or named(count, opened.config)
+    if labels and tuple(labels) != opened.config.labels:
+        opened = with_head(opened, tuple(labels), lora)
     opened.check()
     opened.check_head()
     shapes = {

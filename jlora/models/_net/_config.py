@@ -171,6 +171,7 @@ class DecoderConfig:
     scaled_embedding: bool = False  # the embedding is multiplied by the root of the width
     embedding_scale: float = 1.0  # the embedding is multiplied by it
     residual_scale: float = 1.0  # what attention and MLP give is multiplied by it
+    labels: tuple[str, ...] = ()  # that a head has scores for, in the place of the vocabulary's
 
     @property
     def score_scale(self) -> float:
@@ -194,6 +195,11 @@ class DecoderConfig:
     def value_dim(self) -> int:
         """The dimensions of a head's value."""
         return self.head_dim if self.latent is None else self.latent.value
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest text."""
+        return self.max_length
 
     @property
     def length_that_turns(self) -> int | None:
@@ -251,7 +257,9 @@ class DecoderConfig:
                 f"dense_layers is {self.dense_layers}: expected some of the {self.layers} layers, "
                 "where the others have experts"
             )
-        problems += self._problems_of_latent()
+        problems += self._problems_of_latent() + problems_of_labels(self.labels)
+        if self.labels and self.tied:
+            problems.append("tied is True, but a head for classification is never the embedding")
         if problems:
             raise ValueError(f"model configuration: {'; '.join(problems)}")
 
@@ -276,3 +284,8 @@ class DecoderConfig:
         others |= {"rotary_share": self.rotary_share != 1, "sinks": self.sinks}
         problems += [f"latent and {name} exclude each other" for name, on in others.items() if on]
         return problems
+
+
+def problems_of_labels(labels: tuple[str, ...]) -> list[str]:
+    """What can't be the labels of a head for classification."""
+    return [f"labels are {labels}: expected each once"] if len(set(labels)) < len(labels) else []

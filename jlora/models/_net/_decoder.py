@@ -96,7 +96,8 @@ class Stacks(nn.Module):
 class Decoder(nn.Module):
     """A decoder-only transformer; parameters as ``{"embed", "layers", "norm", ...}``.
 
-    ``head`` beside them unless the embedding is the head, ``positions`` where they are learned.
+    ``head`` beside them unless the embedding is the head, ``positions`` where they are learned,
+    ``classifier`` in the place of ``head`` where there are labels.
     For a gradient each layer keeps its products' results; with ``remat`` its input alone.
     ``attention`` is blocks, xla or cudnn, as `load` describes them.
 
@@ -128,11 +129,19 @@ class Decoder(nn.Module):
         else:
             self.layers = Stacks(config, self.remat, self.attention)
         self.norm = norm(config)
-        if not config.tied:
+        if config.labels:
+            self.classifier = nn.Dense(len(config.labels), use_bias=False)
+        elif not config.tied:
             self.head = nn.Dense(config.vocabulary, use_bias=False)
 
-    def __call__(self, tokens: jax.Array, segments: jax.Array | None = None) -> jax.Array:
-        return self.logits(self.hidden(tokens, segments))
+    def __call__(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
+        segments: jax.Array | None = None,
+    ) -> jax.Array:
+        hidden = self.hidden(tokens, segments)
+        return self.logits(_last(hidden, mask) if self.config.labels else hidden)
 
     def hidden(self, tokens: jax.Array, segments: jax.Array | None = None) -> jax.Array:
         """The last layer's normed output, (batch, length, width), for tokens from position 0 on.
@@ -183,7 +192,9 @@ class Decoder(nn.Module):
         return self._run(tokens, positions, mask, cache, slot)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Scores over the vocabulary, float32."""
+        """Scores over the vocabulary, or of the labels where there are some, float32."""
+        if self.config.labels:
+            return self.classifier(hidden).astype(jnp.float32)
         out = self.embed.attend(hidden) if self.config.tied else self.head(hidden)
         out = out.astype(jnp.float32)
         out = out if (scale := self.config.logit_scale) == 1.0 else out * scale
@@ -203,6 +214,14 @@ class Decoder(nn.Module):
         shared, own = prepare(config, positions, lengths, mask, slot, x.dtype)
         x, cache = self.layers(x, shared, own, cache, slot)
         return self.norm(x), cache
+
+
+def _last(hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """(batch, width): what stands at each row's last token that the mask shows, or at its end."""
+    if mask is None:
+        return hidden[:, -1]
+    places = jnp.max(jnp.where(mask != 0, jnp.arange(mask.shape[1]), 0), axis=1)
+    return jnp.take_along_axis(hidden, places[:, None, None], axis=1)[:, 0]
 
 
 def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any) -> Cache:

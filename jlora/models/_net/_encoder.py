@@ -145,7 +145,8 @@ class Encoder(nn.Module):
                 f"{tokens.shape[1]} tokens are longer than the {config.longest} positions that the "
                 "model has learned: shorten them"
             )
-        types = jnp.zeros_like(tokens) if types is None else types
+        # a model that knows one type alone reads every token as of it, as transformers does
+        types = jnp.zeros_like(tokens) if types is None or config.types == 1 else types
         x = self.embed(tokens) + self.types(types) + self.positions(self._positions(tokens))
         seen = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         return self.layers(self.embed_norm(x), seen)[0]

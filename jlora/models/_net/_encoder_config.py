@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jlora.models._net._config import ACTIVATIONS, DecoderConfig
+from jlora.models._net._config import ACTIVATIONS, DecoderConfig, problems_of_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +78,7 @@ class EncoderConfig:
                 f"max_length is {self.max_length}: expected more than the {self.padding + 1} that "  # type: ignore[operator]
                 "positions begin at"
             )
-        if len(set(self.labels)) < len(self.labels):
-            problems.append(f"labels are {self.labels}: expected each once")
+        problems += problems_of_labels(self.labels)
         if self.labels and not (self.pooler or self.own_dense):
             problems.append("a head for classification reads the pooler, and there is none")
         if problems:

@@ -1,4 +1,4 @@
-"""Which net a configuration is of, and the error where a decoder is needed."""
+"""Which net a configuration is of, and the error where one that writes is needed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,25 @@ def net_of(config: Config) -> nn.Module:
     return Encoder(config) if isinstance(config, EncoderConfig) else Decoder(config)
 
 
-def encoder_is_none(config: Config, name: str, what: str) -> ValueError:
-    """The error that says of an encoder that only a decoder does ``what`` ("writes answers")."""
-    return ValueError(
-        f"{name} is an encoder ({config.family}), and only a decoder {what}. An encoder gives "
-        "hidden states, and with a head the scores of labels: model.apply(model.params, "
-        "**model.inputs(texts))"
-    )
+def require_writer(config: Any, name: str, what: str) -> None:
+    """Nothing, for a decoder with a head over its vocabulary.
 
+    Args:
+        config: of the model.
+        name: of the model.
+        what: it shall do: "writes answers".
 
-def require_decoder(config: Any, name: str, what: str) -> None:
-    """Raises the ValueError of `encoder_is_none` for an encoder's configuration."""
+    Raises:
+        ValueError: for every other model, with what that does instead.
+    """
     if isinstance(config, EncoderConfig):
-        raise encoder_is_none(config, name, what)
+        raise ValueError(
+            f"{name} is an encoder ({config.family}), and only a decoder {what}. An encoder gives "
+            "hidden states, and with a head the scores of labels: model.apply(model.params, "
+            "**model.inputs(texts))"
+        )
+    if config.labels:
+        raise ValueError(
+            f"{name} has a head for classification, and only one over the vocabulary {what}. It "
+            "gives the scores of labels: model.apply(model.params, **model.inputs(texts))"
+        )

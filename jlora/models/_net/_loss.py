@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jlora.models._net._encoder_config import EncoderConfig
-from jlora.models._net._kinds import encoder_is_none
+from jlora.models._net._kinds import require_writer
 
 _SHARE = 0.5  # of the head's own memory, that a chunk's scores in float32 take
 
@@ -47,7 +46,8 @@ def answer_loss(
 
     Raises:
         ValueError: when there are more tokens than positions that the model has learned, when the
-            model is an encoder, or its attention does not keep the segments apart.
+            model is an encoder or has a head for classification, or its attention does not keep the
+            segments apart.
 
     Source: as "Cut Your Losses", Wijmans et al. 2024, arXiv 2411.09009, by chunks of rows where it
     has chunks of the vocabulary.
@@ -76,8 +76,8 @@ def answer_loss(
         >>> loss(params).shape
         ()
     """
-    if isinstance(config := getattr(model, "config", None), EncoderConfig):
-        raise encoder_is_none(config, model.name, "learns answers")
+    if (config := getattr(model, "config", None)) is not None:
+        require_writer(config, model.name, "learns answers")
     hidden = model.hidden(
         params, batch["tokens"], segments=batch.get("segments"), remat=remat
     )  # (batch, length, width)
