@@ -103,7 +103,8 @@ def test_deepseek_s_generations_are_told_apart_by_how_experts_are_chosen(tmp_pat
     assert (second.family, second.experts.sigmoid) == ("deepseek_v2", False)
     assert (second.experts.groups, second.experts.best_of_group) == (3, 1)
     lite = config_of(tmp_path, "deepseek_v2", {**DEEPSEEK, "q_lora_rank": None})
-    assert (lite.latent.query_width, lite.experts.groups, lite.dense_layers) == (None, 1, 3)
+    assert (lite.latent.query_width, lite.experts.groups) == (None, 1)
+    assert lite.expert_layers == (False,) * 3 + (True,) * 4
 
 
 def test_headers_from_before_heads_had_two_lengths_say_the_same(tmp_path):

@@ -28,6 +28,7 @@ from jlora.models._families._granite import GRANITE
 from jlora.models._families._granitemoe import GRANITEMOE
 from jlora.models._families._hunyuan import HUNYUAN_V1_DENSE
 from jlora.models._families._llama import LLAMA
+from jlora.models._families._llama4 import LLAMA4_TEXT
 from jlora.models._families._ministral import MINISTRAL
 from jlora.models._families._mistral import MISTRAL
 from jlora.models._families._mixtral import MIXTRAL
@@ -49,6 +50,7 @@ from jlora.models._net._encoder_config import Config
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
+    "llama4_text": LLAMA4_TEXT,
     "mistral": MISTRAL,
     "ministral": MINISTRAL,
     "mixtral": MIXTRAL,

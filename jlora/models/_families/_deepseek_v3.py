@@ -67,7 +67,7 @@ class GroupedExperts:
     """The experts, those that all tokens go to as one that is as wide as all of them."""
 
     def read(self, settings: Settings) -> dict[str, Any]:
-        """experts, dense_layers."""
+        """experts, expert_layers."""
         names = ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
         numbers = [settings.whole(name) for name in names]
         shared = settings.whole("n_shared_experts")
@@ -87,7 +87,8 @@ class GroupedExperts:
             wide_router=True,
             **routing,
         )
-        return {"experts": experts, "dense_layers": dense or None}
+        sparse = tuple(layer >= dense for layer in range(layers)) if dense else None
+        return {"experts": experts, "expert_layers": sparse}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """The settings."""
@@ -98,7 +99,7 @@ class GroupedExperts:
             "num_experts_per_tok": experts.chosen,
             "moe_intermediate_size": experts.width,
             "n_shared_experts": (experts.shared_width or 0) // experts.width,
-            "first_k_dense_replace": config.dense_layers or 0,
+            "first_k_dense_replace": (config.expert_layers or (True,)).index(True),
             "routed_scaling_factor": experts.scale,
             **self._written(experts),
         }
