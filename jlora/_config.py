@@ -158,7 +158,7 @@ def _of_its_layers(path: str, each: Any) -> Any:
     named = _paths.span(path)
     if named is None or not isinstance(each, tuple) or len(each) == len(named):
         return each
-    return each[named.start : named.stop] if len(each) >= named.stop else each
+    return each[named.start : named.stop : named.step] if len(each) >= named.stop else each
 
 
 def _plain(value: Any) -> Any:

@@ -89,13 +89,18 @@ def nearest(pattern: str, paths: Iterable[str], count: int = 5) -> str:
     return f"The nearest: {', '.join(map(shown, ranked))}." if ranked else "The tree has no leaves."
 
 
-_SPAN = re.compile(r"(?:^|/)(\d+)-(\d+)(?=/|$)")
+_SPAN = re.compile(r"(?:^|/)(\d+)-(\d+)(?:-([1-9]\d*))?(?=/|$)")
 
 
 def span(path: str) -> range | None:
-    """The layers by which a stack is named: of ``layers/3-60/attn/...`` the range from 3 to 60."""
+    """The layers by which a stack is named: of ``layers/3-60/attn/...`` the range from 3 to 60.
+
+    ``layers/3-47-4`` are every fourth.
+    """
     found = _SPAN.search(path)
-    named = range(0) if found is None else range(int(found[1]), int(found[2]) + 1)
+    if found is None:
+        return None
+    named = range(int(found[1]), int(found[2]) + 1, int(found[3] or 1))
     return named or None
 
 

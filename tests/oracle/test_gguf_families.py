@@ -16,7 +16,7 @@ import torch
 import transformers
 import variants
 from random_models import TOKENS, assert_near, logits_of
-from variants import BOTH_BIASES, EAGER, LINEAR, LLAMA3, MIXTRAL, MOE
+from variants import BOTH_BIASES, DEEPSEEK, EAGER, LINEAR, LLAMA3, MIXTRAL, MOE
 
 from jlora import models
 from jlora.models._families import FAMILIES
@@ -34,6 +34,7 @@ YARN = {
     "beta_fast": 5.0,
     "beta_slow": 0.4,
 }
+SHARPER = {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}
 BASE = {"rope_type": "default", "rope_theta": 700.0}
 LONGROPE = {
     "rope_type": "longrope",
@@ -153,6 +154,29 @@ VARIANTS = {
     "nemotron": ("nemotron", {**SHARED, "head_dim": None}),
     "arcee": ("arcee", {**SHARED, "tie_word_embeddings": True}),
     "gpt2": ("gpt2", {}),
+    "deepseek_v3": (
+        "deepseek_v3",
+        {**DEEPSEEK, "norm_topk_prob": True, "rope_parameters": SHARPER},
+    ),
+    "deepseek_v3, queries of the input": (
+        "deepseek_v3",
+        {
+            **DEEPSEEK,
+            "q_lora_rank": None,
+            "first_k_dense_replace": 2,
+            "norm_topk_prob": False,
+            "tie_word_embeddings": True,
+            "rope_parameters": BASE,
+        },
+    ),
+    "deepseek_v2": (
+        "deepseek_v2",
+        {**DEEPSEEK, "topk_method": "group_limited_greedy", "rope_parameters": SHARPER},
+    ),
+    "deepseek_v2, as Lite": (
+        "deepseek_v2",
+        {**DEEPSEEK, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "rope_parameters": YARN},
+    ),
     "gpt_oss": ("gpt_oss", {**GPT_OSS, "rms_norm_eps": 1e-3}),
     "gpt_oss, no yarn": ("gpt_oss", {**GPT_OSS, "attention_bias": False, "rope_parameters": BASE}),
 }
@@ -173,7 +197,9 @@ def oracle_of(variant):
 
 def written(oracle, path, **options):
     """Its GGUF file."""
-    tensors = {name: value.detach().numpy() for name, value in oracle.named_parameters()}
+    held = dict(oracle.named_parameters())
+    held |= {name: value for name, value in oracle.named_buffers() if "correction" in name}
+    tensors = {name: value.detach().numpy() for name, value in held.items()}
     return gguf_files.write(path, oracle.config.to_dict(), tensors, pre="qwen2", **options)
 
 

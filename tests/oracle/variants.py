@@ -100,6 +100,16 @@ DEEPSEEK = {
     "first_k_dense_replace": 1,
     "routed_scaling_factor": 1.7,
 }
+LLAMA4 = {
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 11,
+    "intermediate_size_mlp": 52,
+    "no_rope_layer_interval": 2,
+    "attention_chunk_size": 7,
+    "floor_scale": 40,  # beyond the prompts: transformers counts padding among the positions
+    "attn_scale": 0.9,
+}
 STARTS = {"gpt2": GPT2, "gemma3": {}}  # of a family's settings, where they are not SMALL
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 VARIANTS = {
@@ -142,6 +152,10 @@ VARIANTS = {
     "qwen3": ("qwen3", {}),
     "qwen3, windows and biases": ("qwen3", {"attention_bias": True, **WINDOWS}),
     "qwen3_moe": ("qwen3_moe", {**MOE, "norm_topk_prob": True}),
+    "qwen3_moe, some layers dense": (
+        "qwen3_moe",
+        {**MOE, "num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_layers": [1]},
+    ),
     "qwen3_moe, window": ("qwen3_moe", {**MOE, **WINDOWS, "attention_bias": True}),
     "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}),
     "gemma2, no caps": (
@@ -200,6 +214,15 @@ VARIANTS = {
             "qkv_bias": False,
             "use_sliding_window": True,
             "sliding_window": 7,
+        },
+    ),
+    "qwen2_moe, some layers dense": (
+        "qwen2_moe",
+        {
+            **MOE,
+            "num_hidden_layers": 6,
+            "shared_expert_intermediate_size": 9,
+            "mlp_only_layers": [0, 2, 4],
         },
     ),
     "olmo2": ("olmo2", {}),
@@ -316,6 +339,35 @@ VARIANTS = {
     "deepseek_v2, as Lite, biases": (
         "deepseek_v2",
         {**DEEPSEEK, **BOTH_BIASES, "q_lora_rank": None, "topk_method": "greedy"},
+    ),
+    "llama4_text": ("llama4_text", LLAMA4),
+    "llama4_text, alternating": (
+        "llama4_text",
+        {
+            **LLAMA4,
+            "num_hidden_layers": 5,
+            "interleave_moe_layer_step": 2,
+            "no_rope_layers": [0, 1, 0, 1, 1],
+            "layer_types": ["full_attention", *["chunked_attention"] * 3, "full_attention"],
+            "use_qk_norm": False,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": LLAMA3,
+        },
+    ),
+    "llama4_text, no chunks, all rotated": (
+        "llama4_text",
+        {
+            **LLAMA4,
+            "attention_chunk_size": None,
+            "no_rope_layers": [1, 1, 1],
+            "moe_layers": [0],
+            "rms_norm_eps": 1e-3,
+        },
+    ),
+    "llama4_text, dense": (
+        "llama4_text",
+        {**LLAMA4, "moe_layers": [], "attn_temperature_tuning": False},
     ),
     "gpt_oss": ("gpt_oss", {**GPT_OSS, "swiglu_limit": 0.8, "max_position_embeddings": 131072}),
     "gpt_oss, no biases on attention": (

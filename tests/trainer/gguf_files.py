@@ -16,13 +16,17 @@ ARCHITECTURES = {
     "cohere": "command-r",
     "hunyuan_v1_dense": "hunyuan-dense",
     "gpt_oss": "gpt-oss",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
 }
 OF_LLAMA = ("llama", "mistral3", "arcee", "smollm3", "granite", "granitemoe")
 ONE_ADDED = ("gemma", "gemma2", "gemma3", "nemotron")
 SILENT_ON_ROPE = ("gemma", "gemma2", "gpt2")  # the converter writes nothing of it
 
 
-def write(path, settings, tensors, *, architecture=None, header=(), further=None, **tokenizer):
+def write(
+    path, settings, tensors, *, architecture=None, header=(), left_out=(), further=None, **tokenizer
+):
     """The model of a config.json and its parameters in memory, by transformers' names.
 
     Args:
@@ -31,12 +35,13 @@ def write(path, settings, tensors, *, architecture=None, header=(), further=None
         tensors: numpy arrays by name.
         architecture: where it is not the converter's.
         header: further entries, as (method of the writer, arguments).
+        left_out: entries that are not written, as methods of the writer.
         further: further or other tensors, by their names in the file; with its type a packed one.
         tokenizer: see `_add_tokenizer`.
     """
     named = ARCHITECTURES.get(settings["model_type"], settings["model_type"])
     writer = gguf.GGUFWriter(path, architecture or named)
-    _Entries(writer, settings, named).add()
+    _Entries(writer, settings, named, left_out).add()
     _add_tokenizer(writer, settings["vocab_size"], **tokenizer)
     for method, *arguments in header:
         getattr(writer, method)(*arguments)
@@ -73,8 +78,9 @@ def _add_tokenizer(
 class _Entries:
     """The header: what the converter writes of every model, and of this architecture beside it."""
 
-    def __init__(self, writer, settings, architecture):
+    def __init__(self, writer, settings, architecture, left_out):
         self.writer, self.settings, self.architecture = writer, settings, architecture
+        self.left_out = left_out
         rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
         if settings.get("rope_theta") is not None:
             rope = {"rope_theta": settings["rope_theta"], **rope}
@@ -82,14 +88,14 @@ class _Entries:
         self.heads = self.first("num_attention_heads", "n_head")
         self.width = self.first("hidden_size", "n_embd")
         self.head_dim = settings.get("head_dim")
-        if architecture in ("granite", "granitemoe"):
+        if architecture in ("granite", "granitemoe", "deepseek2"):
             self.head_dim = None  # the converter takes it off
 
     def first(self, *names):
         return next((self.settings[n] for n in names if self.settings.get(n) is not None), None)
 
     def put(self, method, value):
-        if value is not None:
+        if value is not None and method not in self.left_out:
             getattr(self.writer, f"add_{method}")(value)
 
     def entry(self, name, value):
@@ -106,7 +112,7 @@ class _Entries:
         put("head_count_kv", first("num_key_value_heads"))
         put("layer_norm_rms_eps", first("rms_norm_eps", "norm_eps"))
         put("layer_norm_eps", first("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"))
-        put("expert_count", first("num_local_experts", "num_experts"))
+        put("expert_count", first("num_local_experts", "num_experts", "n_routed_experts"))
         put("expert_used_count", first("num_experts_per_tok"))
         if self.head_dim is not None:
             put("key_length", self.head_dim)
@@ -166,6 +172,30 @@ class _Entries:
     def gpt_oss(self):
         self.put("sliding_window", self.settings["sliding_window"])
         self.put("expert_feed_forward_length", self.settings["intermediate_size"])
+
+    def deepseek2(self):
+        given, put = self.settings, self.put
+        put("head_count_kv", 1)
+        put("vocab_size", given["vocab_size"])
+        put("leading_dense_block_count", given["first_k_dense_replace"])
+        put("q_lora_rank", given.get("q_lora_rank"))
+        put("kv_lora_rank", given["kv_lora_rank"])
+        put("key_length", given["kv_lora_rank"] + given["qk_rope_head_dim"])
+        put("value_length", given["kv_lora_rank"])
+        put("key_length_mla", given["qk_nope_head_dim"] + given["qk_rope_head_dim"])
+        put("value_length_mla", given["v_head_dim"])
+        put("rope_dimension_count", given["qk_rope_head_dim"])
+        put("expert_feed_forward_length", given["moe_intermediate_size"])
+        put("expert_shared_count", given["n_shared_experts"])
+        put("expert_weights_scale", given["routed_scaling_factor"])
+        put("expert_weights_norm", given.get("norm_topk_prob") or None)
+        put("expert_group_count", given.get("n_group"))
+        put("expert_group_used_count", given.get("topk_group"))
+        kinds = gguf.ExpertGatingFuncType
+        by_sigmoid = given["model_type"] == "deepseek_v3"
+        put("expert_gating_func", kinds.SIGMOID if by_sigmoid else kinds.SOFTMAX)
+        if (sharpness := self.rope.get("mscale_all_dim")) is not None:
+            put("rope_scaling_yarn_log_mul", 0.1 * sharpness)
 
     def phi3(self):
         share = self.rope.get("partial_rotary_factor", 1.0)
@@ -249,6 +279,13 @@ def _changed(name, tensor, settings, architecture):
         yield name, permuted(tensor, settings.get("num_key_value_heads", heads))
     elif architecture in ONE_ADDED and name.endswith("norm.weight"):
         yield name, tensor + 1
+    elif architecture == "deepseek2" and ".kv_b_proj." in name:
+        by_head = tensor.reshape(heads, -1, tensor.shape[-1])
+        plain = settings["qk_nope_head_dim"]
+        yield name.replace("kv_b", "k_b"), by_head[:, :plain].swapaxes(1, 2)
+        yield name.replace("kv_b", "v_b"), by_head[:, plain:]
+    elif name.endswith("e_score_correction_bias"):
+        yield name.replace("_bias", ".bias"), tensor
     elif architecture == "gpt2" and name.split(".")[-2] in ("c_attn", "c_proj", "c_fc"):
         yield name, tensor.T if name.endswith(".weight") else tensor
     elif "experts.gate_up_proj" in name and architecture == "gpt-oss":

@@ -3,6 +3,7 @@
 import gguf_files
 import pytest
 
+from jlora.models import Experts, Latent
 from jlora.models._files._gguf import opened
 from jlora.models._files._gguf_header import _layer_types
 
@@ -64,6 +65,58 @@ def test_an_architecture_of_two_families_is_told_apart_by_its_header(tmp_path):
     experts = {"num_local_experts": 3, "num_experts_per_tok": 2}
     assert config_of(tmp_path, "mixtral", experts).family == "mixtral"
     assert config_of(tmp_path, "mixtral", {"num_local_experts": 0}).family == "llama"
+
+
+DEEPSEEK = {
+    "num_key_value_heads": 2,
+    "head_dim": None,
+    "q_lora_rank": 5,
+    "kv_lora_rank": 6,
+    "qk_nope_head_dim": 7,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 3,
+    "n_routed_experts": 9,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 10,
+    "first_k_dense_replace": 3,
+    "routed_scaling_factor": 1.5,
+}
+GROUPS = {"n_group": 3, "topk_group": 2}
+
+
+def test_deepseek_s_generations_are_told_apart_by_how_experts_are_chosen(tmp_path):
+    third = config_of(tmp_path, "deepseek_v3", {**DEEPSEEK, **GROUPS, "norm_topk_prob": True})
+    assert third.family == "deepseek_v3"
+    assert third.experts == Experts(
+        *(9, 2, 10, True),
+        shared_width=20,
+        sigmoid=True,
+        corrected=True,
+        groups=3,
+        chosen_groups=2,
+        best_of_group=2,
+        scale=1.5,
+        wide_router=True,
+    )
+    second = config_of(tmp_path, "deepseek_v2", {**DEEPSEEK, **GROUPS})
+    assert (second.family, second.experts.sigmoid) == ("deepseek_v2", False)
+    assert (second.experts.groups, second.experts.best_of_group) == (3, 1)
+    lite = config_of(tmp_path, "deepseek_v2", {**DEEPSEEK, "q_lora_rank": None})
+    assert (lite.latent.query_width, lite.experts.groups) == (None, 1)
+    assert lite.expert_layers == (False,) * 3 + (True,) * 4
+
+
+def test_headers_from_before_heads_had_two_lengths_say_the_same(tmp_path):
+    new = config_of(tmp_path, "deepseek_v3", DEEPSEEK)
+    assert new.latent == Latent(width=6, query_width=5, plain=7, rotated=4, value=3)
+    old = config_of(
+        tmp_path,
+        *("deepseek_v3", DEEPSEEK),
+        left_out=("key_length", "key_length_mla", "value_length", "value_length_mla"),
+        header=[("add_key_length", 11), ("add_value_length", 3)],
+    )
+    assert old == new
 
 
 @pytest.mark.parametrize(

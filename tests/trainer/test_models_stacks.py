@@ -191,9 +191,9 @@ def test_settings_that_can_not_be_are_refused(changes, told):
 
 def test_what_can_not_be_stacks_or_latent_is_named():
     sizes = {"vocabulary": 3, "width": 8, "heads": 2, "kv_heads": 2, "mlp_width": 8, "layers": 2}
-    with pytest.raises(ValueError, match="dense_layers is 1: expected some of the 2") as caught:
+    with pytest.raises(ValueError, match=r"expert_layers is .*: expected some with") as caught:
         DecoderConfig(
-            **sizes, max_length=9, head_dim=6, dense_layers=1, qk_norm=True,
+            **sizes, max_length=9, head_dim=6, expert_layers=(False, True), qk_norm=True,
             latent=Latent(width=3, query_width=None, plain=3, rotated=2, value=3),
         )  # fmt: skip
     for part in ("head_dim is 6: expected 3 + 2", "latent and qk_norm exclude each other"):

@@ -8,10 +8,11 @@ from jlora.models._families._deepseek_v3 import (
     LATENT_LEAVES,
     GroupedExperts,
     LatentHeads,
-    SharperRope,
+    gguf_route,
 )
 from jlora.models._families._family import SIZES, Family
 from jlora.models._families._llama import BIASES, DEFAULTS
+from jlora.models._families._rope_settings import SharperRope
 from jlora.models._families._settings import Activation, Biases, Settings
 from jlora.models._files._torch_tensors import plain
 from jlora.models._net._config import Experts
@@ -84,4 +85,11 @@ DEEPSEEK_V2 = Family(
         "moe_layer_freq": (1, None),
     },
     settings_aside=frozenset({"head_dim", "qk_head_dim", "ep_size"}),
+    gguf=gguf_route(
+        lambda given: {
+            "n_group": None,
+            "topk_group": None,
+            "topk_method": _BY_GROUP if (given["n_group"] or 1) > 1 else _GREEDY,
+        }
+    ),
 )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import GATE_UP, Gguf, Joined, mixture
 from jlora.models._families._llama import DEFAULTS, LEAVES, without_mlp
 from jlora.models._families._qwen3_moe import EXPERT_LEAVES
-from jlora.models._families._rope_settings import Rope
+from jlora.models._families._rope_settings import SharperRope
 from jlora.models._families._settings import Activation, Biases, Same, Settings
 from jlora.models._files._torch_tensors import Stored, buffer, linear, plain
 from jlora.models._net._config import DecoderConfig, Experts, Latent
 
 _ATTENTION, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
-_SHARPNESS = "mscale_all_dim"
-_ROPE = Rope(kinds=("linear", "llama3", "yarn", "dynamic"))  # those with a factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,31 +63,11 @@ class LatentHeads:
 
 
 @dataclasses.dataclass(frozen=True)
-class SharperRope:
-    """`Rope`, whose stretching makes the scores sharper too."""
-
-    def read(self, settings: Settings) -> dict[str, Any]:
-        """rope_theta, rope_scaling, rotary_share, stretch_sharpness."""
-        fields = _ROPE.read(settings)
-        record = {**settings.get("rope_scaling", {}), **settings.get("rope_parameters", {})}
-        stretched = fields["rope_scaling"] is not None
-        sharpness = (record.get(_SHARPNESS) or 0.0) if stretched else 0.0
-        return {**fields, "stretch_sharpness": sharpness}
-
-    def write(self, config: DecoderConfig) -> dict[str, Any]:
-        """rope_parameters."""
-        settings = _ROPE.write(config)
-        if config.stretch_sharpness:
-            settings["rope_parameters"][_SHARPNESS] = config.stretch_sharpness
-        return settings
-
-
-@dataclasses.dataclass(frozen=True)
 class GroupedExperts:
     """The experts, those that all tokens go to as one that is as wide as all of them."""
 
     def read(self, settings: Settings) -> dict[str, Any]:
-        """experts, dense_layers."""
+        """experts, expert_layers."""
         names = ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
         numbers = [settings.whole(name) for name in names]
         shared = settings.whole("n_shared_experts")
@@ -105,7 +87,8 @@ class GroupedExperts:
             wide_router=True,
             **routing,
         )
-        return {"experts": experts, "dense_layers": dense or None}
+        sparse = tuple(layer >= dense for layer in range(layers)) if dense else None
+        return {"experts": experts, "expert_layers": sparse}
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """The settings."""
@@ -116,7 +99,7 @@ class GroupedExperts:
             "num_experts_per_tok": experts.chosen,
             "moe_intermediate_size": experts.width,
             "n_shared_experts": (experts.shared_width or 0) // experts.width,
-            "first_k_dense_replace": config.dense_layers or 0,
+            "first_k_dense_replace": (config.expert_layers or (True,)).index(True),
             "routed_scaling_factor": experts.scale,
             **self._written(experts),
         }
@@ -166,6 +149,75 @@ LATENT_LEAVES = {
 for _absent in ("k_proj", "v_proj"):
     del LATENT_LEAVES[f"layers/attn/{_absent}/kernel"]
 
+
+def _by_head(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    (heads, width, plain_), (_, value, _) = shapes
+    return (heads * (plain_ + value), width)
+
+
+def _keys_and_values(found: Sequence[np.ndarray], config: DecoderConfig) -> np.ndarray:
+    """Each head's rows that make its key, which lie (in, out), and those that make its value."""
+    keys, values = found
+    rows = np.concatenate([keys.swapaxes(1, 2), values], axis=1)
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def gguf_route(
+    missing: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    only_where: Callable[[Callable[[str], Any]], bool] | None = None,
+) -> Gguf:
+    """llama.cpp's deepseek2.
+
+    The header's heads are those of attention over the short vectors themselves, for which every
+    head reads one key; the `_mla` entries are the model's own. Older files have these alone.
+    """
+
+    def all_missing(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {
+            "num_key_value_heads": given["num_attention_heads"],
+            "q_lora_rank": None,
+            "qk_rope_head_dim": given["head_dim"],
+            "qk_nope_head_dim": _difference(given["qk_head_dim"], given["head_dim"]),
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.0,
+            **missing(given),
+        }
+
+    return Gguf(
+        "deepseek2",
+        entries={
+            **mixture("n_routed_experts", "moe_intermediate_size"),
+            "attention.head_count_kv": None,
+            "attention.key_length": "qk_head_dim",
+            "attention.key_length_mla": "qk_head_dim",
+            "attention.value_length": "v_head_dim",
+            "attention.value_length_mla": "v_head_dim",
+            "attention.q_lora_rank": "q_lora_rank",
+            "attention.kv_lora_rank": "kv_lora_rank",
+            "rope.dimension_count": "head_dim",
+            "leading_dense_block_count": "first_k_dense_replace",
+            "expert_shared_count": "n_shared_experts",
+            "expert_weights_scale": "routed_scaling_factor",
+            "expert_weights_norm": "norm_topk_prob",
+            "expert_gating_func": None,
+            "expert_group_count": "n_group",
+            "expert_group_used_count": "topk_group",
+        },
+        missing=all_missing,
+        only_where=only_where,
+        joined=(
+            GATE_UP,
+            Joined("attn_kv_b", ("attn_k_b", "attn_v_b"), _by_head, _keys_and_values),
+        ),
+    )
+
+
+def _difference(whole: Any, part: Any) -> int | None:
+    return whole - part if isinstance(whole, int) and isinstance(part, int) else None
+
+
+_BY_SIGMOID = 2  # the header's number for it
+
 DEEPSEEK_V3 = Family(
     architecture="DeepseekV3ForCausalLM",
     leaves={
@@ -206,4 +258,8 @@ DEEPSEEK_V3 = Family(
     # the heads' width follows from its parts
     settings_aside=frozenset({"head_dim", "qk_head_dim", "ep_size", "num_nextn_predict_layers"}),
     layers_behind="num_nextn_predict_layers",
+    gguf=gguf_route(
+        lambda given: {"n_group": 1, "topk_group": 1},
+        only_where=lambda entry: entry("expert_gating_func") == _BY_SIGMOID,
+    ),
 )

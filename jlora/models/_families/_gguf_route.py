@@ -8,7 +8,7 @@ says nothing). Names of tensors are the `gguf` package's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from jlora.models._net._config import DecoderConfig
 
 Undo = Callable[[np.ndarray, DecoderConfig], np.ndarray]
+Entry = Callable[[str], Any]  # a header's entry by its name, or None
 
 # Entries of the header without the architecture before them -> what most families call them.
 ENTRIES: dict[str, str | None] = {
@@ -52,6 +53,31 @@ def mixture(count: str, width: str | None = None) -> dict[str, str | None]:
     return {"expert_count": count, "expert_used_count": "num_experts_per_tok", **own}
 
 
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """A parameter of which a file may hold the parts alone."""
+
+    whole: str  # in the name of the parameter
+    parts: tuple[str, ...]  # in its place, in the names of the parts
+    shape: Callable[[Sequence[tuple[int, ...]]], tuple[int, ...]]  # of the whole, by the parts'
+    join: Callable[[Sequence[np.ndarray], DecoderConfig], np.ndarray]
+
+
+def _rows_together(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    (count, gate, *rest), (_, up, *_) = shapes
+    return (count, gate + up, *rest)
+
+
+def _gate_and_up(found: Sequence[np.ndarray], config: DecoderConfig) -> np.ndarray:
+    """Gate and up of all experts, (experts, out, ...), one after the other or row by row."""
+    if config.experts is None or not config.experts.interleaved:
+        return np.concatenate(found, axis=1)
+    return np.stack(found, axis=2).reshape(_rows_together([part.shape for part in found]))
+
+
+GATE_UP = Joined("gate_up", ("gate", "up"), _rows_together, _gate_and_up)
+
+
 def _nothing(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
@@ -61,12 +87,15 @@ class Gguf:
     """One family's files: settings out of the header, and what to undo in the weights."""
 
     architecture: str  # in general.architecture
-    # Entry -> setting, beside ENTRIES; None where it says nothing of the decoder.
+    # Entry -> setting, beside ENTRIES; None where it says nothing of the decoder. Of two entries
+    # for one setting the later one counts, where it is there.
     entries: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     # Settings that the header may leave out, from those that it gave.
     missing: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _nothing
     undo: Mapping[str, Undo] = dataclasses.field(default_factory=dict)  # by patterns of our paths
-    only_with: str | None = None  # the entry that another family of the architecture has not
+    # Whether a file of an architecture that others have too is this family's.
+    only_where: Callable[[Entry], bool] | None = None
+    joined: tuple[Joined, ...] = (GATE_UP,)
 
 
 def halves(rows: np.ndarray, config: DecoderConfig) -> np.ndarray:

@@ -43,6 +43,6 @@ MIXTRAL = Family(
         "llama",
         entries=mixture("num_local_experts"),
         undo=PAIRS,
-        only_with="expert_count",
+        only_where=lambda entry: bool(entry("expert_count")),
     ),
 )

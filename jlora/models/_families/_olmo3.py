@@ -25,6 +25,6 @@ OLMO3 = Family(
             "layer_types": None,
             "rope_local_base_freq": given.get("rope_theta"),
         },
-        only_with="attention.sliding_window",
+        only_where=lambda entry: bool(entry("attention.sliding_window")),
     ),
 )

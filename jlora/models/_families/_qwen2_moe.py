@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jlora.models._families._family import SIZES, Family
 from jlora.models._families._gguf_route import Gguf, mixture
-from jlora.models._families._llama import ATTENTION_BIASES, DEFAULTS, LEAVES, without_mlp
+from jlora.models._families._llama import ATTENTION_BIASES, DEFAULTS, LEAVES
 from jlora.models._families._qwen3_moe import EXPERT_LEAVES
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Mixture, Settings
@@ -19,7 +19,7 @@ def _slides(settings: Settings, layer: int) -> bool:
 QWEN2_MOE = Family(
     architecture="Qwen2MoeForCausalLM",
     leaves={
-        **without_mlp(LEAVES),
+        **LEAVES,
         **ATTENTION_BIASES,
         **EXPERT_LEAVES,
         **{
@@ -49,7 +49,6 @@ QWEN2_MOE = Family(
         "moe_intermediate_size": 1408,
         "shared_expert_intermediate_size": 5632,
     },
-    only={"decoder_sparse_step": (1, None), "mlp_only_layers": ([], None)},
     gguf=Gguf(
         "qwen2moe",
         entries={

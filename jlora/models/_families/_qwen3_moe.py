@@ -9,7 +9,6 @@ from jlora.models._families._llama import (
     DEFAULTS,
     HEAD_NORMS,
     LEAVES,
-    without_mlp,
 )
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Mixture
@@ -27,7 +26,7 @@ EXPERT_LEAVES = {
 
 QWEN3_MOE = Family(
     architecture="Qwen3MoeForCausalLM",
-    leaves={**without_mlp(LEAVES), **ATTENTION_BIASES, **HEAD_NORMS, **EXPERT_LEAVES},
+    leaves={**LEAVES, **ATTENTION_BIASES, **HEAD_NORMS, **EXPERT_LEAVES},
     parts=(
         *(SIZES, Heads(), Activation(), Biases(), Rope(), Mixture()),
         OneWindow(switch="use_sliding_window"),
@@ -43,7 +42,6 @@ QWEN3_MOE = Family(
         "num_experts_per_tok": 8,
         "moe_intermediate_size": 768,
     },
-    only={"decoder_sparse_step": (1, None), "mlp_only_layers": ([], None)},
     # the number of experts has two names; every layer has the one window or none
     settings_aside=frozenset({"num_experts", "num_local_experts", "max_window_layers"}),
     gguf=Gguf(

@@ -16,6 +16,7 @@ from jlora.models._net._config import DecoderConfig
 
 _ALL = tuple(KINDS)
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+SHARPNESS = "mscale_all_dim"
 _ORIGINAL = "original_max_position_embeddings"
 
 
@@ -61,6 +62,28 @@ class Rope:
             beside[_ORIGINAL] = rope.pop(_ORIGINAL)
         share = {"partial_rotary_factor": config.rotary_share} if self.partial else {}
         return {"rope_parameters": {**rope, **share}, **beside}
+
+
+@dataclasses.dataclass(frozen=True)
+class SharperRope(Rope):
+    """One rotation for all layers, whose stretching makes the scores sharper too."""
+
+    kinds: tuple[str, ...] = ("linear", "llama3", "yarn", "dynamic")  # those with a factor
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """rope_theta, rope_scaling, rotary_share, stretch_sharpness."""
+        fields = super().read(settings)
+        record = {**settings.get("rope_scaling", {}), **settings.get("rope_parameters", {})}
+        stretched = fields["rope_scaling"] is not None
+        sharpness = (record.get(SHARPNESS) or 0.0) if stretched else 0.0
+        return {**fields, "stretch_sharpness": sharpness}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """rope_parameters."""
+        settings = super().write(config)
+        if config.stretch_sharpness:
+            settings["rope_parameters"][SHARPNESS] = config.stretch_sharpness
+        return settings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -213,7 +213,8 @@ class Biases:
 class Mixture:
     """The experts; transformers 5 calls num_local_experts what earlier releases call num_experts.
 
-    A model in which some layers have no experts is none of ours: its layers could not be stacked.
+    Layers without them are those of ``mlp_only_layers``, and all but every
+    ``decoder_sparse_step``-th.
     """
 
     count: str = "num_experts"
@@ -222,19 +223,31 @@ class Mixture:
     always_normalised: bool = False  # or norm_topk_prob says
 
     def read(self, settings: Settings) -> dict[str, Any]:
-        """experts."""
+        """experts, expert_layers."""
         name = "num_local_experts" if "num_local_experts" in settings.values else self.count
         count, chosen = settings.whole(name), settings.whole("num_experts_per_tok")
         width = settings.whole(self.width)
         shared = None if self.shared is None else settings.whole(self.shared)
+        sparse = self._sparse(settings)
         if None in (count, chosen, width):
             return {}
+        if count == 0 or not any(sparse):
+            return {"experts": None}
         normalised = self.always_normalised or settings.get("norm_topk_prob", False)
         gated = shared is not None
         experts = Experts(
             *(count, chosen, width), normalised, shared_width=shared, shared_gated=gated
         )
-        return {"experts": experts}
+        return {"experts": experts, "expert_layers": None if all(sparse) else sparse}
+
+    def _sparse(self, settings: Settings) -> tuple[bool, ...]:
+        """Which layers have experts."""
+        layers = settings.get("num_hidden_layers", 0)
+        if self.always_normalised:
+            return (True,) * layers
+        step = settings.get("decoder_sparse_step", 1)
+        without = settings.get("mlp_only_layers", [])
+        return tuple(at not in without and (at + 1) % step == 0 for at in range(layers))
 
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """The settings."""
@@ -249,5 +262,6 @@ class Mixture:
             settings[self.shared] = experts.shared_width
         if self.always_normalised:
             return settings
-        sparse = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+        without = [at for at, has in enumerate(config.expert_layers or ()) if not has]
+        sparse = {"decoder_sparse_step": 1, "mlp_only_layers": without}
         return {**settings, "norm_topk_prob": experts.normalised, **sparse}

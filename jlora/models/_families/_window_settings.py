@@ -1,15 +1,15 @@
-"""The settings of a config.json that say how far back each layer sees, in both directions."""
+"""The settings of a config.json that say how far back each layer sees, and which are rotated."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jlora.models._families._settings import Settings
 from jlora.models._net._config import DecoderConfig
 
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+_FULL, _SLIDING, _CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,22 +44,14 @@ class LayerWindows:
         """windows."""
         window = _window(settings, self.switch)
         layers = settings.get("num_hidden_layers", 0)
-        kinds = settings.get("layer_types") or [
-            _SLIDING if window is not None and self._slides(settings, layer) else _FULL
-            for layer in range(layers)
-        ]
-        if len(kinds) != layers:
-            settings.problems.append(f"layer_types has {len(kinds)} entries, expected {layers}")
-        if unknown := sorted({repr(kind) for kind in kinds} - {repr(_FULL), repr(_SLIDING)}):
-            settings.problems.append(
-                f"layer_types has {', '.join(unknown)}: expected {_FULL!r} or {_SLIDING!r}"
-            )
-        if _SLIDING not in kinds:
+        slides = [window is not None and self._slides(settings, at) for at in range(layers)]
+        local = kinds_of(settings, _SLIDING, slides)
+        if not any(local):
             return {"windows": None}
         if window is None:
             settings.problems.append(f"layer_types has {_SLIDING!r}, but there is no window")
             return {}
-        return {"windows": tuple(window if kind == _SLIDING else None for kind in kinds)}
+        return {"windows": tuple(window if slides else None for slides in local)}
 
     def _slides(self, settings: Settings, layer: int) -> bool:
         if self.slides is not None:
@@ -74,6 +66,73 @@ class LayerWindows:
         windows = config.windows or (None,) * config.layers
         kinds = [_FULL if window is None else _SLIDING for window in windows]
         return {"layer_types": kinds, **_written(config, self.switch)}
+
+
+def kinds_of(settings: Settings, kind: str, otherwise: Sequence[bool]) -> list[bool]:
+    """Which layers are of this kind by ``layer_types``, or else by the family's pattern."""
+    layers = len(otherwise)
+    kinds = settings.get("layer_types") or [kind if its else _FULL for its in otherwise]
+    if len(kinds) != layers:
+        settings.problems.append(f"layer_types has {len(kinds)} entries, expected {layers}")
+    if unknown := sorted({repr(each) for each in kinds} - {repr(_FULL), repr(kind)}):
+        settings.problems.append(
+            f"layer_types has {', '.join(unknown)}: expected {_FULL!r} or {kind!r}"
+        )
+    return [each == kind for each in kinds]
+
+
+def rotates(settings: Settings, layer: int) -> bool:
+    """Whether a layer is rotated, by ``no_rope_layers`` or by the interval of those that are not."""
+    if given := settings.get("no_rope_layers"):
+        return layer < len(given) and bool(given[layer])
+    return (layer + 1) % settings.get("no_rope_layer_interval", 4) != 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RotatedLayers:
+    """``no_rope_layers``, 1 for each layer that is rotated, or the interval of the others."""
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """rotated."""
+        layers = settings.get("num_hidden_layers", 0)
+        given = settings.get("no_rope_layers")
+        if given and len(given) < layers:
+            settings.problems.append(
+                f"no_rope_layers has {len(given)} entries, expected at least {layers}"
+            )
+        rotated = tuple(rotates(settings, layer) for layer in range(layers))
+        return {"rotated": None if all(rotated) else rotated}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """no_rope_layers."""
+        return {"no_rope_layers": [int(turns) for turns in config.rotated or [1] * config.layers]}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkedLayers:
+    """Chunks in the layers of kind chunked_attention: ``layer_types``, or those that are rotated."""
+
+    def read(self, settings: Settings) -> dict[str, Any]:
+        """chunks."""
+        chunk = settings.whole("attention_chunk_size", needed=False) or None
+        layers = settings.get("num_hidden_layers", 0)
+        cut = [chunk is not None and rotates(settings, at) for at in range(layers)]
+        local = kinds_of(settings, _CHUNKED, cut)
+        if not any(local):
+            return {"chunks": None}
+        if chunk is None:
+            settings.problems.append(
+                f"layer_types has {_CHUNKED!r}, but there is no attention_chunk_size"
+            )
+            return {}
+        return {"chunks": tuple(chunk if cut else None for cut in local)}
+
+    def write(self, config: DecoderConfig) -> dict[str, Any]:
+        """layer_types, attention_chunk_size."""
+        chunks = config.chunks or (None,) * config.layers
+        largest = max((chunk for chunk in chunks if chunk is not None), default=None)
+        kinds = [_FULL if chunk is None else _CHUNKED for chunk in chunks]
+        return {"layer_types": kinds, "attention_chunk_size": largest}
 
 
 @dataclasses.dataclass(frozen=True)

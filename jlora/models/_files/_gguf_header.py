@@ -45,12 +45,12 @@ def route_of(fields: Mapping[str, Any], where: str) -> tuple[str, Family, Gguf]:
             f"{where}: the architecture is {_short(architecture)}, but from GGUF jlora.models "
             f"reads {', '.join(known)}: load the model's Hugging Face folder"
         )
-    told = [
-        route
-        for route in routes
-        if (entry := route[2].only_with) and fields.get(f"{architecture}.{entry}")
-    ]
-    return (told or [route for route in routes if route[2].only_with is None])[0]
+
+    def entry(name: str) -> Any:
+        return fields.get(f"{architecture}.{name}")
+
+    told = [route for route in routes if (ours := route[2].only_where) and ours(entry)]
+    return (told or [route for route in routes if route[2].only_where is None])[0]
 
 
 class Header:
@@ -117,7 +117,10 @@ def _settings(
 ) -> tuple[dict[str, Any], list[str]]:
     """The settings, and what is wrong with the header beside them."""
     names = {**ENTRIES, **route.entries}
-    given = {setting: header.get(entry) for entry, setting in names.items() if setting is not None}
+    given = dict.fromkeys(setting for setting in names.values() if setting is not None)
+    for entry, setting in names.items():
+        if setting is not None and (value := header.get(entry)) is not None:
+            given[setting] = value
     header.asked |= names.keys()
     tokens = fields.get("tokenizer.ggml.tokens", ())
     if given["vocab_size"] is None:
@@ -136,8 +139,8 @@ def _settings(
         for entry, setting in names.items()
         if setting is not None and given.get(setting) is None and setting not in missing
     ]
-    head_dim = given.get("head_dim")
-    only = {**_ONLY, **({} if head_dim is None else {"attention.value_length": head_dim})}
+    head_dim, width = given.get("head_dim"), "attention.value_length"
+    only = _ONLY if head_dim is None or width in names else {**_ONLY, width: head_dim}
     problems += [
         f"{entry} is {_short(value)}, but only {known!r} is supported"
         for entry, known in only.items()

@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 
 from jlora.models._families._family import Family
-from jlora.models._families._rope_settings import LocalAndGlobalRope, Rope
+from jlora.models._families._rope_settings import (
+    SHARPNESS,
+    LocalAndGlobalRope,
+    Rope,
+    SharperRope,
+)
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._rope_scalings import (
     LinearRopeScaling,
@@ -27,6 +32,7 @@ TENSOR = "rope_freqs.weight"
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 ORIGINAL = "rope.scaling.original_context_length"
 _ORIGINAL = "original_max_position_embeddings"
+_SHARPNESS = "rope.scaling.yarn_log_multiplier"  # a tenth of it
 _THETA = 10000.0  # where the header has no base
 _LOW, _HIGH = 1.0, 4.0  # of every Llama since 3.1
 
@@ -115,7 +121,11 @@ def _stretched(header: Any, kind: str, part: Rope | LocalAndGlobalRope) -> dict[
     # no entry says whether the bounds are rounded: llama.cpp always does, some models do not
     own = part.missing if isinstance(part, Rope) else {}
     truncate = {"truncate": own["truncate"]} if "truncate" in own else {}
-    return {**record, **{name: header.get(entry) for entry, name in names.items()}, **truncate}
+    record |= {name: header.get(entry) for entry, name in names.items()}
+    if isinstance(part, SharperRope) and (tenth := header.get(_SHARPNESS)) is not None:
+        # the rotation's own factor is the quotient of two, which are the same number here
+        record |= dict.fromkeys((SHARPNESS, "mscale"), round(10 * tenth, 7))
+    return {**record, **truncate}
 
 
 def _numbers(tensor: Any) -> list[float]:

@@ -11,15 +11,14 @@ import numpy as np
 
 from jlora._requires import requires
 from jlora.models._families._family import Family
-from jlora.models._families._gguf_route import Gguf, Undo
+from jlora.models._families._gguf_route import Gguf, Joined, Undo
 from jlora.models._files._torch_tensors import Kind, Stored
 from jlora.models._net._config import DecoderConfig
 
 _SUFFIX = re.compile(r"[._](weight|bias)$")
 # Weights are (out, in) here, whatever they are there.
 _KINDS: dict[Kind, Kind] = {"conv1d": "linear", "experts_as_ours": "experts"}
-_JOINED, _PARTS = "gate_up", ("gate", "up")  # of the experts: two tensors here, one there
-_EXPERTS = {f"layers/mlp/experts/{_JOINED}_proj": f"blk.{{}}.ffn_{_JOINED}_exps"}
+_EXPERTS = {"layers/mlp/experts/gate_up_proj": "blk.{}.ffn_gate_up_exps"}
 
 
 def leaves_of(family: Family, route: Gguf) -> dict[str, Stored]:
@@ -29,7 +28,7 @@ def leaves_of(family: Family, route: Gguf) -> dict[str, Stored]:
     known = gguf.get_tensor_name_map(architectures[route.architecture], 1)
     return {
         path: Stored(
-            _named(path, stored, known) + (".bias" if path.endswith("/bias") else ".weight"),
+            _named(path, stored, known) + (".bias" if stored.name.endswith("bias") else ".weight"),
             _KINDS.get(stored.kind, stored.kind),
         )
         for path, stored in family.leaves.items()
@@ -55,12 +54,14 @@ class _Tensor:
     parts: tuple[str, ...]
     shape: tuple[int, ...]
     undo: tuple[Undo, ...]
+    joined: Joined | None = None  # how its parts are one
 
 
 class Tensors:
     """A file's tensors, each read when it is asked for, by llama.cpp's names.
 
-    Gate and up of all experts are one tensor; what the converter changed is undone.
+    What the converter took apart is joined, such as gate and up of all experts; what it changed is
+    undone.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Tensors:
         route: Gguf,
         config: DecoderConfig,
     ):
-        self._file, self._config = tensors, config
+        self._file, self._config, self._joined = tensors, config, route.joined
         self._here = {
             name: _Tensor((name,), tuple(map(int, tensor.shape))[::-1], ())
             for name, tensor in tensors.items()
@@ -82,17 +83,15 @@ class Tensors:
         self.shapes = {name: tensor.shape for name, tensor in self._here.items()}
 
     def _add(self, name: str, stored: Stored, undo: tuple[Undo, ...]) -> None:
-        parts = tuple(name.replace(_JOINED, part) for part in _PARTS)
-        if name not in self._here and _JOINED in name and all(p in self._here for p in parts):
-            gate, up = (self._here.pop(part).shape for part in parts)
-            axis = -1 if stored.kind == "plain" else -2
-            shape = list(gate)
-            shape[axis] += up[axis]
-            self._here[name] = _Tensor(parts, tuple(shape), undo)
-        elif name in self._here:
+        if name in self._here:
             shape = self._here[name].shape
             one_row = stored.kind in ("linear", "router") and len(shape) == 1
             self._here[name] = _Tensor((name,), (1, *shape) if one_row else shape, undo)
+        for joined in self._joined:
+            parts = tuple(name.replace(joined.whole, part) for part in joined.parts)
+            if name not in self._here and all(part in self._here for part in parts):
+                shape = joined.shape([self._here.pop(part).shape for part in parts])
+                self._here[name] = _Tensor(parts, shape, undo, joined)
 
     def read(self, name: str) -> np.ndarray:
         """The tensor in float32."""
@@ -102,23 +101,13 @@ class Tensors:
             gguf.dequantize(self._file[part].data, self._file[part].tensor_type)
             for part in tensor.parts
         ]
-        if len(found) > 1:
-            array = self._joined(found, axis=-1 if name.endswith(".bias") else -2)
+        if tensor.joined is not None:
+            array = tensor.joined.join(found, self._config)
         else:
             array = found[0].reshape(tensor.shape)
         for each in tensor.undo:
             array = each(array, self._config)
         return array
-
-    def _joined(self, found: list[np.ndarray], axis: int) -> np.ndarray:
-        """Gate and up one after the other, or row by row in turns."""
-        experts = self._config.experts
-        if experts is None or not experts.interleaved:
-            return np.concatenate(found, axis)
-        axis += found[0].ndim
-        shape = list(found[0].shape)
-        shape[axis] *= 2
-        return np.stack(found, axis + 1).reshape(shape)
 
     def dtype(self, name: str) -> np.dtype:
         """Of what `read` gives.

@@ -191,7 +191,7 @@ def _in_any_stack(path: str) -> str:
     return _NAMED.sub("layers/", path)
 
 
-_NAMED = re.compile(r"^layers/\d+-\d+/")
+_NAMED = re.compile(r"^layers/\d+-\d+(-\d+)?/")
 
 
 def per_layer(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jlora.models._net import _fused_attention
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._latent import queries_keys_values
-from jlora.models._net._norms import norm
+from jlora.models._net._norms import by_root_mean_square, norm
 from jlora.models._net._rotary import rotate
 from jlora.models._net._saved_for_gradient import product
 
@@ -45,8 +45,8 @@ class Attention(nn.Module):
     attention: str = "blocks"
 
     @nn.compact
-    def __call__(self, x, rotary, mask, cache, slot):
-        config = self.config
+    def __call__(self, x, layer, cache, slot):
+        config, rotary, mask = self.config, layer.rotary, layer.mask
         turn = functools.partial(rotate, rotary=rotary, interleaved=config.interleaved)
         if config.latent is not None:
             query, key, value = queries_keys_values(config, config.latent, x, turn)
@@ -57,6 +57,10 @@ class Attention(nn.Module):
             query, key = turn(query), turn(key)
             if config.qk_norm and config.qk_norm_after:
                 query, key = self._normed("q_norm", query), self._normed("k_norm", key)
+            if config.qk_rms and rotary is not None:
+                query, key = self._divided(query, layer.turns), self._divided(key, layer.turns)
+        if layer.sharper is not None:
+            query = (query * layer.sharper).astype(query.dtype)
         if cache is not None:
             key = jax.lax.dynamic_update_slice(cache[0], key, (0, slot, 0, 0))
             value = jax.lax.dynamic_update_slice(cache[1], value, (0, slot, 0, 0))
@@ -114,6 +118,11 @@ class Attention(nn.Module):
         if not self.config.qk_norm_joint:
             return norm(self.config, name)(x)
         return norm(self.config, name)(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+    def _divided(self, x: jax.Array, turns: jax.Array | None) -> jax.Array:
+        """Each head divided by its root mean square, where the layer is rotated."""
+        divided = by_root_mean_square(x, self.config.norm_epsilon).astype(x.dtype)
+        return divided if turns is None else jnp.where(turns, divided, x)
 
     def _project(self, x: jax.Array) -> list[jax.Array]:
         """Queries, keys and values, each (batch, length, its heads, head_dim)."""

@@ -53,6 +53,7 @@ class Experts:
     best_of_group: int = 1  # a group's score is the sum of so many of its experts' best ones
     scale: float = 1.0  # the chosen experts' weights are multiplied by it
     wide_router: bool = False  # the router's product is computed in float32
+    weighted_input: bool = False  # the weights multiply what experts read, not what they give
 
     def problems(self) -> list[str]:
         """What can't be."""
@@ -99,6 +100,22 @@ class Latent:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sharpening:
+    """1 + by * log(1 + floor((position + 1) / every)), by which a long text's queries are longer.
+
+    Source: Nakanishi 2025, "Scalable-Softmax Is Superior for Attention", arXiv 2501.19399.
+
+    Example:
+        >>> from jlora import models
+        >>> models.Sharpening(by=0.1, every=8192)  # Llama 4
+        Sharpening(by=0.1, every=8192)
+    """
+
+    by: float
+    every: int  # tokens
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """The shape and features of a decoder-only transformer; what is off costs nothing.
 
@@ -137,7 +154,7 @@ class DecoderConfig:
     activation: str = "silu"  # one of ACTIVATIONS
     gated: bool = True  # the MLP is down(act(gate(x)) * up(x)), else down(act(up(x)))
     experts: Experts | None = None  # in place of the MLP
-    dense_layers: int | None = None  # so many of the first layers keep the MLP
+    expert_layers: tuple[bool, ...] | None = None  # by layer, where some keep the MLP
     latent: Latent | None = None  # what keys and values are made of, in place of the input
     fused_qkv: bool = False  # q, k and v are one projection
     fused_gate_up: bool = False  # so are gate and up
@@ -150,6 +167,7 @@ class DecoderConfig:
     qk_norm: bool = False  # each head's query and key are normed before they are rotated
     qk_norm_joint: bool = False  # over all heads at once
     qk_norm_after: bool = False  # after they are rotated
+    qk_rms: bool = False  # rotated layers divide both by their root mean square, once rotated
     pre_norms: bool = True  # what attention and MLP get is normed
     post_norms: bool = False  # what attention and MLP give is normed before it is added
     parallel: bool = False  # attention and MLP both read the layer's input, by one norm
@@ -159,6 +177,9 @@ class DecoderConfig:
     interleaved: bool = False  # neighbours are rotated together, not the two halves
     rotated: tuple[bool, ...] | None = None  # by layer, where some are not
     windows: tuple[int | None, ...] | None = None  # by layer: the last tokens that a token sees
+    # By layer: a text is cut into chunks of so many tokens, each of which sees its own chunk.
+    chunks: tuple[int | None, ...] | None = None
+    sharpening: Sharpening | None = None  # of queries in layers that are not rotated
     local_rope_theta: float | None = None  # of the layers with a window, where theirs differs
 
     query_scalar: int | None = None  # scores are divided by its root; None: head_dim
@@ -237,25 +258,29 @@ class DecoderConfig:
         for name, known in (("activation", ACTIVATIONS), ("norm", NORMS)):
             if getattr(self, name) not in known:
                 problems.append(f"{name} is {getattr(self, name)!r}: expected {', '.join(known)}")
-        if self.windows is not None:
-            if len(self.windows) != self.layers:
-                problems.append(f"{len(self.windows)} windows: expected {self.layers}, one a layer")
-            if any(window is not None and window < 1 for window in self.windows):
-                problems.append(f"windows are {self.windows}: expected each None or at least 1")
-        if self.rotated is not None and len(self.rotated) != self.layers:
-            problems.append(
-                f"rotated has {len(self.rotated)} entries: expected {self.layers}, one a layer"
-            )
+        for name in ("windows", "chunks"):
+            each = getattr(self, name) or (None,) * self.layers
+            if len(each) != self.layers:
+                problems.append(f"{len(each)} {name}: expected {self.layers}, one a layer")
+            if any(tokens is not None and tokens < 1 for tokens in each):
+                problems.append(f"{name} are {each}: expected each None or at least 1")
+        if self.windows is not None and self.chunks is not None:
+            problems.append("windows and chunks exclude each other")
+        for name in ("rotated", "expert_layers"):
+            if (each := getattr(self, name)) is not None and len(each) != self.layers:
+                problems.append(
+                    f"{name} has {len(each)} entries: expected {self.layers}, one a layer"
+                )
         if self.parallel and (self.post_norms or not self.pre_norms):
             problems.append("parallel attention and MLP have one norm, before both")
         if self.experts is not None:
             problems += self.experts.problems()
-        if self.dense_layers is not None and (
-            self.experts is None or not 1 <= self.dense_layers < self.layers
+        if self.expert_layers is not None and (
+            self.experts is None or len(set(self.expert_layers)) < 2
         ):
             problems.append(
-                f"dense_layers is {self.dense_layers}: expected some of the {self.layers} layers, "
-                "where the others have experts"
+                f"expert_layers is {self.expert_layers}: expected some with the experts that the "
+                "model has, some without"
             )
         problems += self._problems_of_latent() + problems_of_labels(self.labels)
         if self.labels and self.tied:
@@ -280,7 +305,7 @@ class DecoderConfig:
                 f"{self.kv_heads} key-value heads for {self.heads} heads: expected as many, where "
                 "keys and values come out of one short vector"
             )
-        others = {"fused_qkv": self.fused_qkv, "qk_norm": self.qk_norm}
+        others = {"fused_qkv": self.fused_qkv, "qk_norm": self.qk_norm, "qk_rms": self.qk_rms}
         others |= {"rotary_share": self.rotary_share != 1, "sinks": self.sinks}
         problems += [f"latent and {name} exclude each other" for name, on in others.items() if on]
         return problems

@@ -20,7 +20,7 @@ from jlora.models._net._layer_differences import of_layer, prepare
 from jlora.models._net._mlp import MLP
 from jlora.models._net._norms import norm
 from jlora.models._net._saved_for_gradient import PRODUCTS
-from jlora.models._net._stacks import stacks
+from jlora.models._net._stacks import runs, stacks
 from jlora.models._net._texts import texts_of
 
 # Keys (layers, batch, slots, kv_heads, head_dim) and values, the same of value_dim; of several
@@ -40,11 +40,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, shared, own, cache, slot):
         config = self.config
-        rotary, mask = of_layer(shared, own)
+        layer = of_layer(shared, own)
         normed = norm(config, "attn_norm")(x) if config.pre_norms else x
-        mixed, cache = Attention(config, self.attention, name="attn")(
-            normed, rotary, mask, cache, slot
-        )
+        mixed, cache = Attention(config, self.attention, name="attn")(normed, layer, cache, slot)
         x = x + self._given("attn_post_norm", mixed)
         if not config.parallel:
             normed = norm(config, "mlp_norm")(x) if config.pre_norms else x
@@ -61,21 +59,37 @@ class Block(nn.Module):
         return mixed if (scale := self.config.residual_scale) == 1.0 else mixed * scale
 
 
-def _scanned(config: DecoderConfig, layers: int, remat: bool, attention: str, name: str | None):
-    """So many layers, one behind the other."""
+def _block(remat: bool) -> type[nn.Module]:
     # prevent_cse: a scan already keeps the two passes apart
-    block = nn.remat(Block, prevent_cse=False, policy=None if remat else PRODUCTS)
+    return nn.remat(Block, prevent_cse=False, policy=None if remat else PRODUCTS)
+
+
+def _scanned(of: type[nn.Module], times: int) -> type[nn.Module]:
+    """So many of them, one behind the other."""
     return nn.scan(
-        block,
+        of,
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0, 0, nn.broadcast),  # pyright: ignore
-        length=layers,
-    )(config, attention, name=name)
+        length=times,
+    )
+
+
+class Period(nn.Module):
+    """Layers of several stacks, one of each, one behind the other."""
+
+    blocks: tuple[nn.Module, ...]
+
+    def __call__(self, x, shared, own, cache, slot):
+        caches = []
+        for at, block in enumerate(self.blocks):
+            x, kept = block(x, shared, own[at], None if cache is None else cache[at], slot)
+            caches.append(kept)
+        return x, None if cache is None else tuple(caches)
 
 
 class Stacks(nn.Module):
-    """Several stacks of layers, one behind the other; called as one alone is."""
+    """Several stacks of layers; called as one alone is."""
 
     config: DecoderConfig
     remat: bool
@@ -83,14 +97,25 @@ class Stacks(nn.Module):
 
     @nn.compact
     def __call__(self, x, shared, own, cache, slot):
-        caches = []
-        for at, stack in enumerate(stacks(self.config)):
-            first, count = stack.layers.start, len(stack.layers)
-            run = _scanned(stack.config, count, self.remat, self.attention, stack.name)
-            its = jax.tree.map(lambda each, first=first, count=count: each[first:][:count], own)
-            x, kept = run(x, shared, its, None if cache is None else cache[at], slot)
-            caches.append(kept)
+        block, caches = _block(self.remat), []
+        for run in runs(self.config):
+            times = len(run[0].layers)
+            its = tuple(_of_layers(own, stack.layers) for stack in run)
+            held = None if cache is None else cache[len(caches) :][: len(run)]
+            if len(run) == 1:
+                layer = _scanned(block, times)
+                layers = layer(run[0].config, self.attention, name=run[0].name)
+                x, kept = layers(x, shared, its[0], held and held[0], slot)
+                caches.append(kept)
+            else:
+                turns = [block(stack.config, self.attention, name=stack.name) for stack in run]
+                x, kept = _scanned(Period, times)(tuple(turns))(x, shared, its, held, slot)
+                caches += kept or [None] * len(run)
         return x, None if cache is None else tuple(caches)
+
+
+def _of_layers(own: Any, layers: range) -> Any:
+    return jax.tree.map(lambda each: each[layers.start : layers.stop : layers.step], own)
 
 
 class Decoder(nn.Module):
@@ -125,7 +150,7 @@ class Decoder(nn.Module):
         if config.learned_positions:
             self.positions = nn.Embed(config.max_length, config.width)
         if len(stacks(config)) == 1:
-            self.layers = _scanned(config, config.layers, self.remat, self.attention, None)
+            self.layers = _scanned(_block(self.remat), config.layers)(config, self.attention)
         else:
             self.layers = Stacks(config, self.remat, self.attention)
         self.norm = norm(config)

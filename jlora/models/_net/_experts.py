@@ -86,9 +86,14 @@ class Mixture(nn.Module):
         whose = chosen.reshape(-1)[order] if experts.biases else None
         sizes = jnp.bincount(chosen.reshape(-1), length=experts.count)
         sorted_rows = tokens[order // experts.chosen]
+        if experts.weighted_input:
+            sorted_rows = sorted_rows * shares.astype(x.dtype).reshape(-1, 1)[order]
         out = GatedExperts(self.config, experts, name="experts")(sorted_rows, sizes, whose)
         out = out[jnp.argsort(order)].reshape(*chosen.shape, -1)
-        out = jnp.einsum("tk,tkd->td", shares.astype(x.dtype), out)
+        if experts.weighted_input:
+            out = out.sum(axis=1)
+        else:
+            out = jnp.einsum("tk,tkd->td", shares.astype(x.dtype), out)
         if experts.shared_width is not None:
             out = out + self._shared(tokens)
         return out.reshape(x.shape)

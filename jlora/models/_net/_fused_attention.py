@@ -81,6 +81,8 @@ def _of_the_model(config: DecoderConfig) -> list[str]:
         problems.append("its heads have sinks")
     if len(set(config.windows or ())) > 1:
         problems.append("its layers see differently far back")
+    if config.chunks is not None:
+        problems.append("its tokens see chunks of the text")
     return problems
 
 

@@ -22,14 +22,27 @@ class Shared(NamedTuple):
 
     mask: jax.Array  # (batch, length, slots), which slots a token sees
     rotaries: tuple[Rotary, ...] = ()  # each way in which some layer is rotated
-    distance: jax.Array | None = None  # (length, slots), where layers' windows differ
+    distance: jax.Array | None = None  # (length, slots), where layers' windows or chunks differ
+    positions: jax.Array | None = None  # (batch, length), where their chunks do
+    sharper: jax.Array | None = None  # (batch, length, 1, 1), of queries that are not rotated
 
 
 class Own(NamedTuple):
     """What one layer reads; a first dimension of layers before the scan."""
 
     window: jax.Array | None = None
+    chunk: jax.Array | None = None
     rotated: tuple[jax.Array, ...] = ()  # whether in each of the ways but the first
+    turns: jax.Array | None = None  # whether it is rotated, where that decides more
+
+
+class Layer(NamedTuple):
+    """What is computed by in one layer."""
+
+    rotary: Rotary | None
+    mask: jax.Array  # (batch, length, slots), which slots a token sees
+    turns: jax.Array | None  # () bool, whether it is rotated; None: all or none are
+    sharper: jax.Array | None  # what queries are multiplied by, beside (batch, length, heads, 1)
 
 
 def prepare(
@@ -44,13 +57,31 @@ def prepare(
 
     ``lengths`` are those of the tokens' texts, (batch, 1 or length).
     Slots are contiguous, so that a distance in slots is one in tokens. A window as wide as all
-    slots is none.
+    slots is none, and so is a chunk.
     """
     length, slots = mask.shape[-2:]
-    windows = [slots if window is None else min(window, slots) for window in config.windows or ()]
-    shared = Shared(mask), Own()
-    shared = _with_rotary(config, positions, lengths, dtype, *shared)
-    return _with_windows(*shared, windows, length, slot)
+    both = _with_rotary(config, positions, lengths, dtype, Shared(mask), Own())
+    both = _with_turns(config, positions, *both)
+    here = jnp.arange(length) + (0 if slot is None else slot)
+    distance = here[:, None] - jnp.arange(slots)
+    both = _with_windows(*both, _at_most(slots, config.windows), distance)
+    return _with_chunks(*both, _at_most(slots, config.chunks), distance, positions)
+
+
+def _at_most(slots: int, each: tuple[int | None, ...] | None) -> list[int]:
+    return [slots if tokens is None else min(tokens, slots) for tokens in each or ()]
+
+
+def _with_turns(config, positions, shared: Shared, own: Own) -> tuple[Shared, Own]:
+    rotated = config.rotated or (True,)
+    sharpening = None if all(rotated) else config.sharpening
+    if sharpening is not None:
+        passed = jnp.floor((positions.astype(jnp.float32) + 1) / sharpening.every)
+        sharper = 1 + sharpening.by * jnp.log1p(passed)
+        shared = shared._replace(sharper=sharper[..., None, None])
+    if (config.qk_rms or sharpening is not None) and len(set(rotated)) > 1:
+        own = own._replace(turns=jnp.array(rotated))
+    return shared, own
 
 
 def _with_rotary(config, positions, lengths, dtype, shared: Shared, own: Own) -> tuple[Shared, Own]:
@@ -86,23 +117,40 @@ def _rotations(config: DecoderConfig) -> list[str]:
     ]
 
 
-def _with_windows(shared: Shared, own: Own, windows, length, slot) -> tuple[Shared, Own]:
+def _with_windows(shared: Shared, own: Own, windows, distance) -> tuple[Shared, Own]:
     slots = shared.mask.shape[-1]
     if all(window == slots for window in windows):
         return shared, own
-    here = jnp.arange(length) + (0 if slot is None else slot)
-    distance = here[:, None] - jnp.arange(slots)
     if len(set(windows)) == 1:
         return shared._replace(mask=shared.mask & (distance < windows[0])), own
     return shared._replace(distance=distance), own._replace(window=jnp.array(windows, jnp.int32))
 
 
-def of_layer(shared: Shared, own: Own) -> tuple[Rotary | None, jax.Array]:
-    """One layer's rotary tables and mask."""
-    mask, window, distance = shared.mask, own.window, shared.distance
+def _with_chunks(shared: Shared, own: Own, chunks, distance, positions) -> tuple[Shared, Own]:
+    slots = shared.mask.shape[-1]
+    if all(chunk == slots for chunk in chunks):
+        return shared, own
+    if len(set(chunks)) == 1:
+        return shared._replace(mask=shared.mask & _in_chunk(distance, positions, chunks[0])), own
+    shared = shared._replace(distance=distance, positions=positions)
+    return shared, own._replace(chunk=jnp.array(chunks, jnp.int32))
+
+
+def _in_chunk(distance: jax.Array, positions: jax.Array, chunk: Any) -> jax.Array:
+    """A token's chunk reaches as far back as its own place in it."""
+    return distance <= (positions % chunk)[..., None]
+
+
+def of_layer(shared: Shared, own: Own) -> Layer:
+    """What one layer is computed by."""
+    mask, sharper, distance = shared.mask, shared.sharper, shared.distance
     tables, *others = shared.rotaries or (None,)
     for its, table in zip(own.rotated, others, strict=True):
         tables = jax.tree.map(functools.partial(jnp.where, its), table, tables)
-    if window is not None and distance is not None:
-        mask = mask & (distance < window)
-    return tables, mask
+    if own.window is not None and distance is not None:
+        mask = mask & (distance < own.window)
+    if own.chunk is not None and distance is not None and shared.positions is not None:
+        mask = mask & _in_chunk(distance, shared.positions, own.chunk)
+    if own.turns is not None and sharper is not None:
+        sharper = jnp.where(own.turns, 1.0, sharper)
+    return Layer(tables, mask, own.turns, sharper)

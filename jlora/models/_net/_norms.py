@@ -9,6 +9,12 @@ import jax.numpy as jnp
 from jlora.models._net._config import DecoderConfig
 
 
+def by_root_mean_square(x: jax.Array, epsilon: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + epsilon), computed in float32, in which it is given back."""
+    wide = x.astype(jnp.float32)
+    return wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+
+
 class Norm(nn.Module):
     """x / rms(x) * scale, computed in float32 (Zhang and Sennrich 2019, arXiv 1910.07467).
 
@@ -28,7 +34,7 @@ class Norm(nn.Module):
         wide = x.astype(jnp.float32)
         if self.centred:
             wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        wide = by_root_mean_square(wide, self.epsilon)
         wide = wide * (1.0 + scale if self.plus_one else scale)
         if self.bias:
             wide = wide + self.param("bias", zeros, shape).astype(jnp.float32)
