@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import jlora
 from jlora import checkpoint, data, finetune, models, tasks, trainer
@@ -121,7 +122,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
             values = {
                 "loss": float(seen["loss"]),
                 "grad_norm": float(seen["grad_norm"]),
-                "learning_rate": float(learning_rate(number - 1)),
+                "learning_rate": float(jnp.asarray(learning_rate(number - 1))),
                 **batches.counts(number - 1),
                 "seconds": round(watch.lap(), 3),
             }

@@ -108,6 +108,11 @@ class PackedBatches:
         """How many tokens the step's batch holds, padding left out."""
         return int(self._sizes[self.rows(step), 0].sum())
 
+    def counts(self, step: int) -> dict[str, int]:
+        """What the step's batch holds: ``tokens``, ``trained`` of them, ``positions`` in all."""
+        tokens, trained = self._sizes[self.rows(step)].sum(axis=0).tolist()
+        return {"tokens": tokens, "trained": trained, "positions": self.batch_size * self.length}
+
     def _of(self, step: int) -> list[np.ndarray]:
         """The rows of each sequence of the step's batch; the last of an epoch may have fewer."""
         epoch, index = divmod(step, self.per_epoch)

@@ -70,8 +70,9 @@ def keep_saved_start(
 
 def _saved(settings: Settings, model: Any, folder: Path | None) -> tuple[Any, jlora.LoraConfig]:
     """(lora, config) of the run's copy, or where there is none yet of the adapter itself."""
-    copied = folder is not None and (folder / _START).exists()
-    directory = folder / _START if copied else peft.located(settings.adapter)
+    directory = None if folder is None else folder / _START
+    if directory is None or not directory.exists():
+        directory = peft.located(settings.adapter)
     if (directory / "adapter.json").exists():
         return checkpoint.restore(directory, base=model.params)
     if peft.vocabulary(directory, model) != models.Vocabulary():

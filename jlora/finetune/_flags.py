@@ -211,10 +211,13 @@ def _lora(info: StructTypeInfo) -> StructConstructorSpec | None:
     def unshown(name: str) -> tuple[Any, ...]:
         return () if getattr(default, name) else (_kinds.UNSHOWN,)
 
+    def typed(name: str, kind: Any) -> Any:
+        return kind if isinstance(kind, type) else Annotated[Any, kind, *unshown(name)]
+
     fields = tuple(
         StructFieldSpec(
             name,
-            kind if isinstance(kind, type) else Annotated[Any, kind, *unshown(name)],
+            typed(name, kind),
             getattr(default, name),
             helptext=text,
         )

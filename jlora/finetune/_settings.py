@@ -95,6 +95,8 @@ class Settings:
 
     max_length: Annotated[int, Range(least=2, most=2**24)] = 512
     """longest row, in tokens; what is longer is cut"""
+    pack: bool = False
+    """let rows share sequences of --max-length tokens, which a batch then has --batch-size of"""
     train_rows: Annotated[int, Range(least=1, most=10**7)] = 1920
     """sentences to sample for the home-assistant task"""
     eval_rows: Annotated[int, Range(least=1, most=10**7)] = 160
@@ -214,6 +216,8 @@ class Settings:
             )
         if self.eval_data and self.eval_split:
             yield "--eval-data and --eval-split exclude each other: choose one"
+        if self.pack and self.attention != "blocks":
+            yield f"--pack needs --attention blocks: {self.attention} does not keep rows apart"
         if self.patience and not self.eval_every:
             yield "--patience counts measurements during training: give --eval-every too"
         if self.eval_answers and not self.eval_every:

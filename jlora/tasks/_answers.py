@@ -72,12 +72,17 @@ class Answers(Task):
             train_reasoning=self.settings.train_reasoning,
         )
 
-    def batches(self, examples: Sequence[Any], *, shuffle: bool = True) -> data.Batches:
-        """Batches of few shapes, in an order from the seed."""
+    def batches(
+        self, examples: Sequence[Any], *, shuffle: bool = True
+    ) -> data.Batches | data.PackedBatches:
+        """Batches of few shapes, or of sequences that rows share, in an order from the seed."""
         its = self.settings
         if not shuffle:
             return data.Batches(examples, batch_size=MEASURED_AT_ONCE, shapes=1, shuffle=False)
-        return data.Batches(examples, batch_size=its.batch_size, seed=its.seed)
+        of_run = {"batch_size": its.batch_size, "seed": its.seed}
+        if its.pack:
+            return data.PackedBatches(examples, length=its.max_length, **of_run)
+        return data.Batches(examples, **of_run)
 
     def texts(self, model: Any, batches: Any, number: int) -> list[str]:
         """The tokens of each row, as text."""
