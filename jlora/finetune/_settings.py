@@ -189,7 +189,9 @@ class Settings:
         if unknown := flat.keys() - names - _kinds.OF_LORA.keys():
             raise ValueError(f"{', '.join(sorted(unknown))}: no settings of this version of jlora")
         own = {name: flat[name] for name in names & flat.keys()}
-        own = {name: tuple(v) if isinstance(v, list) else v for name, v in own.items()}
+        own: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in own.items()
+        }
         if isinstance(own.get("data"), str):  # as before there could be several
             own["data"] = (own["data"],)
         lora = {name: flat[name] for name in _kinds.OF_LORA if flat.get(name) not in (None, "")}
