@@ -4,8 +4,9 @@
 
 Two sets of rows: lengths with a long tail (20 to 2000 tokens), and the default task. For each, an
 epoch of `Batches` (4 rows) and one of `PackedBatches` (1 sequence). FLOPs are those of all products
-of a LoRA gradient of SmolLM2's shape, counted and not run. Tokens/s, padding left out, are of a small
-llama's train step: each shape's median time, in turns in one process, times its share of an epoch.
+of a LoRA gradient of SmolLM2's shape, counted and not run. Tokens/s, padding left out, are those of
+a small llama's train step: each shape's median time, in turns in one process, as often as an epoch
+has it.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 ``rows = read_rows(path)`` or ``rows, held_out = home_assistant(train, test)``;
 ``examples, report = encode(rows, tokenizer, max_length=256)``;
-``batches = Batches(examples, batch_size=16, seed=0)``; ``batches(step)``.
+``batches = Batches(examples, batch_size=16, seed=0)``, or ``PackedBatches``; ``batches(step)``.
 """
 
 from jlora.data._batches import Batch as Batch
