@@ -2,7 +2,7 @@
 
 ``rows, held_out = hold_out(read_rows(path), 100, seed=0)``;
 ``examples, report = encode(rows, tokenizer, max_length=256)``;
-``batches = Batches(examples, batch_size=16, seed=0)``; ``batches(step)``.
+``batches = Batches(examples, batch_size=16, seed=0)``, or ``PackedBatches``; ``batches(step)``.
 """
 
 from jlora.data._batches import Batch as Batch

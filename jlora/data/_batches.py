@@ -14,7 +14,8 @@ from jlora.data._examples import Examples
 from jlora.data._turn import Example
 
 # tokens (batch, length) int32; positions (batch, answers) int32, whose next token is an answer;
-# labels (batch, answers) int32, those next tokens; weights (batch, answers) float32, 0 for padding.
+# labels (batch, answers) int32, those next tokens; weights (batch, answers) float32, 0 for padding;
+# where rows share sequences, segments (batch, length) int32, which row a token belongs to.
 Batch = dict[str, np.ndarray]
 
 
