@@ -277,7 +277,9 @@ def prepare(settings: Settings, run: checkpoint.Run, resume: bool = False) -> Jo
     batches = data.Batches(examples, batch_size=settings.batch_size, seed=settings.seed)
 
     # (params, batch) -> (summed loss of the answers' tokens, how many)
-    loss = functools.partial(models.answer_loss, model, remat=settings.remat, head_trains=True)
+    loss = functools.partial(
+        models.answer_loss, model, remat="full" if settings.remat else "products", head_trains=True
+    )
     # of the model, not the loss: in the loss's loop over chunks the head is a product like others
     axes = jlora.trace_axes(model.apply, model.params, batches(0)["tokens"])
     config, frozen, lora = start(settings, config, axes, model.params, loss, batches)

@@ -61,16 +61,17 @@ class Model:
         """What transformers calls each parameter, by our path; ``{}`` stands for the layer."""
         return types.MappingProxyType({path: leaf.name for path, leaf in self.stored.items()})
 
-    def apply(self, params: Any, tokens: jax.Array, *, remat: bool = False) -> jax.Array:
+    def apply(self, params: Any, tokens: jax.Array, *, remat: str = "products") -> jax.Array:
         """Scores over the vocabulary, (batch, length, vocabulary) float32, of tokens from the left.
 
-        Padding on the right needs no mask: no token sees what comes after it.
+        Padding on the right needs no mask: no token sees what comes after it. ``remat`` is one of
+        `REMATS`, as in `answer_loss`.
         """
         decoder = Decoder(self.config, remat, self.attention)
         return decoder.apply({"params": params}, tokens)  # pyright: ignore[reportReturnType]
 
-    def hidden(self, params: Any, tokens: jax.Array, *, remat: bool = False) -> jax.Array:
-        """What `logits` reads: (batch, length, width); ``remat`` recomputes layers in gradients."""
+    def hidden(self, params: Any, tokens: jax.Array, *, remat: str = "products") -> jax.Array:
+        """What `logits` reads: (batch, length, width); ``remat`` as in `answer_loss`."""
         decoder = Decoder(self.config, remat, self.attention)
         return decoder.apply({"params": params}, tokens, method="hidden")  # pyright: ignore[reportReturnType]
 

@@ -19,7 +19,7 @@ from jlora.models._net._experts import Mixture
 from jlora.models._net._layer_differences import of_layer, prepare
 from jlora.models._net._mlp import MLP
 from jlora.models._net._norms import norm
-from jlora.models._net._saved_for_gradient import PRODUCTS
+from jlora.models._net._remat import rematerialised
 from jlora.models._net._stacks import stacks
 
 # Keys (layers, batch, slots, kv_heads, head_dim) and values, the same of value_dim; of several
@@ -60,12 +60,10 @@ class Block(nn.Module):
         return mixed if (scale := self.config.residual_scale) == 1.0 else mixed * scale
 
 
-def _scanned(config: DecoderConfig, layers: int, remat: bool, attention: str, name: str | None):
+def _scanned(config: DecoderConfig, layers: int, remat: str, attention: str, name: str | None):
     """So many layers, one behind the other."""
-    # prevent_cse: a scan already keeps the two passes apart
-    block = nn.remat(Block, prevent_cse=False, policy=None if remat else PRODUCTS)
     return nn.scan(
-        block,
+        rematerialised(Block, remat),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0, 0, nn.broadcast),  # pyright: ignore
@@ -77,7 +75,7 @@ class Stacks(nn.Module):
     """Several stacks of layers, one behind the other; called as one alone is."""
 
     config: DecoderConfig
-    remat: bool
+    remat: str
     attention: str
 
     @nn.compact
@@ -96,8 +94,8 @@ class Decoder(nn.Module):
     """A decoder-only transformer; parameters as ``{"embed", "layers", "norm", ...}``.
 
     ``head`` beside them unless the embedding is the head, ``positions`` where they are learned.
-    For a gradient each layer keeps its products' results; with ``remat`` its input alone.
-    ``attention`` is blocks, xla or cudnn, as `load` describes them.
+    ``remat`` says what each layer keeps for its gradient, as in `answer_loss`; ``attention`` is
+    blocks, xla or cudnn, as `load` describes them.
 
     Example:
         >>> import jax
@@ -114,7 +112,7 @@ class Decoder(nn.Module):
     """
 
     config: DecoderConfig
-    remat: bool = False
+    remat: str = "products"
     attention: str = "blocks"
 
     def setup(self) -> None:
