@@ -92,7 +92,7 @@ def loss_of(model: Model, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Arra
         def of_row(row):
             with nn.intercept_methods(keep):
                 row = jax.tree.map(lambda leaf: leaf[None], row)
-                return answer_loss(model, params, row, remat=True)
+                return answer_loss(model, params, row, remat="full")
 
         total, count = jax.vmap(of_row, spmd_axis_name=FSDP)(batch)
         return total.sum(), count.sum()

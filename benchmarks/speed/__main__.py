@@ -16,6 +16,7 @@ import jax
 from benchmarks._shared.llamas import LLAMAS
 from benchmarks.speed._ceiling import ceiling
 from benchmarks.speed._step import job, needed, seconds
+from jlora.models import REMATS
 
 COLUMNS = (
     "| model | weights | trains | seconds a step | tokens/s | TFLOP a step needs | TFLOP/s "
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--remat", action="store_true", help="keep each layer's input alone")
+    parser.add_argument("--remat", choices=REMATS, default="products")
     parser.add_argument("--attention", choices=["blocks", "xla", "cudnn"], default="blocks")
     given = parser.parse_args()
     asked = ("rows", "length", "rank", "remat", "attention")

@@ -11,7 +11,6 @@ import optax
 
 import jlora
 from benchmarks._shared.flops import flops
-from benchmarks._shared.keeping import keeping
 from benchmarks._shared.llamas import outlined
 from benchmarks._shared.memory import allocated
 from benchmarks._shared.turns import seconds_in_turns
@@ -29,7 +28,7 @@ class Job:
     rows: int
     length: int
     rank: int
-    remat: bool
+    remat: str
 
     @property
     def tokens(self) -> int:
@@ -49,14 +48,13 @@ def needed(job: Job) -> int:
     params, batch = job.model.params, jax.eval_shape(functools.partial(_batch, job))
     # which hide no product in a kernel
     in_blocks = dataclasses.replace(job.model, attention="blocks")
-    kept = dataclasses.replace(job, model=in_blocks, remat=False)
-    with keeping(jax.checkpoint_policies.everything_saveable):
-        frozen, trained = None, params
-        if job.trains == "LoRA":
-            split = functools.partial(adapted, job, batch["tokens"])
-            frozen, trained = jax.eval_shape(split, params)
-        state = jax.eval_shape(functools.partial(start, job), trained)
-        return flops(step_of(kept).trace(frozen, state, batch).jaxpr.jaxpr)
+    kept = dataclasses.replace(job, model=in_blocks, remat="none")
+    frozen, trained = None, params
+    if job.trains == "LoRA":
+        split = functools.partial(adapted, job, batch["tokens"])
+        frozen, trained = jax.eval_shape(split, params)
+    state = jax.eval_shape(functools.partial(start, job), trained)
+    return flops(step_of(kept).trace(frozen, state, batch).jaxpr.jaxpr)
 
 
 def adapted(job: Job, tokens: Any, params: Any) -> tuple[Any, Any]:

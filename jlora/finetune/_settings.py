@@ -126,8 +126,8 @@ class Settings:
     """of the frozen weights; A and B are float32"""
     attention: Literal["blocks", "cudnn"] = "blocks"
     """blocks; on NVIDIA GPUs with --dtype bfloat16 also cudnn: its fused kernel"""
-    remat: bool = False
-    """recompute layers whole in the backward pass: less memory, slower"""
+    remat: Literal["none", "products", "full"] = "products"
+    """what layers keep for the gradient: everything, products' results, or their inputs alone"""
     save_as: Literal["jlora", "peft", "mlx"] = "jlora"
     """jlora; or peft or mlx: the adapter in that format as well, in a folder of this name"""
 
@@ -194,6 +194,8 @@ class Settings:
         }
         if isinstance(own.get("data"), str):  # as before there could be several
             own["data"] = (own["data"],)
+        if isinstance(own.get("remat"), bool):  # as before it had names
+            own["remat"] = "full" if own["remat"] else "products"
         lora = {name: flat[name] for name in _kinds.OF_LORA if flat.get(name) not in (None, "")}
         return cls(**own, lora=dataclasses.replace(ADAPTER, **lora))
 

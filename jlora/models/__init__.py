@@ -46,6 +46,7 @@ from jlora.models._net._decoder import Decoder as Decoder
 from jlora.models._net._encoder import Encoder as Encoder
 from jlora.models._net._encoder_config import EncoderConfig as EncoderConfig
 from jlora.models._net._loss import answer_loss as answer_loss
+from jlora.models._net._remat import REMATS as REMATS
 from jlora.models._net._rope_scalings import DynamicRopeScaling as DynamicRopeScaling
 from jlora.models._net._rope_scalings import LinearRopeScaling as LinearRopeScaling
 from jlora.models._net._rope_scalings import LongRopeScaling as LongRopeScaling

@@ -18,7 +18,7 @@ from jlora.models._net._loss import cross_entropy
 
 
 def classification_loss(
-    model: Any, params: Any, batch: Mapping[str, Any], *, remat: bool = False
+    model: Any, params: Any, batch: Mapping[str, Any], *, remat: str = "products"
 ) -> tuple[jax.Array, jax.Array]:
     """The pair (summed cross-entropy of the rows' labels, their number), float32 scalars.
 

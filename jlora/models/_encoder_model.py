@@ -63,7 +63,7 @@ class EncoderModel(TextModel):
         mask: jax.Array | None = None,
         types: jax.Array | None = None,
         *,
-        remat: bool = False,
+        remat: str = "products",
     ) -> jax.Array:
         """The labels' scores, (batch, labels) float32; without a head what `hidden` gives.
 
@@ -72,7 +72,7 @@ class EncoderModel(TextModel):
             tokens: (batch, length) int32.
             mask: (batch, length), 0 for padding; every token is seen without it.
             types: (batch, length) int32, 1 for tokens of a second text; 0 without it.
-            remat: recompute layers in gradients.
+            remat: one of `REMATS`, what each layer keeps for its gradient, as in `answer_loss`.
 
         Raises:
             ValueError: when there are more tokens than positions that the model has learned.
@@ -87,7 +87,7 @@ class EncoderModel(TextModel):
         mask: jax.Array | None = None,
         types: jax.Array | None = None,
         *,
-        remat: bool = False,
+        remat: str = "products",
     ) -> jax.Array:
         """The last layer's output, (batch, length, width); arguments as of `apply`.
 

@@ -48,7 +48,7 @@ class Model(TextModel):
         types: jax.Array | None = None,
         *,
         segments: jax.Array | None = None,
-        remat: bool = False,
+        remat: str = "products",
     ) -> jax.Array:
         """Scores over the vocabulary, (batch, length, vocabulary) float32, of tokens from the left.
 
@@ -64,7 +64,7 @@ class Model(TextModel):
             segments: (batch, length) int32, where texts share a sequence: no token sees one of
                 another text, and each text's positions begin at 0. A text begins wherever the
                 number changes; the numbers mean nothing else.
-            remat: recompute layers in gradients.
+            remat: one of `REMATS`, as in `answer_loss`.
 
         Raises:
             ValueError: when there are more tokens than learned positions, or segments, and another
@@ -79,7 +79,7 @@ class Model(TextModel):
         tokens: jax.Array,
         *,
         segments: jax.Array | None = None,
-        remat: bool = False,
+        remat: str = "products",
     ) -> jax.Array:
         """What `logits` reads: (batch, length, width); arguments and errors as of `apply`."""
         decoder = Decoder(self.config, remat, self.attention)

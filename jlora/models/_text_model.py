@@ -79,7 +79,7 @@ class TextModel:
         mask: jax.Array | None = None,
         types: jax.Array | None = None,
         *,
-        remat: bool = False,
+        remat: str = "products",
     ) -> jax.Array:
         """What the model gives, as its own class describes it."""
         raise NotImplementedError
@@ -89,7 +89,7 @@ class TextModel:
         raise NotImplementedError
 
     def classifier(
-        self, params: Any, batch: Mapping[str, Any], *, remat: bool = False
+        self, params: Any, batch: Mapping[str, Any], *, remat: str = "products"
     ) -> jax.Array:
         """The labels' scores, (rows, labels) float32.
 

@@ -75,7 +75,7 @@ OF_THE_HEAD = {"bert": {"pooler/kernel"}, "roberta": {"classifier/dense/kernel"}
 
 
 @each_family
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", models.REMATS)
 def test_gradients_of_adapters_are_those_of_transformers(family, remat, tmp_path):
     """dL/dA = s dL/dW B^T and dL/dB = s A^T dL/dW, with the weights merged in torch."""
     theirs = made(family, "ForSequenceClassification")

@@ -15,7 +15,7 @@ def check_factored(family):
     params, tokens = abstract_params(config), jax.ShapeDtypeStruct((2, 9), jnp.int32)
 
     def loss(params, tokens):
-        return Decoder(config, True).apply({"params": params}, tokens).mean()
+        return Decoder(config, "full").apply({"params": params}, tokens).mean()
 
     axes = jlora.trace_axes(loss, params, tokens)
     narrow = {"shared_gate": 1} if "layers/mlp/shared_gate/kernel" in TREES[family] else {}

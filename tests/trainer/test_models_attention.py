@@ -36,7 +36,7 @@ def params_of(config, dtype="float32"):
     return jax.tree.map(lambda leaf: leaf.astype(dtype), init(jax.random.key(0), TOKENS)["params"])
 
 
-def loss_of(config, attention, remat=False):
+def loss_of(config, attention, remat="products"):
     decoder: Any = Decoder(config, remat, attention)
     return lambda params, tokens: jnp.square(decoder.apply({"params": params}, tokens)).mean()
 
@@ -69,7 +69,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_blocks_are():
     assert off["xla"] < max(off["blocks"], 2**-8)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", models.REMATS)
 def test_adapters_stay_factored_beside_it(remat):
     params = params_of(CONFIG)
     config = jlora.LoraConfig(targets="_proj", rank=2, init="orthogonal")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -127,53 +126,6 @@ def test_answer_refuses_what_is_longer_than_the_positions(model):
     row = [{"role": "user", "content": "x" * 300}]
     with pytest.raises(ValueError, match=r"a prompt of 3\d\d tokens .* the 256 positions of"):
         models.answer(model, [row], max_new_tokens=6)
-
-
-def test_rematerialised_layers_give_the_same_loss_and_gradients(model):
-    tokens = jnp.asarray([PROMPTS[2]])
-
-    def loss(params, remat):
-        return (model.apply(params, tokens, remat=remat) ** 2).mean()
-
-    step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    kept, grads = step(model.params, False)
-    again, regrads = step(model.params, True)
-    np.testing.assert_allclose(kept, again, rtol=1e-6)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), grads, regrads
-    )
-
-
-def kept_for_the_gradient(model, tokens, *, remat=False):
-    """The shapes of what the forward pass leaves for the backward one, parameters left out."""
-
-    def hidden(params):
-        return model.hidden(params, tokens, remat=remat)
-
-    kept = jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(hidden, params)[1], model.params))
-    weights = {leaf.shape for leaf in jax.tree.leaves(model.params)}
-    return [leaf.shape for leaf in kept if leaf.shape not in weights]
-
-
-def test_a_layer_keeps_its_products_for_the_gradient_and_neither_scores_nor_activations(model):
-    config, length = model.config, 50
-    tokens = jnp.zeros((8, length), jnp.int32)
-    kept = kept_for_the_gradient(model, tokens)
-    of_layers = [shape[1:] for shape in kept if shape[0] == config.layers and len(shape) > 2]
-    assert (8, length, config.mlp_width) in of_layers
-    assert sum(math.prod(shape[2:]) for shape in of_layers) <= (
-        3 * config.width  # the layer's input, and what is added to it twice
-        + (config.heads + 2 * config.kv_heads) * config.head_dim
-        + 2 * config.mlp_width
-    )
-    assert not any(shape[-2:] == (length, length) for shape in of_layers)
-
-
-def test_rematerialised_layers_keep_their_inputs_alone(model):
-    tokens = jnp.zeros((8, 50), jnp.int32)
-    kept = kept_for_the_gradient(model, tokens, remat=True)
-    of_layers = [shape for shape in kept if shape[0] == model.config.layers and len(shape) > 2]
-    assert of_layers == [(model.config.layers, 8, 50, model.config.width)]
 
 
 WARM = models.Sampling(temperature=1.3, top_k=40, top_p=0.95, repetition_penalty=1.2)

@@ -13,8 +13,8 @@ from jlora.models._net import _fused_attention
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._latent import queries_keys_values
 from jlora.models._net._norms import by_root_mean_square, norm
+from jlora.models._net._remat import product
 from jlora.models._net._rotary import rotate
-from jlora.models._net._saved_for_gradient import product
 
 
 def _block_size(length: int) -> int:

@@ -19,7 +19,7 @@ from jlora.models._net._experts import Mixture
 from jlora.models._net._layer_differences import of_layer, prepare
 from jlora.models._net._mlp import MLP
 from jlora.models._net._norms import norm
-from jlora.models._net._saved_for_gradient import PRODUCTS
+from jlora.models._net._remat import rematerialised
 from jlora.models._net._stacks import runs, stacks
 from jlora.models._net._texts import texts_of
 
@@ -59,11 +59,6 @@ class Block(nn.Module):
         return mixed if (scale := self.config.residual_scale) == 1.0 else mixed * scale
 
 
-def _block(remat: bool) -> type[nn.Module]:
-    # prevent_cse: a scan already keeps the two passes apart
-    return nn.remat(Block, prevent_cse=False, policy=None if remat else PRODUCTS)
-
-
 def _scanned(of: type[nn.Module], times: int) -> type[nn.Module]:
     """So many of them, one behind the other."""
     return nn.scan(
@@ -92,12 +87,12 @@ class Stacks(nn.Module):
     """Several stacks of layers; called as one alone is."""
 
     config: DecoderConfig
-    remat: bool
+    remat: str
     attention: str
 
     @nn.compact
     def __call__(self, x, shared, own, cache, slot):
-        block, caches = _block(self.remat), []
+        block, caches = rematerialised(Block, self.remat), []
         for run in runs(self.config):
             times = len(run[0].layers)
             its = tuple(_of_layers(own, stack.layers) for stack in run)
@@ -122,9 +117,9 @@ class Decoder(nn.Module):
     """A decoder-only transformer; parameters as ``{"embed", "layers", "norm", ...}``.
 
     ``head`` beside them unless the embedding is the head, ``positions`` where they are learned,
-    ``classifier`` in the place of ``head`` where there are labels.
-    For a gradient each layer keeps its products' results; with ``remat`` its input alone.
-    ``attention`` is blocks, xla or cudnn, as `load` describes them.
+    ``classifier`` in the place of ``head`` where there are labels. ``remat`` says what each layer
+    keeps for its gradient, as in `answer_loss`; ``attention`` is blocks, xla or cudnn, as `load`
+    describes them.
 
     Example:
         >>> import jax
@@ -141,7 +136,7 @@ class Decoder(nn.Module):
     """
 
     config: DecoderConfig
-    remat: bool = False
+    remat: str = "products"
     attention: str = "blocks"
 
     def setup(self) -> None:
@@ -150,7 +145,9 @@ class Decoder(nn.Module):
         if config.learned_positions:
             self.positions = nn.Embed(config.max_length, config.width)
         if len(stacks(config)) == 1:
-            self.layers = _scanned(_block(self.remat), config.layers)(config, self.attention)
+            self.layers = _scanned(rematerialised(Block, self.remat), config.layers)(
+                config, self.attention
+            )
         else:
             self.layers = Stacks(config, self.remat, self.attention)
         self.norm = norm(config)

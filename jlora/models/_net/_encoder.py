@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jlora.models._net._encoder_config import EncoderConfig
 from jlora.models._net._mlp import ACTIVATION
-from jlora.models._net._saved_for_gradient import PRODUCTS, product
+from jlora.models._net._remat import product, rematerialised
 
 
 def _norm(config: EncoderConfig, name: str | None = None) -> nn.LayerNorm:
@@ -79,8 +79,8 @@ class Classifier(nn.Module):
 class Encoder(nn.Module):
     """An encoder; parameters as ``{"embed", "positions", "types", "embed_norm", "layers", ...}``.
 
-    ``pooler`` and ``classifier`` beside them where the configuration has them. For a gradient each
-    layer keeps its products' results; with ``remat`` its input alone.
+    ``pooler`` and ``classifier`` beside them where the configuration has them. ``remat`` says what
+    each layer keeps for its gradient, as in `answer_loss`.
 
     Example:
         >>> import jax
@@ -96,18 +96,16 @@ class Encoder(nn.Module):
     """
 
     config: EncoderConfig
-    remat: bool = False
+    remat: str = "products"
 
     def setup(self) -> None:
         config = self.config
-        # prevent_cse: a scan already keeps the two passes apart
-        layer = nn.remat(Layer, prevent_cse=False, policy=None if self.remat else PRODUCTS)
         self.embed = nn.Embed(config.vocabulary, config.width)
         self.positions = nn.Embed(config.max_length, config.width)
         self.types = nn.Embed(config.types, config.width)
         self.embed_norm = _norm(config)
         self.layers = nn.scan(
-            layer,
+            rematerialised(Layer, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # pyright: ignore

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jlora.models._net._config import ClampedGate, DecoderConfig, Experts
 from jlora.models._net._mlp import ACTIVATION, MLP
+from jlora.models._net._remat import product
 from jlora.models._net._routing import choose
-from jlora.models._net._saved_for_gradient import product
 
 
 class Grouped(nn.Module):

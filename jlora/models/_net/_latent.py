@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jlora.models._net._config import DecoderConfig, Latent
 from jlora.models._net._norms import Norm
-from jlora.models._net._saved_for_gradient import product
+from jlora.models._net._remat import product
 
 _EPSILON = 1e-6  # of the short vectors' norms, whatever that of the others is
 

@@ -21,7 +21,7 @@ def answer_loss(
     params: Any,
     batch: Mapping[str, jax.Array],
     *,
-    remat: bool = False,
+    remat: str = "products",
     head_trains: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """The pair (summed cross-entropy of the answers' tokens, their number), float32 scalars.
@@ -35,8 +35,9 @@ def answer_loss(
         batch: ``tokens`` (batch, length) int32; ``positions`` and ``labels`` (batch, answers)
             int32, which places predict which token; ``weights`` (batch, answers), 0 for padding;
             where texts share a sequence, ``segments`` (batch, length) int32, as for `Model.apply`.
-        remat: keep each layer's input alone for the gradient, not its products' results too: less
-            memory, some 30 % more FLOPs.
+        remat: one of `REMATS`, what each layer keeps for its gradient: ``"none"`` computes nothing
+            again and keeps everything; ``"products"`` keeps the results of products with weights;
+            ``"full"`` keeps the layer's inputs alone: the least memory, a third more FLOPs.
         head_trains: whether what makes the scores (the head, or the embedding that it is tied to)
             is adapted. `jlora.lift` keeps it factored then, and scores are computed again in the
             gradient.
@@ -46,8 +47,8 @@ def answer_loss(
 
     Raises:
         ValueError: when there are more tokens than positions that the model has learned, when the
-            model is an encoder or has a head for classification, or its attention does not keep the
-            segments apart.
+            model is an encoder or has a head for classification, its attention does not keep the
+            segments apart, or ``remat`` is none of the names.
 
     Source: as "Cut Your Losses", Wijmans et al. 2024, arXiv 2411.09009, by chunks of rows where it
     has chunks of the vocabulary.

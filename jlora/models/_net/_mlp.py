@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.models._net._config import DecoderConfig
-from jlora.models._net._saved_for_gradient import product
+from jlora.models._net._remat import product
 
 ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
