@@ -167,7 +167,7 @@ FOLDER_FLAGS = (
 )
 
 
-def settle(given: dict[str, Any], run: checkpoint.Run) -> Settings:
+def settle(given: dict[str, Any], run: trainer.Run) -> Settings:
     """The settings of this run: those given, or on resuming those it was begun with."""
     resume, overwrite = given.pop("resume", False), given.pop("overwrite", False)
     check(Settings, given)
@@ -229,7 +229,7 @@ class Job:
     """Everything that a run needs, checked and in memory."""
 
     settings: Settings
-    run: checkpoint.Run
+    run: trainer.Run
     model: models.Model
     config: jlora.LoraConfig
     frozen: Any
@@ -242,7 +242,7 @@ class Job:
     identity: dict[str, Any]  # of data and base: a resumed run must find the same
 
 
-def prepare(settings: Settings, run: checkpoint.Run, resume: bool = False) -> Job:
+def prepare(settings: Settings, run: trainer.Run, resume: bool = False) -> Job:
     """Loads and checks everything; nothing is trained yet, and only ROWS is written."""
     config, tx = configuration(settings), optimizer(settings)
     folder = run.directory / ROWS
@@ -477,7 +477,7 @@ def train(job: Job, state: trainer.TrainState) -> tuple[Any, int]:
     )
 
 
-def save(run: checkpoint.Run, number: int, state: trainer.TrainState) -> None:
+def save(run: trainer.Run, number: int, state: trainer.TrainState) -> None:
     """Keeps what the run needs to go on after this step; before the first that is nothing."""
     if number:
         run.save(number, {"lora": state.lora, "opt_state": state.opt_state})
@@ -560,7 +560,7 @@ def finish(job: Job, lora: Any, before: dict[str, Any]) -> None:
     )
 
 
-def check_identity(run: checkpoint.Run, identity: dict[str, Any]) -> None:
+def check_identity(run: trainer.Run, identity: dict[str, Any]) -> None:
     """Raises a ValueError when a resumed run would go on with other data or on another base."""
     begun = run.settings
     if changed := checkpoint.differences(begun["base"], identity["base"]):
@@ -575,7 +575,7 @@ def system_of(job: Job) -> str | None:
     return first.pop() if len(first) == 1 else None
 
 
-def go_on(run: checkpoint.Run) -> str:
+def go_on(run: trainer.Run) -> str:
     """The command that resumes the run."""
     return f"Go on with: python train.py --out {run.directory} --resume"
 
@@ -590,7 +590,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, 2 for bad input, 1 if the run broke off, 128 + the signal it got."""
     given = parse(Settings, argv, description=__doc__ or "", switches=SWITCHES)
     resume = given.get("resume", False)
-    run = checkpoint.Run(given.get("out", Settings.out))
+    run = trainer.Run(given.get("out", Settings.out))
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         try:
@@ -603,7 +603,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 check_identity(run, job.identity)
                 if run.latest_step is not None:
                     begun = {"lora": state.lora, "opt_state": state.opt_state}
-                    number, saved = run.restore(begun, say=print)
+                    number, saved, _ = run.restore(begun, say=print)
                     state = dataclasses.replace(state, step=jnp.int32(number), **saved)
             else:
                 run.begin({"settings": dataclasses.asdict(settings), **job.identity})

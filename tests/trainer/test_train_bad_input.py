@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 import train
-from jlora import checkpoint
+from jlora import trainer
 
 
 @pytest.fixture
@@ -74,12 +74,12 @@ def test_rows_beyond_the_limit_are_counted_in_one_line(tiny, rows, tmp_path, cap
     long = {"prompt": "a", "completion": "b" * 300}
     path.write_text(rows.read_text() + json.dumps(long) + "\n")
     settings = train.Settings(model=str(tiny), data=str(path), rank=3, max_length=100, seed=1)
-    train.prepare(settings, checkpoint.Run(tmp_path / "run"))
+    train.prepare(settings, trainer.Run(tmp_path / "run"))
     assert "1 longer than 100 tokens: 1 cut, 0 dropped" in capsys.readouterr().out
 
 
 def test_a_folder_that_holds_another_run_is_left_alone(good, tmp_path, capsys):
-    run = checkpoint.Run(tmp_path / "run")
+    run = trainer.Run(tmp_path / "run")
     run.begin({"settings": {}})
     told = refused(good, capsys)
     assert "holds another run: expected another folder, or overwrite=True to replace it" in told

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import train
-from jlora import checkpoint, models
+from jlora import checkpoint, models, trainer
 from jlora.__main__ import main as jlora_main
 
 DATED = (
@@ -24,7 +24,7 @@ def dated(tiny, rows, tmp_path):
     given = {"model": str(tiny), "data": str(rows), "rank": 3, "max_length": 96, "eval_rows": 3}
     template = train.text_of_file(str(file))
     file.unlink()
-    run = checkpoint.Run(tmp_path / "run")
+    run = trainer.Run(tmp_path / "run")
     settings = train.settle({**given, "template": template, "date": "2025-03-04"}, run)
     job = train.prepare(settings, run)
     run.begin({"settings": dataclasses.asdict(settings), **job.identity})
@@ -63,7 +63,7 @@ def test_what_is_generated_later_has_the_runs_date_and_template(dated, monkeypat
 
 
 def test_a_run_without_a_date_is_of_the_day_on_which_it_began(tmp_path):
-    settings = train.settle({}, checkpoint.Run(tmp_path / "run"))
+    settings = train.settle({}, trainer.Run(tmp_path / "run"))
     assert settings.date == datetime.date.today().isoformat()
 
 
@@ -73,7 +73,7 @@ def test_rows_of_plain_text_are_measured_by_their_loss_alone(tiny, tmp_path, cap
     settings = train.Settings(
         model=str(tiny), data=str(data), columns={"text": "story"}, rank=3, max_length=96
     )
-    job = train.prepare(settings, checkpoint.Run(tmp_path / "run"))
+    job = train.prepare(settings, trainer.Run(tmp_path / "run"))
     scores = train.evaluate(job, job.lora)
     assert scores["exact_match"] is None
     assert 2 < scores["loss"] < 12

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import train
-from jlora import checkpoint, data, monitor
+from jlora import checkpoint, data, monitor, trainer
 
 ROOT = Path(train.__file__).parent
 
@@ -57,7 +57,7 @@ def test_a_stopped_run_goes_on_with_the_losses_of_one_that_was_not(
 
     assert train.main([f"--out={out}", "--resume"]) == 0
     assert losses(out) == losses(finished)
-    results = [json.loads((folder / "results.json").read_text()) for folder in (out, finished)]
+    results = [trainer.Run(folder).recorded("results") for folder in (out, finished)]
     assert results[0] == results[1]
 
 
@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(finished, tmp_path)
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     shutil.rmtree(out / "checkpoints" / "8")  # as if the power had failed at step 8
-    assert checkpoint.Run(out).latest_step == 6
+    assert trainer.Run(out).latest_step == 6
     assert train.main([f"--out={out}", "--resume"]) == 0
     assert losses(out) == losses(finished)
 
@@ -81,7 +81,7 @@ def test_sigterm_saves_and_leaves_cleanly(flags, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM after step" in told
     assert "Traceback" not in told
-    assert checkpoint.Run(out).latest_step == len(losses(out)) >= 2
+    assert trainer.Run(out).latest_step == len(losses(out)) >= 2
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_a_run_of_such_batches_ends_though_they_are_skipped(flags, tmp_path, cap
 
 def test_a_second_process_on_the_same_folder_is_told_who_holds_it(flags, tmp_path, capsys):
     out = tmp_path / "run"
-    with checkpoint.Run(out).locked():
+    with trainer.Run(out).locked():
         assert train.main([*flags, f"--out={out}"]) == 2
         assert f"{out} is being written by process {os.getpid()} on" in capsys.readouterr().err
     assert not out.exists()
@@ -184,4 +184,4 @@ def test_overwrite_begins_afresh(flags, finished, tmp_path):
     assert train.main([*flags, f"--out={out}", "--steps=2", "--seed=1", "--overwrite"]) == 0
     assert len(losses(out)) == 2
     assert losses(out) != losses(finished)[:2]
-    assert checkpoint.Run(out).latest_step == 2
+    assert trainer.Run(out).latest_step == 2

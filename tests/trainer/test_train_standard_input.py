@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import train
-from jlora import checkpoint, data
+from jlora import data, trainer
 
 
 def given(monkeypatch, content):
@@ -15,7 +15,7 @@ def given(monkeypatch, content):
 
 
 def test_a_run_on_standard_input_is_resumed_without_it(tiny, rows, tmp_path, monkeypatch):
-    run = checkpoint.Run(tmp_path / "run")
+    run = trainer.Run(tmp_path / "run")
     options = {"model": str(tiny), "data": "-", "rank": 3, "max_length": 96, "eval_rows": 3}
     given(monkeypatch, rows.read_bytes())
     settings = train.settle(options, run)
