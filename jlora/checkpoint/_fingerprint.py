@@ -140,9 +140,11 @@ def _of_values(leaf: Any) -> tuple[str | None, _position_sums.Sums | None]:
         return None, None
     if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):  # such as keys: no numbers of NumPy's
         return None, None
-    at = np.unravel_index(sampled(math.prod(leaf.shape)), leaf.shape)
-    values = digest_of_sample(_placement.entries(leaf, at) if leaf.shape else leaf)
-    return values, _position_sums.of_array(leaf)
+    few = leaf
+    if leaf.shape:
+        at = np.unravel_index(sampled(math.prod(leaf.shape)), leaf.shape)
+        few = _placement.entries(leaf, at)
+    return digest_of_sample(few), _position_sums.of_array(leaf)
 
 
 def sampled(size: int) -> np.ndarray:

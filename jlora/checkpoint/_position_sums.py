@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 Sums = tuple[int, int]  # of all words so far, each below 2**32
 
@@ -28,9 +29,13 @@ def of_array(array: jax.Array | np.ndarray) -> Sums:
     for shard in array.addressable_shards:
         data: Any = shard.data
         starts = np.asarray([along.start or 0 for along in shard.index], np.uint32)
-        if shard.replica_id == 0:
-            small = data.size <= _AT_ONCE
-            begun += _of_words(np, np.asarray(data), starts) if small else _on_device(data, starts)
+        if shard.replica_id:  # a copy of another one
+            continue
+        if data.size <= _AT_ONCE:
+            begun += _of_words(np, np.asarray(data), starts)
+        else:
+            with jax.set_mesh(Mesh([shard.device], "shard")):  # whatever mesh the caller set
+                begun += _on_device(data, starts)
     return functools.reduce(added, jax.device_get(begun), (0, 0))
 
 
@@ -60,6 +65,8 @@ def _on_device(part: jax.Array, starts: jax.Array) -> list[tuple[jax.Array, jax.
 
 def _of_words(xp: Any, part: Any, starts: Any) -> list[tuple[Any, Any]]:
     """The two sums for each word of a value, by NumPy or by JAX: one formula, in both it wraps."""
+    if not part.ndim:  # NumPy's integers without dimensions do not wrap in silence
+        part, starts = part.reshape(1), xp.zeros(1, xp.uint32)
     place = xp.zeros(part.shape, xp.uint32)
     for dim, size in enumerate(part.shape):
         along = xp.arange(size, dtype=xp.uint32) + starts[dim]
