@@ -236,7 +236,7 @@ def _problems_of_patterns(field: str, patterns: Iterable[Any]):
     for pattern in patterns:
         try:
             re.compile(pattern)
-        except (re.error, TypeError) as error:
+        except (re.error, TypeError, OverflowError, RecursionError) as error:
             yield f"{field} {pattern!r} is no regular expression: {error}"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
                 os.fsync(file.fileno())
         for path in contents:
             os.replace(temporary[path], path)
+        for folder in dict.fromkeys(path.parent for path in contents):
+            sync_folder(folder)
     except OSError as error:
         raise OSError(f"{path} could not be written: {error.strerror}") from error
     finally:
@@ -44,10 +48,32 @@ def write_json(path: Path, content: Any) -> None:
     """Writes the JSON file in one step.
 
     Raises:
+        ValueError: when JSON can't hold the content, as a number that is not finite.
         OSError: when it can't be written; what was there stays.
     """
-    text = json.dumps(content, indent=2, sort_keys=False, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_together({path: text.encode()})
+
+
+def sync(folder: Path) -> None:
+    """Waits until everything in the folder is on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in the folder are on the disk, where the system can say so."""
+    with contextlib.suppress(OSError):  # some file systems, and Windows, sync no folders
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 LARGEST_TEXT = 200 * 10**6  # bytes; the largest tokenizers have some 35 MB
@@ -112,3 +138,18 @@ def lack_of_room(directory: Path, needed: int) -> str | None:
     if free >= needed:
         return None
     return f"it needs {_words.size(needed)}, and the disk has {_words.size(free)} left"
+
+
+def runs(process: int) -> bool:
+    """Whether another process has this number: in a container the next one often gets it again."""
+    if process == os.getpid():
+        return False
+    if sys.platform == "win32":  # os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True

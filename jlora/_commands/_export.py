@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _scores(directory: Path) -> dict[str, object]:
     """What the run that wrote the adapter measured, where the adapter still stands in it."""
-    from jlora import checkpoint
+    from jlora import trainer
 
     run = directory.parent
-    return (checkpoint.Run(run).recorded("results") or {}) if (run / "run.json").exists() else {}
+    return (trainer.Run(run).recorded("results") or {}) if (run / "run.json").exists() else {}

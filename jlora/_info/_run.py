@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jlora import checkpoint, trainer
+from jlora import trainer
 from jlora._info import _adapter, _text
 
 KIND = "run"
@@ -18,16 +18,14 @@ def facts(directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: when a record is damaged.
     """
-    run = checkpoint.Run(directory)
-    states = directory / "checkpoints"
-    names = [path.name for path in states.iterdir()] if states.is_dir() else []
+    run = trainer.Run(directory)
     metrics = trainer.read_metrics(directory / "metrics.jsonl")
     adapter = directory / "adapter"
     return {
         "kind": KIND,
         "path": str(directory),
         "settings": run.settings["settings"],
-        "checkpoint": max((int(name) for name in names if name.isdigit()), default=None),
+        "checkpoint": run.latest_step,
         "last": metrics[-1] if metrics else None,
         "scores": {
             name: {k: v for k, v in score.items() if isinstance(v, (int, float))}

@@ -1,14 +1,13 @@
-"""What survives the process: a finished adapter, and a training run that can go on.
+"""A finished adapter in a folder, and which base it belongs to.
 
-``save(directory, lora, config, base=frozen)``; ``lora, config = restore(directory, base=frozen)``;
-``run = Run(directory)``; ``run.save(step, state)``; ``step, state = run.restore(state)``.
+``save(directory, lora, config, base=frozen)``; ``lora, config = restore(directory, base=frozen)``.
+A run that can go on is `jlora.trainer.Run`.
 """
 
 from jlora.checkpoint._adapter import describe as describe
 from jlora.checkpoint._adapter import outline as outline
 from jlora.checkpoint._adapter import restore as restore
 from jlora.checkpoint._adapter import save as save
-from jlora.checkpoint._fingerprint import Sample as Sample
 from jlora.checkpoint._fingerprint import differences as differences
 from jlora.checkpoint._fingerprint import fingerprint as fingerprint
-from jlora.checkpoint._run import Run as Run
+from jlora.checkpoint._parts import Parts as Parts

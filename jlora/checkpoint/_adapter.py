@@ -2,7 +2,8 @@
 
 The folder holds ``adapter.json`` and the folder of arrays that it names. The JSON is written last
 and in one step, so it never speaks of arrays that are not there: a save that breaks off leaves what
-was there before.
+was there before. It has a sum of its own and those of the arrays' files: what was changed is not
+read. Nothing in it is computed: a pattern is read, and never matched.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora import _files, _paths, _words
+from jlora import _files, _paths, _sealed_json, _words
 from jlora._config import LoraConfig
 from jlora._lora_dict import Lora, check, of_leaves, shared_of
 from jlora._node import Node
@@ -30,8 +31,8 @@ from jlora.checkpoint._fingerprint import checked, differences, fingerprint
 
 _FILE = "adapter.json"
 _FORMAT = "jlora-adapter"
-_VERSION = 3
-_READ = (2, 3)
+_VERSION, _OLDEST = 4, 2  # which jlora 0.1 wrote
+_SEALED_SINCE = 4  # with a sum of its own
 _KINDS_OF_VERSION_2 = {
     "LoraWeight": "lora",
     "DoraWeight": "dora",
@@ -82,6 +83,7 @@ def save(
     directory = Path(directory)
     if not lora:
         raise ValueError("the adapter is empty: expected at least one adapted leaf")
+    _check_factors(lora)
     _check_ranks(lora, config)
     if base is not None:
         check(base, lora)
@@ -91,7 +93,6 @@ def save(
     arrays_name = f"arrays-{number}"
     description = {
         "format": _FORMAT,
-        "version": _VERSION,
         "arrays": arrays_name,
         "config": _describe_config(config, lora),
         "leaves": {path: _describe_node(node) for path, node in lora.items()},
@@ -99,17 +100,18 @@ def save(
         "metadata": dict(metadata or {}),
     }
     try:
-        json.dumps(description, ensure_ascii=False).encode()
+        json.dumps(description, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:  # half a character, too
         raise ValueError(f"the metadata can't be written as JSON: {error}") from None
     directory.mkdir(parents=True, exist_ok=True)
     _arrays.write(directory / arrays_name, arrays)
     if jax.process_index() == 0:
         description["seal"] = _arrays.seal(directory / arrays_name)
-        _files.write_json(directory / _FILE, description)
+        _files.sync(directory / arrays_name)
+        _sealed_json.write(directory / _FILE, description, version=_VERSION)
         for name in previous:
             shutil.rmtree(directory / name, ignore_errors=True)
-    _wait_for_all(f"jlora: saved {directory}")
+    _arrays.wait_for_all(f"saved {directory}")
 
 
 def restore(
@@ -148,14 +150,10 @@ def restore(
     directory = Path(directory)
     description = describe(directory)
     lora, config = outline(directory)
-    try:
-        arrays_name = str(description["arrays"])
-        seal = dict(description["seal"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{directory / _FILE} is damaged: {error!r}") from None
+    arrays_name, seal = _sealed_arrays(directory, description)
     if base is not None and description["base"] is not None:
         _check_base(directory, description["base"], base)
-    _check_ranks(lora, config)
+    _check_factors(lora)
     if base is not None:
         leaves, _ = check(base, lora)
         shardings = _beside(leaves, lora) if shardings is None else shardings
@@ -167,9 +165,10 @@ def restore(
         if isinstance(leaf, jax.ShapeDtypeStruct)  # else its value stands in the JSON
     }
     sealed = _arrays.seal(directory / arrays_name)
-    if damaged := [name for name in seal if sealed.get(name) != seal[name]]:
+    names = sorted(seal.keys() | sealed.keys())
+    if damaged := [name for name in names if sealed.get(name) != seal.get(name)]:
         raise ValueError(
-            f"{directory / arrays_name} is damaged, these files are missing or were changed: "
+            f"{directory / arrays_name} is damaged, these files are missing, changed or new: "
             + _words.named(damaged)
         )
     arrays = _arrays.read(directory / arrays_name, expected)
@@ -207,7 +206,7 @@ def outline(directory: str | Path) -> tuple[Lora, LoraConfig]:
     try:
         lora = {path: _abstract_node(leaf) for path, leaf in description["leaves"].items()}
         config = LoraConfig(**description["config"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"{directory / _FILE} is damaged: {error!r}") from None
     return lora, config
 
@@ -243,22 +242,35 @@ def describe(directory: str | Path) -> dict[str, Any]:
             f"{directory} holds no adapter: {_FILE} is missing. "
             f"It holds {_words.named(names) or 'nothing'}"
         )
-    description = _files.read_json(directory / _FILE)
+    path = directory / _FILE
+    description = _files.read_json(path)
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
-        raise ValueError(f"{directory / _FILE} describes no jlora adapter")
-    if description.get("version") not in _READ:
-        raise ValueError(
-            f"{directory} is an adapter of format version {description.get('version')}: "
-            f"this jlora reads the versions {' and '.join(map(str, _READ))}"
-        )
-    where = str(directory / _FILE)
+        raise ValueError(f"{path} describes no jlora adapter")
+    description = _sealed_json.opened(
+        description, path, newest=_VERSION, sealed_since=_SEALED_SINCE
+    )
+    if description["version"] < _OLDEST:
+        raise ValueError(f"{path} is damaged: its version is {description['version']}")
     try:
-        if description["version"] != _VERSION:
+        if description["version"] == 2:
             description = _since_version_2(description)
         base = description["base"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{where} is damaged: {error!r}") from None
-    return {**description, "base": checked(base, where)}
+        raise ValueError(f"{path} is damaged: {error!r}") from None
+    return {**description, "base": checked(base, str(path))}
+
+
+def _sealed_arrays(directory: Path, description: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """The name of the folder of arrays, and the sums of the files in it."""
+    name, seal = description.get("arrays"), description.get("seal")
+    if not isinstance(name, str) or not re.fullmatch(r"arrays-[0-9]+", name):
+        raise ValueError(
+            f"{directory / _FILE} is damaged: its arrays are in {name!r}, expected a folder "
+            "'arrays-NUMBER' beside it"
+        )
+    if not isinstance(seal, dict) or not seal:
+        raise ValueError(f"{directory / _FILE} is damaged: it has no sums of its arrays' files")
+    return name, seal
 
 
 def _since_version_2(description: dict[str, Any]) -> dict[str, Any]:
@@ -273,7 +285,7 @@ def _since_version_2(description: dict[str, Any]) -> dict[str, Any]:
             "static": static,
             "values": {"dropout": rate} if rate else {},
         }
-    return {**description, "version": _VERSION, "leaves": leaves}
+    return {**description, "version": 3, "leaves": leaves}
 
 
 def _what_is_there(directory: Path, overwrite: bool) -> list[str]:
@@ -302,15 +314,21 @@ def _check_base(directory: Path, expected: Mapping[str, Any], base: Any) -> None
         )
 
 
+def _check_factors(lora: Mapping[str, Node]) -> None:
+    shared = shared_of(lora)
+    misfits = {path: node.misfit(node.shape, shared) for path, node in of_leaves(lora).items()}
+    if problems := [f"{path}: {problem}" for path, problem in misfits.items() if problem]:
+        raise ValueError(f"the factors do not fit each other:{_words.first_few(problems)}")
+
+
 def _check_ranks(lora: Mapping[str, Node], config: LoraConfig) -> None:
-    problems, shared = [], shared_of(lora)
+    problems = []
     for path, node in of_leaves(lora).items():
-        if problem := node.misfit(node.shape, shared):
-            problems.append(f"{path}: {problem}")
-        elif node.targeted:
-            ranks = config.ranks_for(path)
-            if node.rank not in (ranks if isinstance(ranks, tuple) else (ranks,)):
-                problems.append(f"{path}: it has rank {node.rank}, the configuration says {ranks}")
+        if not node.targeted:
+            continue
+        ranks = config.ranks_for(path)
+        if node.rank not in (ranks if isinstance(ranks, tuple) else (ranks,)):
+            problems.append(f"{path}: it has rank {node.rank}, the configuration says {ranks}")
     if problems:
         raise ValueError(
             f"the factors are not those of the configuration:{_words.first_few(problems)}"
@@ -365,10 +383,3 @@ def _places(abstract: Mapping[str, Any], shardings: Any) -> Mapping[str, Any]:
             "tree of them in the adapter's structure"
         )
     return places
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(what)

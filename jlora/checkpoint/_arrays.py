@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from jlora import _files
 
@@ -23,10 +22,11 @@ def write(directory: Path, arrays: Arrays) -> None:
     Raises:
         OSError: when they can't be written.
     """
-    require_room(directory, arrays)
+    ocp = _orbax()
+    _require_room(directory, arrays)
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    with contextlib.closing(checkpointer), quiet(), unwritten(directory):
-        checkpointer.save(directory.absolute(), args=save_args(arrays), force=True)
+    with contextlib.closing(checkpointer), _quiet(), _unwritten(directory):
+        checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(arrays), force=True)
 
 
 def read(directory: Path, expected: Arrays) -> Arrays:
@@ -35,14 +35,17 @@ def read(directory: Path, expected: Arrays) -> Arrays:
     Raises:
         ValueError: when what is there is not what is expected, or can't be read.
     """
-    with quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        with explained(directory):
+    ocp = _orbax()
+    with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _explained(directory):
             found = checkpointer.metadata(directory.absolute()).item_metadata
             if found is None:
                 raise ValueError("no arrays are there")
-        check(directory, expected, found.tree)
-        with explained(directory):
-            return checkpointer.restore(directory.absolute(), args=restore_args(expected))
+        _check(directory, expected, found.tree)
+        with _explained(directory):
+            each = ocp.checkpoint_utils.construct_restore_args(expected)
+            args = ocp.args.PyTreeRestore(item=expected, restore_args=each)
+            return checkpointer.restore(directory.absolute(), args=args)
 
 
 def seal(directory: Path) -> dict[str, str]:
@@ -59,24 +62,13 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_args(arrays: Arrays) -> Any:
-    """Orbax's arguments to save the arrays."""
-    return ocp.args.PyTreeSave(arrays)
-
-
-def restore_args(expected: Arrays) -> Any:
-    """Orbax's arguments to restore arrays with these shapes, dtypes and shardings."""
-    each = ocp.checkpoint_utils.construct_restore_args(expected)
-    return ocp.args.PyTreeRestore(item=expected, restore_args=each)
-
-
 def abstract(shape: Any, dtype: Any, sharding: jax.sharding.Sharding | None) -> Any:
     """A ShapeDtypeStruct that says where the array shall go: the first device unless told."""
     where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=where)
 
 
-def check(directory: Path, expected: Arrays, found: Mapping[str, Any]) -> None:
+def _check(directory: Path, expected: Arrays, found: Mapping[str, Any]) -> None:
     """Raises one ValueError that names each array which differs from what is expected."""
     problems = [f"{path}: missing" for path in expected if path not in found]
     problems += [f"{path}: not expected" for path in found if path not in expected]
@@ -94,7 +86,7 @@ def check(directory: Path, expected: Arrays, found: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def explained(directory: Path) -> Iterator[None]:
+def _explained(directory: Path) -> Iterator[None]:
     """Turns whatever Orbax raises for damaged files into one ValueError."""
     try:
         yield
@@ -103,14 +95,14 @@ def explained(directory: Path) -> Iterator[None]:
         raise ValueError(f"{directory}: the arrays can't be read: {reason}") from error
 
 
-def require_room(directory: Path, arrays: Arrays) -> None:
+def _require_room(directory: Path, arrays: Arrays) -> None:
     """Raises an OSError unless the disk has room for the arrays, before any of them is written."""
     records = 2**20  # Orbax's own
     _files.require_room(directory, sum(array.nbytes for array in arrays.values()) + records)
 
 
 @contextlib.contextmanager
-def unwritten(directory: Path) -> Iterator[None]:
+def _unwritten(directory: Path) -> Iterator[None]:
     """Turns whatever Orbax raises where it can't write (ValueError, too) into one OSError."""
     try:
         yield
@@ -121,7 +113,7 @@ def unwritten(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Orbax logs its progress through absl: keep that from the user's terminal."""
     logger = logging.getLogger("absl")
     level = logger.level
@@ -130,3 +122,17 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def wait_for_all(what: str) -> None:
+    """Waits for the other processes, if there are any, to come to the same place."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"jlora: {what}")
+
+
+def _orbax() -> Any:
+    import orbax.checkpoint  # a second; a run that saves nothing yet need not wait for it
+
+    return orbax.checkpoint

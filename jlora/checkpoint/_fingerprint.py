@@ -1,4 +1,4 @@
-"""Which base an adapter belongs to: each leaf's shape, dtype and a hash of a few of its values."""
+"""Which base an adapter belongs to: each leaf's shape, dtype and a sum over all of its values."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora import _paths, _placement
+from jlora.checkpoint import _position_sums
 
 Fingerprint = dict[str, dict[str, Any]]
 
-_SAMPLES = 64  # values of each leaf that are hashed, evenly spread
+_SAMPLES = 64  # values of each leaf that are hashed, evenly spread: all that version 3 knows
+_OF_VALUES = ("values", "sum")
 
 
 def fingerprint(tree: Any) -> Fingerprint:
-    """For each leaf by its path: ``shape``, ``dtype`` and ``values``, a hash of a sample of them.
+    """For each leaf by its path: ``shape``, ``dtype``, ``sum`` of all values, ``values`` of a few.
 
-    Cheap on any device: 64 values of each leaf are read. ``values`` is None where there are none to
-    read: ShapeDtypeStructs, random keys, and arrays that this process does not hold whole. What is
-    no array (a function, a number of Python) is not in it.
+    ``sum`` tells when a single value changed, or two changed places. It is computed where the
+    shards lie, each value read once and none moved, and is the same on every mesh. ``values`` is a
+    hash of 64 of them, which is all that earlier versions wrote. Both are None where there are none
+    to read: ShapeDtypeStructs, random keys, and arrays that this process does not hold whole. What
+    is no array (a function, a number of Python) is not in it.
 
     Args:
         tree: any pytree of arrays.
@@ -35,12 +39,12 @@ def fingerprint(tree: Any) -> Fingerprint:
         >>> import jax.numpy as jnp
         >>> import jlora
         >>> told = jlora.checkpoint.fingerprint({"kernel": jnp.ones((7, 5))})["kernel"]
-        >>> told["shape"], told["dtype"], len(told["values"])
-        ([7, 5], 'float32', 16)
+        >>> told["shape"], told["dtype"], len(told["sum"]), len(told["values"])
+        ([7, 5], 'float32', 16, 16)
     """
     leaves, _ = _paths.arrays(tree)
     return {
-        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "values": _hash(leaf)}
+        path: entry(leaf.shape, leaf.dtype, *_of_values(leaf))
         for path, leaf in leaves.items()
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, type)
     }
@@ -48,6 +52,8 @@ def fingerprint(tree: Any) -> Fingerprint:
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """One line for each leaf in which two fingerprints differ, none if they agree.
+
+    What one of the two does not say, as those of earlier versions no ``sum``, is not compared.
 
     Args:
         expected: from `fingerprint`.
@@ -67,9 +73,7 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
             lines.append(f"{path}: expected {_say(expected[path])}, but there is no such leaf")
         elif _say(expected[path]) != _say(found[path]):
             lines.append(f"{path}: expected {_say(expected[path])}, got {_say(found[path])}")
-        elif None not in (values := (expected[path]["values"], found[path]["values"])) and (
-            values[0] != values[1]
-        ):
+        elif any(_differs(expected[path], found[path], name) for name in _OF_VALUES):
             lines.append(f"{path}: the shape agrees, the values are others")
     lines += [
         f"{path}: not expected, got {_say(found[path])}" for path in sorted(found.keys() - expected)
@@ -92,15 +96,16 @@ def checked(value: Any, where: str) -> Fingerprint | None:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} is damaged: the base's fingerprint is no object")
     for path, leaf in value.items():
-        shape, dtype, values = (
-            (leaf.get(name) for name in ("shape", "dtype", "values"))
-            if isinstance(leaf, Mapping)
-            else (None, None, None)
-        )
-        whole = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
-        if not (whole and _is_dtype(dtype) and isinstance(values, str | None)):
+        if not isinstance(leaf, Mapping) or not _is_entry(leaf):
             raise ValueError(f"{where} is damaged: the base's fingerprint of {path} is {leaf!r}")
     return dict(value)
+
+
+def _is_entry(leaf: Mapping[str, Any]) -> bool:
+    shape = leaf.get("shape")
+    whole = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+    of_values = all(isinstance(leaf.get(name), str | None) for name in _OF_VALUES)
+    return whole and _is_dtype(leaf.get("dtype")) and of_values
 
 
 def _is_dtype(name: Any) -> bool:
@@ -110,64 +115,43 @@ def _is_dtype(name: Any) -> bool:
         return name.startswith("key<")  # random keys, whose types NumPy does not know
 
 
-class Sample:
-    """The values of one leaf that its fingerprint hashes, gathered from parts as they come by.
-
-    Args:
-        shape: of the leaf.
-        dtype: of the leaf.
-
-    Example:
-        >>> import numpy as np
-        >>> from jlora import checkpoint
-        >>> stack = np.random.default_rng(0).normal(size=(3, 7, 5))
-        >>> sample = checkpoint.Sample(stack.shape, stack.dtype)
-        >>> for layer in range(3):
-        ...     sample.see(stack[layer], (layer,))
-        >>> sample.digest == checkpoint.fingerprint({"kernel": stack})["kernel"]["values"]
-        True
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: Any):
-        self._shape = shape
-        self._at = _sampled(math.prod(shape))
-        self._values = np.zeros(len(self._at), np.dtype(dtype))
-        self._seen = np.zeros(len(self._at), bool)
-
-    def see(self, part: np.ndarray, index: tuple[int, ...] = ()) -> None:
-        """Takes from ``part``, which is ``leaf[index]``, what is needed of it."""
-        first = int(np.ravel_multi_index(index, self._shape[: len(index)])) if index else 0
-        inside = self._at - first * part.size
-        here = (inside >= 0) & (inside < part.size)
-        values = part[np.unravel_index(inside[here], part.shape)] if part.shape else part
-        self._values[here] = values
-        self._seen |= here
-
-    @property
-    def digest(self) -> str | None:
-        """The fingerprint's ``values``, once every part was seen; None before."""
-        return _digest(self._values) if self._seen.all() else None
-
-
 def _say(leaf: Mapping[str, Any]) -> str:
     return f"{leaf['dtype']}{tuple(leaf['shape'])}"
 
 
-def _hash(leaf: Any) -> str | None:
+def _differs(expected: Mapping[str, Any], found: Mapping[str, Any], name: str) -> bool:
+    both = expected.get(name), found.get(name)
+    return None not in both and both[0] != both[1]
+
+
+def entry(
+    shape: tuple[int, ...], dtype: Any, values: str | None, sums: _position_sums.Sums | None
+) -> dict[str, Any]:
+    """What a fingerprint says of one leaf."""
+    of_all = None if sums is None else "".join(f"{each:08x}" for each in sums)
+    return {"shape": list(shape), "dtype": str(dtype), "values": values, "sum": of_all}
+
+
+def _of_values(leaf: Any) -> tuple[str | None, _position_sums.Sums | None]:
+    """The hash of a sample of a leaf's values, and the sums of all of them."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        return None
+        return None, None
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return None
+        return None, None
     if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):  # such as keys: no numbers of NumPy's
-        return None
-    flat = _sampled(math.prod(leaf.shape))
-    at = np.unravel_index(flat, leaf.shape)
-    return _digest(_placement.entries(leaf, at) if leaf.shape else leaf)
+        return None, None
+    few = leaf
+    if leaf.shape:
+        at = np.unravel_index(sampled(math.prod(leaf.shape)), leaf.shape)
+        few = _placement.entries(leaf, at)
+    return digest_of_sample(few), _position_sums.of_array(leaf)
 
 
-def _sampled(size: int) -> np.ndarray:
+def sampled(size: int) -> np.ndarray:
+    """Where in a flat array the values stand that are hashed, evenly spread."""
     return np.linspace(0, size - 1, min(size, _SAMPLES)).astype(np.int64)
 
 
-def _digest(values: Any) -> str:
+def digest_of_sample(values: Any) -> str:
+    """Their hash."""
     return hashlib.sha256(np.asarray(values).tobytes()).hexdigest()[:16]

@@ -5,6 +5,7 @@ A run is a loss, ``(frozen, lora, batch) -> (sum, count)``; a step made of it an
 number; and a loop over them: `iterate` for a ``for`` of your own, `fit` for one that is written.
 Around the loop: how good it is (`evaluate`, `Best`), whether it goes wrong (`Jumps`), what a
 person sees of it (`loggers`, `progress`, `draw`), and how they stop it (`stop_on_signals`).
+`Run` is its folder: sealed states to go on from, written by one process at a time.
 Nothing here knows what the model or the batch is.
 """
 
@@ -30,6 +31,7 @@ from jlora.trainer._optimizers import OPTIMIZERS as OPTIMIZERS
 from jlora.trainer._optimizers import update_rule as update_rule
 from jlora.trainer._progress import Progress as Progress
 from jlora.trainer._progress import progress as progress
+from jlora.trainer._run import Run as Run
 from jlora.trainer._schedules import SCHEDULES as SCHEDULES
 from jlora.trainer._schedules import schedule as schedule
 from jlora.trainer._signals import Stop as Stop

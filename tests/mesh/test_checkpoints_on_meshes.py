@@ -9,6 +9,7 @@ from on_meshes import assert_equal, devices, normal
 
 import jlora
 from jlora import checkpoint
+from jlora.checkpoint import _position_sums
 
 PARAMS = {
     "table": normal(40, 24, seed=1),
@@ -39,8 +40,10 @@ def on_the_mesh(on):
     return placed, jax.device_put(lora, jlora.shardings(placed, lora))
 
 
-def test_a_fingerprint_is_that_of_one_device(on):
+@pytest.mark.parametrize("at_once", [0, _position_sums._AT_ONCE], ids=["device", "host"])
+def test_a_fingerprint_is_that_of_one_device(on, monkeypatch, at_once):
     want = checkpoint.fingerprint(PARAMS)
+    monkeypatch.setattr(_position_sums, "_AT_ONCE", at_once)
     placed = on.put(PARAMS, LAYOUTS)
     assert checkpoint.fingerprint(placed) == want
     with jax.set_mesh(on.mesh):
@@ -56,6 +59,16 @@ def test_a_fingerprint_tells_values_apart(on):
             checkpoint.fingerprint(placed), checkpoint.fingerprint(other)
         )
     assert [line.partition(":")[0] for line in differing] == ["table"]
+
+
+@pytest.mark.parametrize("layout", [("data", None), (None, "model"), (("model", "data"), None)])
+def test_a_fingerprint_is_that_of_one_device_in_every_layout(on, monkeypatch, layout):
+    table = PARAMS["table"].at[17, 5].set(0.5)
+    want = checkpoint.fingerprint({"table": table})
+    monkeypatch.setattr(_position_sums, "_AT_ONCE", 0)
+    assert checkpoint.fingerprint({"table": on.put(table, layout)}) == want
+    other = checkpoint.fingerprint({"table": on.put(table.at[17, 5].set(0.25), layout)})
+    assert len(checkpoint.differences(want, other)) == 1
 
 
 def test_saved_and_restored_on_the_same_mesh(on, tmp_path):

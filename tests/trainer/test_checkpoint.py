@@ -1,18 +1,16 @@
 import contextlib
 import json
 import resource
-import shutil
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import jlora
-from jlora import checkpoint
+from jlora import _sealed_json, checkpoint, trainer
 
 CONFIG = jlora.LoraConfig(targets="proj|out", rank=3, alpha=5.0, exclude="skip")
 AXES = {
@@ -172,7 +170,8 @@ def test_leaves_that_hold_no_numbers_are_no_hindrance(tmp_path):
     checkpoint.save(tmp_path / "a", lora, CONFIG, base=params)
     assert_same(checkpoint.restore(tmp_path / "a", base=params)[0], lora)
     found = checkpoint.fingerprint(params)
-    assert found.pop("key") == {"shape": [], "dtype": "key<fry>", "values": None}
+    key = {"shape": [], "dtype": "key<fry>", "values": None, "sum": None}
+    assert found.pop("key") == key
     assert found == checkpoint.fingerprint(base())
     with pytest.raises(ValueError, match=r"key: expected key<fry>\(\), but there is no such leaf"):
         checkpoint.restore(tmp_path / "a", base=base())
@@ -182,25 +181,27 @@ def test_a_fingerprint_is_what_it_ever_was():
     """Saved adapters hold it: another hash, or another word for a dtype, would refuse them all."""
     values = np.arange(200).reshape(8, 25)
     leaves = {name: jnp.asarray(values, name) for name in ("float32", "bfloat16", "int32")}
-    assert checkpoint.fingerprint(leaves | {"numpy": values.astype(np.float16)}) == {
-        "float32": {"shape": [8, 25], "dtype": "float32", "values": "dcf25bd9fe489d3b"},
-        "bfloat16": {"shape": [8, 25], "dtype": "bfloat16", "values": "302bedd58b3cb3fb"},
-        "int32": {"shape": [8, 25], "dtype": "int32", "values": "a0ccae971a589962"},
-        "numpy": {"shape": [8, 25], "dtype": "float16", "values": "4b8a041cc8ac9452"},
+    found = checkpoint.fingerprint(leaves | {"numpy": values.astype(np.float16)})
+    assert {path: tuple(leaf.values()) for path, leaf in found.items()} == {
+        "float32": ([8, 25], "float32", "dcf25bd9fe489d3b", "e18e8d1aa315450c"),
+        "bfloat16": ([8, 25], "bfloat16", "302bedd58b3cb3fb", "2627667d6ad13411"),
+        "int32": ([8, 25], "int32", "a0ccae971a589962", "26887822525ccbf3"),
+        "numpy": ([8, 25], "float16", "4b8a041cc8ac9452", "04aa2f566ef07675"),
     }
 
 
 def edit(directory, change):
+    """Changes the description, and seals it as if it had been written so."""
     path = directory / "adapter.json"
     description = json.loads(path.read_text())
+    del description["sum"]
     change(description)
-    path.write_text(json.dumps(description))
+    _sealed_json.write(path, description, version=description.pop("version"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["config"].update(rank=4), "it has rank 3, the configuration says 4"),
         (lambda d: d["leaves"].pop("out"), "out/a: not expected"),
         (lambda d: d["leaves"].update(x=d["leaves"]["out"]), "x/a: missing"),
         (
@@ -213,12 +214,19 @@ def edit(directory, change):
         ),
         (
             lambda d: d.update(version=9),
-            "of format version 9: this jlora reads the versions 2 and 3",
+            "was written by a newer jlora: it is of version 9, this one reads versions up to 4",
         ),
         (lambda d: d.update(format="other"), "describes no jlora adapter"),
         (lambda d: d.pop("leaves"), "adapter.json is damaged: KeyError"),
         (lambda d: d["config"].update(wings=2), "adapter.json is damaged: TypeError"),
         (lambda d: d.update(arrays="arrays-7"), "arrays-7 is damaged, these files are missing"),
+        (lambda d: d.update(arrays="../a/arrays-1"), "arrays are in '../a/arrays-1', expected a"),
+        (lambda d: d.update(arrays="/etc"), "its arrays are in '/etc', expected a folder"),
+        (lambda d: d.update(arrays=["arrays-1"]), "adapter.json is damaged: its arrays are in"),
+        (lambda d: d.update(seal={}), "it has no sums of its arrays' files"),
+        (lambda d: d.pop("seal"), "it has no sums of its arrays' files"),
+        (lambda d: d.update(version=1), "adapter.json is damaged: its version is 1"),
+        (lambda d: d["config"].update(rank_pattern={"x{99999999999}": 3}), "regular expression"),
     ],
 )
 def test_a_damaged_adapter_is_one_clear_error(tmp_path, change, message):
@@ -228,11 +236,33 @@ def test_a_damaged_adapter_is_one_clear_error(tmp_path, change, message):
         checkpoint.restore(tmp_path / "a")
 
 
+def test_a_description_that_was_edited_is_not_read(tmp_path):
+    checkpoint.save(tmp_path / "a", adapter(), CONFIG, metadata={2: "x", 10: 0.1})
+    path = tmp_path / "a" / "adapter.json"
+    written = path.read_text()
+    path.write_text(json.dumps(json.loads(written)))  # in other white space
+    assert checkpoint.describe(tmp_path / "a")["metadata"] == {"2": "x", "10": 0.1}
+    for edited in (written.replace('"alpha": 5.0', '"alpha": 4.0'), written.replace("sum", "sun")):
+        assert edited != written
+        path.write_text(edited)
+        with pytest.raises(ValueError, match=r"adapter\.json is damaged: it"):
+            checkpoint.restore(tmp_path / "a")
+
+
+def test_no_pattern_out_of_a_file_is_matched(tmp_path):
+    """It could run for ever, and would: this one takes 2**40 steps."""
+    checkpoint.save(tmp_path / "a", adapter(), CONFIG, base=base())
+    endless = {"(.+)+" * 40 + "$x": 4}
+    edit(tmp_path / "a", lambda d: d["config"].update(rank_pattern=endless, targets="(a+)+$"))
+    _, config = checkpoint.restore(tmp_path / "a", base=base())
+    assert config.rank_pattern == endless
+
+
 def test_damaged_files_are_one_clear_error(tmp_path):
     checkpoint.save(tmp_path / "a", adapter(), CONFIG)
     for file in (tmp_path / "a").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:-7] + b"garbage")
-    with pytest.raises(ValueError, match=r"arrays-1 is damaged.*were changed: d/"):
+    with pytest.raises(ValueError, match=r"arrays-1 is damaged.*missing, changed or new: d/"):
         checkpoint.restore(tmp_path / "a")
     (tmp_path / "a" / "adapter.json").write_text("{")
     with pytest.raises(ValueError, match=r"adapter\.json is damaged"):
@@ -254,187 +284,18 @@ def test_an_adapter_that_fits_nothing_is_not_saved(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def state():
-    lora = adapter()
-    tx = jlora.optimizer(optax.adamw(0.1))
-    key = jax.random.key_data(jax.random.key(3))
-    return {"lora": lora, "opt_state": tx.init(lora), "key": key}
-
-
-def test_a_run_goes_on_from_its_last_state(tmp_path):
-    run = checkpoint.Run(tmp_path / "run", keep=2)
-    assert not run.begun
-    assert run.latest_step is None
-    run.begin({"rank": 3})
-    for step in (1, 2, 3):
-        run.save(step, jax.tree.map(lambda leaf, step=step: leaf + step, state()))
-    again = checkpoint.Run(tmp_path / "run")
-    assert again.settings == {"rank": 3}
-    step, restored = again.restore(state())
-    assert step == 3
-    assert_same(restored, jax.tree.map(lambda leaf: leaf + 3, state()))
-    kept = sorted(int(entry.name) for entry in (tmp_path / "run" / "checkpoints").iterdir())
-    assert kept == [2, 3]
-    again.begin({"rank": 4})
-    assert again.latest_step is None
-
-
-def damages(folder):
-    """(name, what damages the folder) for each file in it, and for the folder itself."""
-    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
-        name, content = path.relative_to(folder).as_posix(), path.read_bytes()
-        flipped = content[:-1] + bytes([content[-1] ^ 1]) if content else b"x"
-        half = content[: len(content) // 2]
-        yield f"{name} with a bit flipped", lambda path=path, to=flipped: path.write_bytes(to)
-        yield f"{name} cut", lambda path=path, to=half: path.write_bytes(to)
-        yield f"{name} gone", lambda path=path: path.unlink()
-    yield "another file", lambda: (folder / "more").write_text("")
-    yield "a folder of files that were lost", lambda: shutil.rmtree(folder / "default")
-
-
-def test_a_damaged_state_is_passed_over_for_the_newest_good_one(tmp_path):
-    run = checkpoint.Run(tmp_path / "run", keep=3)
-    run.begin({"rank": 3})
-    values = {step: {"a": jnp.arange(7.0) * step, "n": jnp.int32(step)} for step in (1, 2, 3)}
-    for step, each in values.items():
-        run.save(step, each)
-    run.close()
-    count = len(list(damages(run.directory / "checkpoints" / "3")))
-    assert count > 20
-    for at in range(count):
-        folder = tmp_path / f"damaged-{at}"
-        shutil.copytree(run.directory, folder)
-        name, damage = list(damages(folder / "checkpoints" / "3"))[at]
-        content = (folder / "checkpoints" / "3" / "seal.json").read_bytes()
-        damage()
-        said = []
-        step, got = checkpoint.Run(folder).restore(values[3], say=said.append)
-        seal = folder / "checkpoints" / "3" / "seal.json"
-        if step == 3:  # nothing but the white space of the seal
-            assert "seal.json with a bit flipped" in name
-            assert json.loads(seal.read_bytes()) == json.loads(content)
-        else:
-            assert step == 2, name
-            assert len(said) == 1
-            assert "the checkpoint of step 3" in said[0]
-            assert "going on from the one of step 2" in said[0]
-            assert not seal.parent.exists()
-        assert_same(got, values[step])
-
-
-def test_states_that_changed_places_are_not_taken_for_each_other(tmp_path):
-    runs = [checkpoint.Run(tmp_path / name) for name in ("one", "other")]
-    value = {"a": jnp.arange(7.0)}
-    for rank, run in enumerate(runs):
-        run.begin({"rank": rank})
-        run.save(1, value)
-        run.save(2, value)
-        run.close()
-    one, other = (run.directory / "checkpoints" for run in runs)
-    shutil.rmtree(one / "2")
-    shutil.copytree(one / "1", one / "2")
-    shutil.rmtree(other / "1")
-    shutil.copytree(one / "1", other / "1")
-    said = []
-    assert checkpoint.Run(runs[0].directory).restore(value, say=said.append)[0] == 1
-    assert "(it is the state of step 1)" in said[0]
-    shutil.rmtree(other / "2")
-    with pytest.raises(ValueError, match=r"every checkpoint .* step 1: it is another run's"):
-        checkpoint.Run(runs[1].directory).restore(value)
-
-
-def test_a_folder_is_held_by_one_process_and_free_once_it_died(tmp_path):
-    folder = tmp_path / "run"
-    code = (
-        "import sys, time; from jlora import checkpoint\n"
-        "with checkpoint.Run(sys.argv[1]).locked():\n"
-        "    print('held', flush=True); time.sleep(600)"
-    )
-    command = [sys.executable, "-c", code, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        with (
-            pytest.raises(ValueError, match=f"is being written by process {process.pid} on "),
-            checkpoint.Run(folder).locked(),
-        ):
-            pass
-        process.kill()
-    run = checkpoint.Run(folder)
-    with run.locked():
-        run.claim()
-        run.begin({})
-    assert run.begun
-    with checkpoint.Run(tmp_path / "unused" / "run").locked():
-        pass
-    assert not (tmp_path / "unused" / "run").exists()
-
-
-def test_a_state_older_than_the_last_is_not_written(tmp_path):
-    run = checkpoint.Run(tmp_path)
-    run.begin({})
-    value = {"a": jnp.arange(7.0)}
-    for step in (3, 2):
-        run.save(step, {"a": step * value["a"]})
-    step, got = run.restore(value)
-    assert step == 3
-    assert_same(got, {"a": 3 * value["a"]})
-
-
-def test_what_an_interrupted_start_left_is_in_nobodys_way(tmp_path):
-    (tmp_path / ".run.json.4711").write_text("{")
-    checkpoint.Run(tmp_path).claim()
-
-
-def test_a_run_of_a_newer_version_is_refused(tmp_path):
-    run = checkpoint.Run(tmp_path)
-    run.begin({"rank": 3})
-    (tmp_path / "run.json").write_text('{"format": 3}')
-    with pytest.raises(ValueError, match=r"format version 3: this jlora reads versions up to 2"):
-        _ = run.settings
-
-
-def test_a_folder_that_is_taken_is_told_in_the_librarys_own_words(tmp_path):
-    run = checkpoint.Run(tmp_path / "run")
-    with pytest.raises(ValueError, match="holds no run to go on with") as none:
-        _ = run.settings
-    run.claim()
-    run.begin({"rank": 3})
-    with pytest.raises(ValueError, match=r"another folder, or overwrite=True to replace it") as one:
-        run.claim()
-    run.claim(overwrite=True)
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match=r"not empty and holds no run: .* overwrite=True") as other:
-        checkpoint.Run(tmp_path).claim()
-    assert not any("--" in str(each.value) for each in (none, one, other))
-
-
-def test_a_state_of_another_adapter_is_refused(tmp_path):
-    run = checkpoint.Run(tmp_path)
-    with pytest.raises(ValueError, match="holds no checkpoint to go on from"):
-        run.restore(state())
-    run.begin({})
-    run.save(1, state())
-    other = state()
-    del other["lora"]["out"]
-    with pytest.raises(ValueError, match="lora/out/a: not expected"):
-        run.restore(other)
-    (tmp_path / "run.json").write_text("[")
-    with pytest.raises(ValueError, match=r"run\.json is damaged"):
-        _ = run.settings
-
-
 def test_saving_and_restoring_keep_the_terminal_clean(tmp_path):
     code = f"""
 import jax, jlora
-from jlora import checkpoint
+from jlora import _sealed_json, checkpoint, trainer
 config = jlora.LoraConfig(targets="w", rank=2)
 frozen, lora = jlora.split({{"w": jax.numpy.ones((7, 5))}}, config, jax.random.key(0))
 checkpoint.save({str(tmp_path / "a")!r}, lora, config, base=frozen)
 checkpoint.restore({str(tmp_path / "a")!r}, base=frozen)
-run = checkpoint.Run({str(tmp_path / "run")!r})
+run = trainer.Run({str(tmp_path / "run")!r})
 run.begin({{}})
 run.save(1, lora)
-checkpoint.Run({str(tmp_path / "run")!r}).restore(lora)
+trainer.Run({str(tmp_path / "run")!r}).restore(lora)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
@@ -444,7 +305,7 @@ checkpoint.Run({str(tmp_path / "run")!r}).restore(lora)
 def test_a_disk_that_fills_is_said_and_costs_nothing_that_was_saved(tmp_path, size):
     first = adapter()
     checkpoint.save(tmp_path / "a", first, CONFIG, base=base())
-    run = checkpoint.Run(tmp_path / "run")
+    run = trainer.Run(tmp_path / "run")
     run.begin({"rank": 3})
     run.save(1, first)
     run.record("results", {"loss": 1.5})
@@ -457,8 +318,8 @@ def test_a_disk_that_fills_is_said_and_costs_nothing_that_was_saved(tmp_path, si
         with pytest.raises(OSError, match=r"results\.json could not be written"):
             run.record("results", {"answers": ["long"] * 1000})
     assert_same(checkpoint.restore(tmp_path / "a", base=base())[0], first)
-    again = checkpoint.Run(tmp_path / "run")
-    step, state = again.restore(later)
+    again = trainer.Run(tmp_path / "run")
+    step, state, _ = again.restore(later)
     assert step == 1
     assert_same(state, first)
     assert again.recorded("results") == {"loss": 1.5}

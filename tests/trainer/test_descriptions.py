@@ -11,7 +11,7 @@ import safetensors.numpy
 from laws import example
 
 import jlora
-from jlora import _info, checkpoint, peft
+from jlora import _info, _sealed_json, checkpoint, peft
 
 KEY = jax.random.key(0)
 CONFIG = jlora.LoraConfig(targets="kernel", rank=2, alpha=3)
@@ -44,13 +44,16 @@ GOOD = {"shape": [7, 5], "dtype": "float32", "values": None}
         (with_base({"kernel": {**GOOD, "shape": 35}}), "the base's fingerprint of kernel is"),
         (with_base({"kernel": {**GOOD, "dtype": "float33"}}), "the base's fingerprint of kernel"),
         (with_base({"kernel": {**GOOD, "values": 5}}), "the base's fingerprint of kernel is"),
+        (with_base({"kernel": {**GOOD, "sum": 5}}), "the base's fingerprint of kernel is"),
         (with_config(rank_pattern={"(": 2}), r"rank_pattern '\(' is no regular expression"),
     ],
 )
 def test_a_damaged_description_is_a_value_error_wherever_it_is_read(tmp_path, change, told):
     checkpoint.save(tmp_path, LORA, CONFIG, base=FROZEN)
     path = tmp_path / "adapter.json"
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    changed = change(json.loads(path.read_text()))
+    changed.pop("sum", None)
+    _sealed_json.write(path, changed, version=changed.pop("version"))
     for read in (lambda: checkpoint.restore(tmp_path, base=FROZEN), lambda: _info.facts(tmp_path)):
         with pytest.raises(ValueError, match=told):
             read()

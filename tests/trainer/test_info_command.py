@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 import jlora
-from jlora import checkpoint, models
+from jlora import checkpoint, models, trainer
 from jlora.__main__ import main
 
 CONFIG = jlora.LoraConfig(
@@ -119,7 +119,7 @@ def test_a_run_points_to_its_adapter_and_shows_its_scores(finished, capsys):
 
 
 def test_a_run_without_a_step_is_a_run(tmp_path, capsys):
-    run = checkpoint.Run(tmp_path / "run")
+    run = trainer.Run(tmp_path / "run")
     run.begin({"settings": {"model": "m", "data": "d", "steps": 3}})
     assert told(capsys, tmp_path / "run").splitlines()[-3:] == [
         "came to  no step yet",

@@ -57,7 +57,7 @@ def test_a_stopped_run_goes_on_with_the_losses_of_one_that_was_not(
 
     assert train.main([f"--out={out}", "--resume"]) == 0
     assert losses(out) == losses(finished)
-    results = [json.loads((folder / "results.json").read_text()) for folder in (out, finished)]
+    results = [trainer.Run(folder).recorded("results") for folder in (out, finished)]
     assert results[0] == results[1]
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from jlora._files import lack_of_room
+from jlora._files import lack_of_room, runs
 
 MARK = "jlora.json"  # in every folder that is written here, and in no other
 
@@ -111,20 +110,5 @@ def _left_over(out: Path, what: str) -> list[Path]:
     return [
         path
         for path, number in zip(found, numbers, strict=True)
-        if number.isdigit() and not _runs(int(number))
+        if number.isdigit() and not runs(int(number))
     ]
-
-
-def _runs(process: int) -> bool:
-    """Whether another process has this number: in a container the next one often gets it again."""
-    if process == os.getpid():
-        return False
-    if sys.platform == "win32":  # os.kill would end it
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

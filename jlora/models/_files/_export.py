@@ -207,7 +207,7 @@ class _Base:
     """Compares the weights, as they come by, with the fingerprint of those that were trained on."""
 
     def __init__(self, fingerprint: Mapping[str, Any], shapes: Mapping[str, Any]):
-        from jlora.checkpoint import Sample, differences  # imports Orbax
+        from jlora.checkpoint import Parts, differences
 
         found = {
             path: {
@@ -220,19 +220,22 @@ class _Base:
         if fingerprint and (lines := differences(fingerprint, found)):
             raise ValueError(_ANOTHER + "\n  ".join(("", *lines[:6])))
         self._leaves = fingerprint
-        self._samples = {
-            path: Sample(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
+        self._parts = {
+            path: Parts(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
             for path, leaf in fingerprint.items()
             if leaf["values"] is not None
         }
 
     def see(self, piece: Piece, weight: np.ndarray) -> None:
         """Raises a ValueError once all of a leaf was seen and it is another."""
-        sample = self._samples.get(piece.path)
-        if sample is None:
+        from jlora.checkpoint import differences
+
+        parts = self._parts.get(piece.path)
+        if parts is None:
             return
-        sample.see(weight, () if piece.at is None else (piece.at,))
-        if sample.digest not in (None, self._leaves[piece.path]["values"]):
+        parts.see(weight, () if piece.at is None else (piece.at,))
+        known = {piece.path: self._leaves[piece.path]}
+        if parts.fingerprint and differences(known, {piece.path: parts.fingerprint}):
             raise ValueError(f"{_ANOTHER} {piece.path}: the shape agrees, the values are others")
 
 

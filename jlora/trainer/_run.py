@@ -1,0 +1,400 @@
+"""A training run on disk: what it was started with, and the states to go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jlora import _files, _paths, _sealed_json
+from jlora.checkpoint import _arrays
+from jlora.trainer import _lock, _sealed_states
+
+_FILE = "run.json"
+_STATES = "checkpoints"
+_FORMER = ".checkpoints-of-the-run-before"
+_ARRAYS = "default"  # the folder in a state
+_VERSION = 3  # of run.json; 1 had no id, and states without seals; 2 had no sum of its own
+_ID = "id"  # the key of what tells one run's states from another's
+_RECORD_VERSION, _RUN = 1, "run"  # of what `record` writes; the key of the run's id in it
+_OWN = (_sealed_json.VERSION, _ID, "format")  # in run.json; "format" was the version's key
+
+
+class Run:
+    """The folder of one training run: its settings, its states and its records.
+
+    A state is any pytree of arrays: adapter, optimizer state, random keys as `jax.random.key_data`.
+    Each is written aside, sealed with the sums of its files and renamed once it is on the disk, so
+    that one which is there is complete, and a damaged one is never read. Static data is not stored:
+    `restore` takes it, and the structure, from the state that it is given.
+
+    Args:
+        directory: the run's folder; nothing is written before `begin`.
+        keep: how many states to keep, the newest; the best one stays beside them.
+
+    Raises:
+        ValueError: when ``keep`` is less than 1.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import jlora
+        >>> state = {"a": jnp.ones((7, 2)), "updates": jnp.int32(100)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = jlora.trainer.Run(folder)
+        ...     run.begin({"rank": 2})
+        ...     run.save(100, state, notes={"loss": 0.5}, best=True)
+        ...     step, state, notes = run.restore(state)
+        ...     best = run.best_step
+        >>> step, int(state["updates"]), notes, best
+        (100, 100, {'loss': 0.5}, 100)
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f"keep is {keep}: expected at least 1 state")
+        self.directory = Path(directory)
+        self._keep = keep
+        self._fresh = False  # whether it holds only what a start that was killed left
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process until the block ends; needs the package filelock.
+
+        The lock is free once its process has ended, however it ended. If no run was begun in the
+        block, what it wrote into a folder that was new or empty is removed again; what a process
+        that was killed left there is in nobody's way.
+
+        Raises:
+            ValueError: when another process holds it, which is named.
+        """
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(f"{self.directory} is a file: expected a folder for the run")
+        new = not self.directory.exists()
+        was_empty = new or not any(self.directory.iterdir())
+        try:
+            with _lock.locked(self.directory) as self._fresh:
+                try:
+                    yield
+                finally:
+                    if not self.begun:
+                        _lock.leave(self.directory, everything=was_empty)
+        finally:
+            self._fresh = False
+            if new and not self.begun:
+                with contextlib.suppress(OSError):  # another process has begun to use it
+                    self.directory.rmdir()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run."""
+        return (self.directory / _FILE).exists()
+
+    def claim(self, *, overwrite: bool = False) -> None:
+        """Nothing, if a new run may begin in the folder; nothing is written yet.
+
+        Raises:
+            ValueError: when it holds another run or other files, unless ``overwrite``; when it is
+                no folder.
+        """
+        where = self.directory
+        if where.exists() and not where.is_dir():
+            raise ValueError(f"{where} is a file: expected a folder for the run")
+        if overwrite or not where.exists():
+            return
+        if self.begun:
+            raise ValueError(
+                f"{where} holds another run: expected another folder, or overwrite=True to "
+                "replace it"
+            )
+        # what an interrupted start leaves, and a lock, begin with a dot
+        if not self._fresh and any(not path.name.startswith(".") for path in where.iterdir()):
+            raise ValueError(
+                f"{where} is not empty and holds no run: expected another folder, or "
+                "overwrite=True to write beside what is there"
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the run was begun with.
+
+        Raises:
+            ValueError: when the folder holds no run, a damaged one, or a newer version's.
+        """
+        return {name: value for name, value in self._begun_with().items() if name not in _OWN}
+
+    def _begun_with(self) -> dict[str, Any]:
+        path = self.directory / _FILE
+        if not self.begun:
+            raise ValueError(
+                f"{self.directory} holds no run to go on with: {_FILE} is missing. Expected the "
+                "folder of a run that was begun"
+            )
+        told = _files.read_json_object(path)
+        if _sealed_json.VERSION not in told:
+            told = {_sealed_json.VERSION: told.get("format", 1), **told}
+        return _sealed_json.opened(told, path, newest=_VERSION, sealed_since=3)
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Starts the run afresh: a former run's states and records in the folder are deleted.
+
+        Args:
+            settings: anything JSON can hold, by name.
+
+        Raises:
+            ValueError: when the folder can't be made, or JSON can't hold the settings.
+            OSError: when it can't be written.
+        """
+        if taken := [name for name in _OWN if name in settings]:
+            raise ValueError(f"settings have {taken[0]!r}: that name is the run's own")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{self.directory} can't be made: {error.strerror}") from None
+        former = self.directory / _FORMER
+        shutil.rmtree(former, ignore_errors=True)
+        if (self.directory / _STATES).exists():
+            os.rename(self.directory / _STATES, former)
+        identity = uuid.uuid4().hex
+        _sealed_json.write(self.directory / _FILE, {_ID: identity, **settings}, version=_VERSION)
+        shutil.rmtree(former, ignore_errors=True)
+        _lock.begun(self.directory)
+        for path in self.directory.glob("*.json"):
+            with contextlib.suppress(ValueError):  # nothing of ours
+                told = _sealed_json.read(path, newest=_RECORD_VERSION)
+                if told.get(_RUN, identity) != identity:
+                    path.unlink()
+
+    def record(self, name: str, content: Mapping[str, Any]) -> None:
+        """Keeps something small beside the states, as ``<name>.json``, replaced in one step.
+
+        Args:
+            name: of the file.
+            content: anything JSON can hold, by name; a number that is not finite becomes null.
+
+        Raises:
+            ValueError: when JSON can't hold the content.
+            OSError: when it can't be written; what was there stays.
+        """
+        if _RUN in content:
+            raise ValueError(f"{name}.json has no room for {_RUN!r}: that name is its own")
+        told = {_RUN: self._run_and_version()[0], **_finite(content)}
+        _sealed_json.write(self.directory / f"{name}.json", told, version=_RECORD_VERSION)
+
+    def recorded(self, name: str) -> dict[str, Any] | None:
+        """What `record` was last given under this name in this run, or None.
+
+        Raises:
+            ValueError: when the file is damaged.
+        """
+        path = self.directory / f"{name}.json"
+        if not path.exists():
+            return None
+        told = _files.read_json_object(path)
+        run, version = self._run_and_version()
+        if version < 3 and _sealed_json.VERSION not in told:
+            return told  # of an earlier version
+        told = _sealed_json.opened(told, path, newest=_RECORD_VERSION)
+        if told.pop(_RUN, None) != run:
+            return None  # of the run that this one replaced
+        return {name: value for name, value in told.items() if name != _sealed_json.VERSION}
+
+    def _run_and_version(self) -> tuple[str | None, int]:
+        """The run's id, and the version of run.json."""
+        begun: dict[str, Any] = {_sealed_json.VERSION: _VERSION}
+        begun = self._begun_with() if self.begun else begun
+        return begun.get(_ID), begun[_sealed_json.VERSION]
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the last state, None if there is none."""
+        return max(self._ours(), default=None)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the last state that was saved as the best, None if there is none."""
+        return max((step for step, best in self._ours().items() if best), default=None)
+
+    def save(
+        self, step: int, state: Any, *, notes: Mapping[str, Any] | None = None, best: bool = False
+    ) -> None:
+        """Writes the state, unless that of this step or of a later one is already there.
+
+        Where this step's is there, the notes are added to its own. Older states are deleted once
+        the new one is on the disk, but never the best.
+
+        Args:
+            step: how many updates were done.
+            state: a tree of arrays.
+            notes: something small that JSON can hold, by name, for `restore` to give back.
+            best: whether it is the best so far, to be kept until a later one is.
+
+        Raises:
+            OSError: when it can't be written, as on a full disk; earlier states stay.
+            ValueError: when the folder holds no run, or JSON can't hold the notes.
+        """
+        run = self._begun_with().get(_ID)
+        try:
+            json.dumps(notes, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the notes can't be written as JSON: {error}") from None
+        arrays, _ = _paths.arrays(state)
+        where = self.directory.absolute() / _STATES / str(step)
+        latest = self.latest_step
+        if latest is None or step > latest:
+            self._write(where, arrays, step=step, run=run, notes=notes or {}, best=best)
+        elif step == latest and (notes or best) and jax.process_index() == 0:
+            with contextlib.suppress(ValueError):  # a damaged one, or one without a seal, stays so
+                seal = _sealed_states.checked(where, step, run)
+                together = {"notes": {**seal.notes, **(notes or {})}, "best": best or seal.best}
+                _sealed_states.seal(where, step=step, run=run, **together)
+        if jax.process_index() == 0:
+            self._remove_old()
+        _arrays.wait_for_all(f"saved {where}")
+
+    def _write(self, where: Path, arrays: _arrays.Arrays, **of_seal: Any) -> None:
+        aside = where.with_name(f".{where.name}")
+        first = jax.process_index() == 0
+        try:
+            if first:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+            _arrays.wait_for_all(f"saving {where}")
+            _arrays.write(aside / _ARRAYS, arrays)
+            if not first:
+                return
+            _sealed_states.seal(aside, **of_seal)
+            _files.sync(aside)
+            if where.exists():  # another run's, which is not ours to delete
+                os.rename(where, where.with_name(f"{where.name}-of-another-run"))
+            os.rename(aside, where)
+            _files.sync_folder(where.parent)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            reason = error.strerror or str(error).rpartition("could not be written: ")[2]
+            raise OSError(f"{where} could not be written: {reason}") from error
+
+    def _remove_old(self) -> None:
+        ours = sorted(self._ours())
+        kept = {*ours[-self._keep :], self.best_step}
+        for step in ours:
+            if step not in kept:
+                self._remove(step)
+        for unfinished in (self.directory / _STATES).glob(".*"):  # by a process that was killed
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _remove(self, step: int) -> None:
+        """Takes the state away at once: what is deleted by halves is no state any more."""
+        where = self.directory / _STATES / str(step)
+        aside = where.with_name(f".{step}")
+        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rename(where, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def restore(
+        self, like: Any, step: int | None = None, *, say: Callable[[str], object] = print
+    ) -> tuple[int, Any, dict[str, Any]]:
+        """The step, the state and the notes of the newest good save, or of the one asked for.
+
+        A state whose files are not as they were written is passed over for the newest good one, and
+        deleted once that was read in its place.
+
+        Args:
+            like: a tree of the same structure, whose shardings the arrays get.
+            step: another state than the newest, such as ``best_step``.
+            say: is given a line for each state that is passed over.
+
+        Raises:
+            ValueError: when there is none, when all are damaged, or when it was another model's or
+                another adapter's: every array that differs is named.
+        """
+        there = sorted(self._there(), reverse=True)
+        if not there:
+            raise ValueError(f"{self.directory} holds no checkpoint to go on from")
+        if step is not None and step not in there:
+            raise ValueError(
+                f"{self.directory} holds no checkpoint of step {step}: there are those of "
+                f"{', '.join(map(str, reversed(there)))}"
+            )
+        wanted = there if step is None else [step, *(each for each in there if each != step)]
+        chosen, notes, damaged = self._first_good(wanted)
+        state = self._state(chosen, like)
+        ours = self._ours()
+        for other, problem in damaged.items():
+            say(
+                f"the checkpoint of step {other} in {self.directory} is damaged ({problem}): going "
+                f"on from the one of step {chosen}"
+            )
+            if other in ours:
+                self._remove(other)
+        return chosen, state, notes
+
+    def _first_good(self, steps: list[int]) -> tuple[int, dict[str, Any], dict[int, str]]:
+        """The first state that is as it was written, its notes, and what is wrong with others."""
+        begun = self._begun_with()
+        damaged = {}
+        for step in steps:
+            where = self.directory / _STATES / str(step)
+            if begun[_sealed_json.VERSION] == 1 and not (where / "seal.json").exists():
+                return step, {}, damaged
+            try:
+                return step, _sealed_states.checked(where, step, begun.get(_ID)).notes, damaged
+            except _sealed_json.NewerVersionError:
+                raise
+            except ValueError as error:
+                damaged[step] = str(error)
+        raise ValueError(
+            f"every checkpoint in {self.directory} is damaged: "
+            + "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
+            + ". Begin the run again"
+        )
+
+    def _state(self, step: int, like: Any) -> Any:
+        leaves, structure = _paths.arrays(like)
+        expected = {
+            path: _arrays.abstract(leaf.shape, leaf.dtype, getattr(leaf, "sharding", None))
+            for path, leaf in leaves.items()
+        }
+        arrays = _arrays.read(self.directory / _STATES / str(step) / _ARRAYS, expected)
+        return jax.tree.unflatten(structure, [arrays[path] for path in leaves])
+
+    def _there(self) -> list[int]:
+        """The steps of all states in the folder, also damaged ones and another run's."""
+        states = self.directory / _STATES
+        names = [path.name for path in states.iterdir()] if states.is_dir() else []
+        return [int(name) for name in names if name.isdecimal() and name == str(int(name))]
+
+    def _ours(self) -> dict[int, bool]:
+        """The steps of this run's states, damaged ones too, and whether each was the best."""
+        if not (there := self._there()):
+            return {}
+        run, ours = self._begun_with().get(_ID), {}
+        for step in there:
+            try:
+                seal = _sealed_states.read(self.directory / _STATES / str(step))
+            except ValueError:
+                ours[step] = False
+            else:
+                if seal.run == run:
+                    ours[step] = seal.best
+        return ours
+
+
+def _finite(content: Any) -> Any:
+    """The content with None for each number that is not finite, which JSON has no word for."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content
