@@ -26,6 +26,11 @@ def sections(doc):
     return [line.removesuffix(":") for line in inspect.cleandoc(doc or "").splitlines()]
 
 
+def _is_ours(function):
+    """Whether it is written in a file of the package: not by `dataclass`, not by `Protocol`."""
+    return function.__code__.co_filename != "<string>" and function.__module__ != "typing"
+
+
 def functions(value):
     """The function, or those of the class's own that others call, each with its name."""
     if inspect.isfunction(value):
@@ -35,8 +40,8 @@ def functions(value):
         member = next((getattr(member, at) for at in WRAPPED if hasattr(member, at)), member)
         member = inspect.unwrap(member)
         public = not name.startswith("_") or name in (*MADE_BY, "__call__")
-        if public and inspect.isfunction(member) and member.__code__.co_filename != "<string>":
-            found[name] = member  # what a dataclass made of its fields has no file
+        if public and inspect.isfunction(member) and _is_ours(member):
+            found[name] = member
     return found
 
 
