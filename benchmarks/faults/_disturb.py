@@ -53,7 +53,7 @@ def files_below(size: int) -> Disturb:
 
 
 def at_events(folder: Path, at: Callable[[int, str], object]) -> None:
-    """Calls ``at`` before each event that changes a file in the folder, with its number and name."""
+    """Calls ``at`` with number and name of each event that changes a file there, before it."""
     count, inside = 0, str(folder)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
