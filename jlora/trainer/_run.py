@@ -82,6 +82,7 @@ class Run:
         was_empty = new or not any(self.directory.iterdir())
         try:
             with _lock.locked(self.directory) as self._fresh:
+                self._remove_unfinished()
                 try:
                     yield
                 finally:
@@ -288,8 +289,12 @@ class Run:
         for step in ours:
             if step not in kept:
                 self._remove(step)
-        for unfinished in (self.directory / _STATES).glob(".*"):  # by a process that was killed
-            shutil.rmtree(unfinished, ignore_errors=True)
+        self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """What a process that was killed left of states, half written or half deleted."""
+        for path in (self.directory / _FORMER, *(self.directory / _STATES).glob(".*")):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _remove(self, step: int) -> None:
         """Takes the state away at once: what is deleted by halves is no state any more."""
