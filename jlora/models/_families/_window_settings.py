@@ -82,7 +82,7 @@ def kinds_of(settings: Settings, kind: str, otherwise: Sequence[bool]) -> list[b
 
 
 def rotates(settings: Settings, layer: int) -> bool:
-    """Whether a layer is rotated, by ``no_rope_layers`` or by the interval of those that are not."""
+    """Whether a layer is rotated, by ``no_rope_layers`` or the interval of those that are not."""
     if given := settings.get("no_rope_layers"):
         return layer < len(given) and bool(given[layer])
     return (layer + 1) % settings.get("no_rope_layer_interval", 4) != 0
@@ -110,7 +110,7 @@ class RotatedLayers:
 
 @dataclasses.dataclass(frozen=True)
 class ChunkedLayers:
-    """Chunks in the layers of kind chunked_attention: ``layer_types``, or those that are rotated."""
+    """Chunks in the layers of kind chunked_attention: ``layer_types``, or all that are rotated."""
 
     def read(self, settings: Settings) -> dict[str, Any]:
         """chunks."""
