@@ -42,6 +42,7 @@ from jlora.models._net._config import ClampedGate as ClampedGate
 from jlora.models._net._config import DecoderConfig as DecoderConfig
 from jlora.models._net._config import Experts as Experts
 from jlora.models._net._config import Latent as Latent
+from jlora.models._net._config import Sharpening as Sharpening
 from jlora.models._net._decoder import Decoder as Decoder
 from jlora.models._net._encoder import Encoder as Encoder
 from jlora.models._net._encoder_config import EncoderConfig as EncoderConfig

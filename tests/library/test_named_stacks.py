@@ -56,6 +56,20 @@ def test_one_number_for_each_layer_of_the_model_is_cut_into_those_of_the_stacks(
     assert ranks(targets="up", rank_pattern={"up": (0, 0, 1, 1, 1)}) == {"layers/2-4/up": [1] * 3}
 
 
+def test_layers_of_stacks_that_take_turns_are_counted_by_their_step():
+    params = {"0-4-2": {"up": jnp.ones((3, 7, 11))}, "1-5-2": {"up": jnp.ones((3, 7, 11))}}
+    axes = {"0-4-2/up": STACKED, "1-5-2/up": STACKED}
+    assert ranks(params, axes, targets="up", layers=(2, 3, 5)) == {
+        "0-4-2/up": [0, 3, 0],
+        "1-5-2/up": [0, 3, 3],
+    }
+    each = {"up": (1, 2, 3, 4, 5, 6)}
+    assert ranks(params, axes, targets="up", rank_pattern=each) == {
+        "0-4-2/up": [1, 3, 5],
+        "1-5-2/up": [2, 4, 6],
+    }
+
+
 def test_alphas_are_cut_alike():
     config = jlora.LoraConfig(targets="up", rank=2, alpha_pattern={"up": (1.0, 2.0, 3.0, 4.0, 5.0)})
     _, lora = jlora.split(PARAMS, config, KEY, axes=AXES)

@@ -58,6 +58,12 @@ GPT2 = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+LLAMA4 = {
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 11,
+    "intermediate_size_mlp": 52,
+}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 1.0, "alpha": 30.0}
 GPT_OSS = {
     "num_local_experts": 7,
@@ -154,6 +160,18 @@ VARIANTS = {
     "nemotron": ("nemotron", {**SHARED, "head_dim": None}),
     "arcee": ("arcee", {**SHARED, "tie_word_embeddings": True}),
     "gpt2": ("gpt2", {}),
+    "llama4_text": ("llama4_text", {**LLAMA4, "num_hidden_layers": 5, "rope_parameters": BASE}),
+    "llama4_text, some layers dense, none cut": (
+        "llama4_text",
+        {
+            **LLAMA4,
+            "num_hidden_layers": 4,
+            "interleave_moe_layer_step": 2,
+            "attention_chunk_size": None,
+            "no_rope_layers": [1] * 4,
+            "attention_bias": True,
+        },
+    ),
     "deepseek_v3": (
         "deepseek_v3",
         {**DEEPSEEK, "norm_topk_prob": True, "rope_parameters": SHARPER},

@@ -245,6 +245,29 @@ ADAPTERS = {
         "alpha_pattern": {"layers.1.self_attn.o_proj": 3},
         "modules_to_save": ["shared_experts", "model.norm"],
     },
+    "llama4_text": {
+        "variant": "llama4_text, alternating",
+        "target_modules": ["q_proj", "v_proj"],
+        "rank_pattern": {r".*\.3\.self_attn\.q_proj": 2},
+        "use_dora": True,
+        "modules_to_save": ["post_attention_layernorm"],
+        "layers_to_transform": [0, 3, 4],
+    },
+    "llama4_text, experts and MLPs": {
+        "variant": "llama4_text, alternating",
+        "target_modules": ["feed_forward.up_proj", "shared_expert.down_proj"],
+        "target_parameters": ["experts.gate_up_proj", "router.weight"],
+    },
+    "qwen3_moe, some layers dense": {
+        "variant": "qwen3_moe, some layers dense",
+        "target_modules": ["q_proj"],
+        "target_parameters": ["experts.gate_up_proj", "mlp.up_proj.weight"],
+    },
+    "qwen2_moe, some layers dense": {
+        "variant": "qwen2_moe, some layers dense",
+        "target_modules": ["mlp.up_proj", "shared_expert.up_proj", "o_proj"],
+        "target_parameters": ["experts.down_proj"],
+    },
     "tied, attention": {"variant": "llama, tied", "target_modules": ["q_proj"]},
     "tied, embedding": {
         "variant": "llama, tied",

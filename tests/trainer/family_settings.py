@@ -38,8 +38,19 @@ DEEPSEEK = {
     "topk_group": 2,
     "first_k_dense_replace": 1,
 }
+LLAMA4 = {
+    **SIZES,
+    "num_hidden_layers": 5,
+    "intermediate_size": 7,
+    "intermediate_size_mlp": 26,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "interleave_moe_layer_step": 2,
+    "attention_chunk_size": 5,
+}
 SETTINGS = {
     "llama": SIZES,
+    "llama4_text": LLAMA4,
     "mistral": {**SIZES, "sliding_window": 5},
     "qwen2": SIZES,
     "qwen3": SIZES,

@@ -95,8 +95,29 @@ SHARED_EXPERTS = {
     "mlp/shared/down_proj/kernel": (16, 22),
 }
 NO_LAYERS = {path: shape for path, shape in LLAMA.items() if "layers/" not in path}
+ATTENTION = {
+    path.removeprefix("layers/"): shape[1:] for path, shape in NO_MLP.items() if "layers/" in path
+}
 TREES = {
     "llama": LLAMA,
+    "llama4_text": {
+        **NO_LAYERS,
+        **stack("0-2-2", 2, {**ATTENTION, **DENSE}),
+        **stack(
+            "1-3-2",
+            2,
+            {
+                **ATTENTION,
+                "mlp/router/kernel": (22, 6),
+                "mlp/experts/gate_up_proj/kernel": (6, 22, 14),
+                "mlp/experts/down_proj/kernel": (6, 7, 22),
+                "mlp/shared/gate_proj/kernel": (22, 7),
+                "mlp/shared/up_proj/kernel": (22, 7),
+                "mlp/shared/down_proj/kernel": (7, 22),
+            },
+        ),
+        **stack("4-4", 1, {**ATTENTION, **DENSE}),
+    },
     "mistral": LLAMA,
     "qwen2": {**LLAMA, **QKV_BIASES},
     "qwen3": {**LLAMA, **HEAD_NORMS},

@@ -16,6 +16,7 @@ ARCHITECTURES = {
     "cohere": "command-r",
     "hunyuan_v1_dense": "hunyuan-dense",
     "gpt_oss": "gpt-oss",
+    "llama4_text": "llama4",
     "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
 }
@@ -173,6 +174,16 @@ class _Entries:
         self.put("sliding_window", self.settings["sliding_window"])
         self.put("expert_feed_forward_length", self.settings["intermediate_size"])
 
+    def llama4(self):
+        given, put = self.settings, self.put
+        put("vocab_size", given["vocab_size"])
+        put("rope_dimension_count", self.head_dim)
+        put("feed_forward_length", given["intermediate_size_mlp"])
+        put("expert_feed_forward_length", given["intermediate_size"])
+        put("interleave_moe_layer_step", given["interleave_moe_layer_step"])
+        if set(given["layer_types"]) == {"full_attention"}:
+            put("sliding_window", 0)
+
     def deepseek2(self):
         given, put = self.settings, self.put
         put("head_count_kv", 1)
@@ -297,7 +308,11 @@ def _changed(name, tensor, settings, architecture):
     elif "experts.down_proj" in name and architecture == "gpt-oss":
         bias = name.endswith("_bias")
         yield name.replace("_bias", ".bias"), tensor if bias else tensor.swapaxes(-1, -2)
+    elif "experts.down_proj" in name and architecture == "llama4":
+        yield name, tensor.swapaxes(-1, -2)
     elif "experts.gate_up_proj" in name:
+        if architecture == "llama4":
+            tensor = tensor.swapaxes(-1, -2)
         half = tensor.shape[1] // 2
         name = name.replace("block_sparse_moe.experts", "mlp.experts")
         yield name.replace("gate_up_proj", "gate_proj"), tensor[:, :half]

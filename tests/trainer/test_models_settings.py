@@ -30,10 +30,10 @@ def test_settings_come_back_from_the_configuration(family):
         ("qwen3", {"layer_types": ["sliding_attention"] * 3}, ["but there is no window"]),
         (
             "qwen3_moe",
-            {"mlp_only_layers": [1], "decoder_sparse_step": 2, "num_experts": None},
+            {"mlp_only_layers": "1", "decoder_sparse_step": True, "num_experts": None},
             [
-                "mlp_only_layers is [1], but only [] is supported",
-                "decoder_sparse_step is 2, but only 1 is supported",
+                "mlp_only_layers is '1': expected a list",
+                "decoder_sparse_step is True: expected a number",
                 "num_experts is missing",
             ],
         ),
@@ -82,8 +82,23 @@ def test_settings_come_back_from_the_configuration(family):
         ),
         (
             "qwen2_moe",
-            {"decoder_sparse_step": 2, "shared_expert_intermediate_size": None},
-            ["decoder_sparse_step is 2", "shared_expert_intermediate_size is missing"],
+            {"decoder_sparse_step": 0, "shared_expert_intermediate_size": None},
+            ["decoder_sparse_step", "shared_expert_intermediate_size is missing"],
+        ),
+        (
+            "llama4_text",
+            {
+                "layer_types": ["chunked_attention"] * 4 + ["sliding_attention"],
+                "floor_scale": None,
+                "attention_chunk_size": None,
+                "no_rope_layers": [1],
+            },
+            [
+                "layer_types has 'sliding_attention': expected",
+                "there is no attention_chunk_size",
+                "floor_scale is missing",
+                "no_rope_layers has 1 entries, expected at least 5",
+            ],
         ),
         ("nemotron", {"norm_eps": None}, ["norm_eps is missing"]),
         (

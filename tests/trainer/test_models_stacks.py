@@ -14,7 +14,10 @@ from safetensors.numpy import load_file, save_file
 import jlora
 from jlora import models
 from jlora.models import DecoderConfig, Experts, Latent
+from jlora.models._net._decoder import Block
+from jlora.models._net._layer_differences import prepare
 from jlora.models._net._routing import choose
+from jlora.models._net._stacks import _periods, stacks
 
 SETTINGS = {
     "model_type": "deepseek_v3",
@@ -114,6 +117,41 @@ def test_an_adapter_is_merged_into_its_own_layers_of_a_folder(folder, model, tmp
         assert np.abs(added).max() > 0.1
     untouched = {name for name in before if np.array_equal(before[name], after[name])}
     assert len(before) - len(untouched) == 2
+
+
+@pytest.mark.parametrize(
+    ("kinds", "periods"),
+    [
+        ("DDDMMMM", [(1, 3), (1, 4)]),
+        ("LLLFLLLFLLLF", [(4, 3)]),
+        ("DLLLFLLLF", [(1, 1), (4, 2)]),
+        ("DMDMD", [(2, 2), (1, 1)]),
+        ("ABBA", [(1, 1), (1, 2), (1, 1)]),
+        ("A", [(1, 1)]),
+    ],
+)
+def test_layers_that_come_again_are_compiled_once(kinds, periods):
+    assert _periods(kinds) == periods
+
+
+def test_layers_of_stacks_that_take_turns_are_run_by_their_numbers():
+    config = dataclasses.replace(
+        config_of(num_hidden_layers=5), expert_layers=(False, True, False, True, True)
+    )
+    decoder, tokens = models.Decoder(config), jnp.arange(9)[None]
+    params = jax.jit(decoder.init)(jax.random.key(0), tokens)["params"]
+    assert params["layers"].keys() == {"0-2-2", "1-3-2", "4-4"}
+    x, positions = params["embed"]["embedding"][tokens], jnp.arange(9)[None]
+    mask = jnp.tril(jnp.ones((9, 9), bool))[None]
+    shared, own = prepare(config, positions, mask, None, jnp.float32)
+    for layer in range(5):
+        (stack,) = (each for each in stacks(config) if layer in each.layers)
+        at = stack.layers.index(layer)
+        its = jax.tree.map(lambda leaf, at=at: leaf[at], params["layers"][stack.name])
+        x, _ = jax.jit(Block(stack.config).apply)({"params": its}, x, shared, own, None, None)
+    hidden = jax.jit(lambda: decoder.apply({"params": params}, tokens, method="hidden"))()
+    normed = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + config.norm_epsilon)
+    np.testing.assert_allclose(hidden, normed, rtol=1e-4, atol=1e-5)
 
 
 def by_hand(experts, scores, correction):

@@ -110,7 +110,7 @@ class RotatedLayers:
 
 @dataclasses.dataclass(frozen=True)
 class ChunkedLayers:
-    """Chunks in the layers of kind chunked_attention: ``layer_types``, or those rotated."""
+    """Chunks in the layers of kind chunked_attention: ``layer_types``, or all that are rotated."""
 
     def read(self, settings: Settings) -> dict[str, Any]:
         """chunks."""
