@@ -33,13 +33,13 @@ def run(args: argparse.Namespace) -> None:
     """
     from jlora import _info, peft
 
-    directory = _flags.folder_of(args.adapter)
-    source = _flags.source_of(args, _flags.described(directory))
-    adapter = _flags.load_adapter(directory, source)
+    directories = _flags.folders_of(args.adapter)
+    source, _ = _flags.source_and_training(args, directories)
+    adapter = _flags.load_adapters(args.adapter, directories, source)
     if adapter.vocabulary.more:
         raise ValueError(
-            f"{directory} adds {adapter.vocabulary.more} tokens to its base, whose tables jlora "
-            "writes in a merged model alone: python -m jlora merge"
+            f"{directories[0]} adds {adapter.vocabulary.more} tokens to its base, whose tables "
+            "jlora writes in a merged model alone: python -m jlora merge"
         )
     peft.publish(
         args.out,
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> None:
         _flags.model_for(adapter, source),
         format=args.format,
         about=adapter.metadata,
-        scores=_scores(directory),
-        tokenizer_of=directory,
+        scores=_scores(directories[0]) if len(directories) == 1 else {},
+        tokenizer_of=directories[0],
         base_model=args.base_model,
         overwrite=args.overwrite,
     )

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jlora._commands import _adapters
+
 
 class Adapted(NamedTuple):
     """A model that is ready to answer."""
@@ -15,17 +17,6 @@ class Adapted(NamedTuple):
     model: Any  # jlora.models.Model
     params: Any  # with the adapter merged
     system: list[dict[str, str]]  # the system message to begin with, if there is one
-
-
-class Adapter(NamedTuple):
-    """A saved adapter, and what was saved beside it."""
-
-    lora: Any
-    config: Any  # jlora.LoraConfig
-    base: Any  # the fingerprint of the base, if it was saved
-    metadata: dict[str, Any]
-    vocabulary: Any  # jlora.models.Vocabulary: what the adapter asks of the base's
-    labels: tuple[str, ...]  # that a head of its own scores
 
 
 def add_model(
@@ -44,9 +35,13 @@ def add_model(
     )
     command.add_argument(
         "--adapter",
+        action="append",
+        type=_adapters.given,
+        default=[],
         metavar="",
         required=adapter_required,
-        help="folder that jlora.checkpoint.save, PEFT or mlx-lm wrote, or a hub id",
+        help="folder that jlora.checkpoint.save, PEFT or mlx-lm wrote, or a hub id; several are "
+        "summed, each times the number behind it: A=0.5",
     )
     if with_dtype:
         command.add_argument("--dtype", choices=dtypes, help=f"of the weights ({dtype_of})")
@@ -120,9 +115,8 @@ def load_model(args: argparse.Namespace) -> Adapted:
     Raises:
         ValueError: when model or adapter are missing or do not fit each other.
     """
-    directory = folder_of(args.adapter) if args.adapter else None
-    known = described(directory) if directory else {}
-    source = source_of(args, known)
+    directories = folders_of(args.adapter)
+    source, known = source_and_training(args, directories)
     import jlora
     from jlora import compiled, models, peft
     from jlora.models._net import _kinds
@@ -136,28 +130,60 @@ def load_model(args: argparse.Namespace) -> Adapted:
         date=trained.get("date"),
     )
     _kinds.require_writer(model.config, model.name, "writes answers")
-    if directory and _is_peft(directory):
-        model = models.with_vocabulary(model, peft.vocabulary(directory, model))
+    if len(directories) == 1 and _is_peft(directories[0]):
+        model = models.with_vocabulary(model, peft.vocabulary(directories[0], model))
     params = model.params
-    if directory:
-        model = models.with_tokenizer(model, directory)
-        params = jlora.merge(params, _adapter(directory, model))
+    if directories:
+        loras = [_adapter(directory, model) for directory in directories]
+        model = models.with_tokenizer(model, directories[0])
+        params = jlora.merge(params, _adapters.combined(loras, args.adapter))
     system = args.system if args.system is not None else known.get("system")
     return Adapted(model, params, [{"role": "system", "content": system}] if system else [])
 
 
-def folder_of(adapter: str) -> Path:
-    """The adapter's folder; what is on the hub is fetched.
+def folders_of(adapters: Sequence[_adapters.Given]) -> list[Path]:
+    """Their folders; what is on the hub is fetched.
 
     Raises:
-        ValueError: when it is neither a folder nor on the hub.
+        ValueError: when one is neither a folder nor on the hub, or its weight is no number.
     """
     from jlora import peft
 
-    return peft.located(adapter)
+    _adapters.check(adapters)
+    return [peft.located(its.name) for its in adapters]
 
 
-def load_adapter(directory: Path, source: str) -> Adapter:
+def source_and_training(
+    args: argparse.Namespace, directories: Sequence[Path]
+) -> tuple[str, dict[str, Any]]:
+    """The model's name, and what the first adapter says of its training.
+
+    Raises:
+        ValueError: when nothing says which model, or the adapters name different ones.
+    """
+    each = [described(directory) for directory in directories]
+    named = {known["model"]: None for known in each if known.get("model")}
+    if not args.model and len(named) > 1:
+        raise ValueError(
+            f"the adapters were trained on {' and '.join(map(repr, named))}: name the model with "
+            "--model where these are one"
+        )
+    known = each[0] if each else {}
+    return source_of(args, {**known, "model": next(iter(named), None)}), known
+
+
+def load_adapters(adapters: Sequence[_adapters.Given], directories: Sequence[Path],
+                  source: str) -> _adapters.Adapter:  # fmt: skip
+    """The adapters in the folders as one, for the model of this name.
+
+    Raises:
+        ValueError: as `load_adapter`, or when they have no sum.
+    """
+    parts = [load_adapter(directory, source) for directory in directories]
+    return _adapters.summed(parts, adapters)
+
+
+def load_adapter(directory: Path, source: str) -> _adapters.Adapter:
     """The adapter in a folder, of either format, for the model of this name.
 
     Raises:
@@ -165,14 +191,17 @@ def load_adapter(directory: Path, source: str) -> Adapter:
     """
     from jlora import checkpoint, models, peft
     from jlora._safetensors import headers
-    from jlora.models._families._labels import labels_trained, numbered
+    from jlora.models._families._labels import labels_trained, named
 
     if not _is_peft(directory):
         description = checkpoint.describe(directory)
         lora, config = checkpoint.restore(directory)
         metadata = description["metadata"]
-        labels = tuple(metadata.get("labels", ())) or numbered(labels_trained(lora))
-        return Adapter(lora, config, description["base"], metadata, models.Vocabulary(), labels)
+        bases = () if description["base"] is None else (description["base"],)
+        labels = tuple(metadata.get("labels", ()))
+        if (count := labels_trained(lora)) and not labels:
+            labels = named(count, models.outline(source).config)
+        return _adapters.Adapter(lora, config, bases, metadata, models.Vocabulary(), labels)
     settings = peft.describe(directory)
     # the weights are read only where the adapter is made of them
     of_weights = settings["init_lora_weights"] in ("pissa", "olora")
@@ -183,7 +212,7 @@ def load_adapter(directory: Path, source: str) -> Adapter:
     model = with_head(model, labels)
     vocabulary = peft.vocabulary(directory, model)
     lora, config = peft.load(directory, models.with_vocabulary(model, vocabulary))
-    return Adapter(lora, config, None, described(directory), vocabulary, labels)
+    return _adapters.Adapter(lora, config, (), described(directory), vocabulary, labels)
 
 
 def with_head(model: Any, labels: tuple[str, ...]) -> Any:
@@ -201,7 +230,7 @@ def with_head(model: Any, labels: tuple[str, ...]) -> Any:
     return models.with_classifier(model, labels, jax.random.key(0))
 
 
-def model_for(adapter: Adapter, source: str) -> Any:
+def model_for(adapter: _adapters.Adapter, source: str) -> Any:
     """The model as the adapter's own: its shapes alone, where no weight has to be written.
 
     Raises:

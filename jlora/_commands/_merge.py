@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 
-from jlora._commands import _flags
+from jlora._commands import _adapters, _flags
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -42,24 +43,30 @@ def run(args: argparse.Namespace) -> None:
     """
     from jlora import _info, models
 
-    directory = _flags.folder_of(args.adapter)
-    source = _flags.source_of(args, _flags.described(directory))
-    adapter = _flags.load_adapter(directory, source)
+    directories = _flags.folders_of(args.adapter)
+    source, _ = _flags.source_and_training(args, directories)
+    adapter = _flags.load_adapters(args.adapter, directories, source)
     out = models.export(
         source,
         args.out,
         lora=adapter.lora,
-        base=adapter.base,
+        base=adapter.bases,
         dtype=args.dtype,
         max_shard_bytes=args.max_shard_size,
         overwrite=args.overwrite,
-        metadata={"adapter": str(args.adapter)},
-        keep=(directory,),
+        metadata={"adapter": _named(args.adapter)},
+        keep=tuple(directories),
         vocabulary=adapter.vocabulary,
         labels=adapter.labels,
-        tokenizer_of=directory,
+        tokenizer_of=directories[0],
     )
     print(_info.text(_info.facts(out)))
+
+
+def _named(adapters: Sequence[_adapters.Given]) -> str:
+    """The adapters as flags name them, weights of 1 left out."""
+    each = (its.name if its.weight == 1 else f"{its.name}={its.weight:g}" for its in adapters)
+    return ", ".join(each)
 
 
 def bytes_in(text: str) -> int:

@@ -46,7 +46,7 @@ def facts(source: str | Path) -> dict[str, Any]:
         "width": config.width,
         "vocabulary": config.vocabulary,
         "max_length": config.max_length,
-        "labels": list(getattr(config, "labels", ())),
+        "labels": list(config.labels),
         "encoder": isinstance(config, models.EncoderConfig),
         "tied": config.tied,
         "template": opened.tokenizer.template is not None,
@@ -70,7 +70,9 @@ def lines(known: Mapping[str, Any]) -> list[str]:
             "size": ", ".join(size),
             "shape": f"{known['layers']} layers of width {known['width']}, "
             f"{known['vocabulary']:,} tokens, {known['max_length']:,} positions, " + _head(known),
-            "template": None if known["encoder"] else _TEMPLATES[known["template"]],
+            "template": None
+            if known["encoder"] or known["labels"]
+            else _TEMPLATES[known["template"]],
             "aside": "; ".join(known["left_aside"]),
         }
     )
@@ -81,10 +83,14 @@ def lines(known: Mapping[str, Any]) -> list[str]:
 _TEMPLATES = {True: "for conversations", False: "none: no chat"}
 
 
+def _writes(known: Mapping[str, Any]) -> bool:
+    return not (known["encoder"] or known["labels"])
+
+
 def _head(known: Mapping[str, Any]) -> str:
     if known["encoder"] and not known["labels"]:
         return "no head"
-    if known["encoder"]:
+    if known["labels"]:
         return f"a head with {len(known['labels'])} labels: {_words.named(known['labels'])}"
     return "the head is the embedding" if known["tied"] else "a head of its own"
 

@@ -11,6 +11,12 @@ from jlora.data._encode import EncodeReport as EncodeReport
 from jlora.data._encode import answerable as answerable
 from jlora.data._encode import encode as encode
 from jlora.data._examples import Examples as Examples
+from jlora.data._labelled import Labelled as Labelled
+from jlora.data._labelled import LabelledBatches as LabelledBatches
+from jlora.data._labelled import LabelReport as LabelReport
+from jlora.data._labelled import encode_labelled as encode_labelled
+from jlora.data._labelled_rows import labels_of as labels_of
+from jlora.data._labelled_rows import read_labelled as read_labelled
 from jlora.data._messages import Messages as Messages
 from jlora.data._messages import text_of as text_of
 from jlora.data._messages import without_reasoning as without_reasoning

@@ -124,4 +124,6 @@ def digest(*parts: Sequence[Messages]) -> str:
 
 def _key(row: Messages) -> str:
     """What two rows share that ask for the same."""
+    if isinstance(row, Mapping):  # a text with a label
+        return json.dumps({name: value for name, value in row.items() if name != "label"})
     return json.dumps(row if is_plain_text(row) else row[:-1])

@@ -47,7 +47,7 @@ def conversation_of(row: Any, columns: Mapping[str, str], notes: Notes) -> Messa
         raise ValueError(f"a JSON {kind(row)} where an object was expected")
     if problem := _unusable(row):
         raise ValueError(problem)
-    row = _renamed(row, columns)
+    row = renamed(row, columns)
     given = {key: value for key, value in row.items() if value is not None}
     for shape in SHAPES:
         if any(key in given for key in shape.keys):
@@ -58,7 +58,12 @@ def conversation_of(row: Any, columns: Mapping[str, str], notes: Notes) -> Messa
     raise ValueError(f"no known keys, only {found_keys(row)}" if row else "an object without keys")
 
 
-def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+def renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row with our names of keys.
+
+    Raises:
+        ValueError: when a key that ``columns`` names is missing.
+    """
     if missing := [own for own in columns.values() if own not in row]:
         raise ValueError(f"{missing[0]!r} is missing (found {found_keys(row)})")
     rest = {key: value for key, value in row.items() if key not in (*columns, *columns.values())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ _PADDING = "pad_token"
 
 
 @dataclasses.dataclass(frozen=True)
-class TextModel:
+class TextModel(abc.ABC):
     """What `Model`, a decoder, and `EncoderModel` have in common. None is of this class alone.
 
     Either may have a head that scores labels: `classifier` gives the scores, whatever the model.
@@ -63,15 +64,16 @@ class TextModel:
         return types.MappingProxyType({path: leaf.name for path, leaf in self.stored.items()})
 
     @property
+    @abc.abstractmethod
     def task_type(self) -> str:
         """What PEFT calls the work that such a model does."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def head_names(self) -> tuple[str, ...]:
         """The entries of the parameters that `logits` reads and `hidden` does not."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def apply(
         self,
         params: Any,
@@ -82,11 +84,10 @@ class TextModel:
         remat: str = "products",
     ) -> jax.Array:
         """What the model gives, as its own class describes it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
         """The head's scores, float32, as the model's own class describes them."""
-        raise NotImplementedError
 
     def classifier(
         self, params: Any, batch: Mapping[str, Any], *, remat: str = "products"

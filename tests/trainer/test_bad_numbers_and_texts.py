@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import jlora
 from jlora import models
 from jlora.data import Batches, Example
-from jlora.data._batches import _bucket_lengths
+from jlora.data._plan import _bucket_lengths
 
 CONFIG = models.DecoderConfig(
     vocabulary=3, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8, max_length=64

@@ -33,7 +33,7 @@ def export(
     out: str | Path,
     *,
     lora: Mapping[str, Node] | None = None,
-    base: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     dtype: Any = None,
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
@@ -52,7 +52,8 @@ def export(
         source: the model, as for `load`.
         out: a new or an empty folder.
         lora: the adapter to merge into it, if any.
-        base: the fingerprint of the base that the adapter was trained on, to be compared.
+        base: the fingerprint of the base that the adapter was trained on, to be compared; several
+            where it is a sum.
         dtype: of the weights in the files; those of the source (float32 from GGUF) unless given.
         max_shard_bytes: the largest file; a single larger tensor still has one of its own.
         overwrite: replace a folder that was written here before, once the new one is complete.
@@ -115,7 +116,8 @@ def export(
         for path, shape in expected_shapes(opened.config).items()
     }
     _check_adapter(shapes, lora)
-    trained_on = _Base(base or {}, shapes)
+    bases = (base or {},) if isinstance(base, Mapping | None) else base
+    trained_on = [_Base(each, shapes) for each in bases]
     given = None if dtype is None else jnp.dtype(dtype)
     if given is not None and given not in _shards.DTYPES.values():
         known = ", ".join(each.name for each in _shards.DTYPES.values())
@@ -140,7 +142,8 @@ def export(
     @functools.lru_cache(maxsize=1)  # one piece may make many tensors
     def made_of(piece: Piece, dtype: np.dtype) -> Mapping[str, np.ndarray]:
         weight = opened.layer(piece.path, piece.layer or 0, piece.shape)
-        trained_on.see(piece, weight)
+        for each in trained_on:
+            each.see(piece, weight)
         merged = _merged(weight, lora.get(piece.path), shared, piece, dtype)
         return in_file(opened.config, piece, merged)
 
