@@ -7,6 +7,7 @@ one of 1 layer, because the compiler counts the body of a loop once.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,8 @@ def cost(name: str, layers: int) -> tuple[float, float, float]:
     tx = optax.chain(adam, jlora.lora_plus(4)) if name == "LoRA+" else adam
     tx = jlora.optimizer(tx, freeze=freeze)
     state = jax.eval_shape(lambda lora, key: trainer.init(lora, tx, key), lora, key)
-    step = trainer.make_step(jlora.lift(loss, strict=True), tx)
+    trains = functools.partial(jlora.mask, freeze=freeze)
+    step = trainer.make_step(jlora.lift(loss, strict=True), tx, trains=trains)
     compiled = step.lower(frozen, state, TOKENS).compile()  # type: ignore
     trained = jax.tree.leaves((state.lora, state.opt_state))
     kept = sum(leaf.size * leaf.dtype.itemsize for leaf in trained)

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from jax.errors import JaxRuntimeError
 
-from benchmarks._shared.flops import flops
 from benchmarks._shared.memory import allocated
 from benchmarks.ahead._slices import Slice
 from benchmarks.ahead._steps import Step
+from jlora.trainer._flops import flops
 
 
 @dataclasses.dataclass(frozen=True)

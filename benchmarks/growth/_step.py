@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 import jlora
-from benchmarks._shared.flops import flops
 from jlora import trainer
 from jlora.models import Decoder, DecoderConfig
+from jlora.trainer._flops import flops
 
 LLAMA = DecoderConfig(
     vocabulary=1024, width=256, layers=2, heads=2, kv_heads=2, head_dim=128, mlp_width=768,

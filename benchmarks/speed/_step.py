@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import optax
 
 import jlora
-from benchmarks._shared.flops import flops
 from benchmarks._shared.llamas import outlined
 from benchmarks._shared.memory import allocated
 from benchmarks._shared.turns import seconds_in_turns
 from benchmarks._shared.whole import whole_step
 from jlora import trainer
 from jlora.models import Decoder, DecoderConfig, Model, answer_loss
+from jlora.trainer._flops import flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +45,20 @@ def job(
 
 def needed(job: Job) -> int:
     """FLOPs of the matrix products in a step that keeps everything for its gradient."""
-    params, batch = job.model.params, jax.eval_shape(functools.partial(_batch, job))
     # which hide no product in a kernel
     in_blocks = dataclasses.replace(job.model, attention="blocks")
     kept = dataclasses.replace(job, model=in_blocks, remat="none")
-    frozen, trained = None, params
+    return flops(step_of(kept).trace(*shapes_of(kept)).jaxpr.jaxpr)
+
+
+def shapes_of(job: Job) -> tuple[Any, trainer.TrainState, Any]:
+    """What the step takes, by shape."""
+    batch = jax.eval_shape(functools.partial(_batch, job))
+    frozen, trained = None, job.model.params
     if job.trains == "LoRA":
         split = functools.partial(adapted, job, batch["tokens"])
-        frozen, trained = jax.eval_shape(split, params)
-    state = jax.eval_shape(functools.partial(start, job), trained)
-    return flops(step_of(kept).trace(frozen, state, batch).jaxpr.jaxpr)
+        frozen, trained = jax.eval_shape(split, trained)
+    return frozen, jax.eval_shape(functools.partial(start, job), trained), batch
 
 
 def adapted(job: Job, tokens: Any, params: Any) -> tuple[Any, Any]:

@@ -24,7 +24,7 @@ def make_step(
     *,
     accumulate: int = 1,
     trains: Callable[[Any], Any] = _optim.mask,
-) -> Step:
+) -> jax.stages.Wrapped:
     """The jitted function ``(frozen, state, batch) -> (state, metrics)``, one update.
 
     The gradient is that of sum / count over the whole batch. The frozen weights are an argument, so

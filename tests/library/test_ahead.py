@@ -4,11 +4,11 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 
-from benchmarks._shared.flops import flops
 from benchmarks._shared.llamas import LLAMAS, outlined
 from benchmarks.ahead._compiled import needed
 from benchmarks.ahead._layout import FSDP, RULES, SHARING, TENSOR, shardings_of, spec_of
 from benchmarks.ahead._slices import SLICES
+from jlora.trainer._flops import flops
 
 
 @pytest.mark.parametrize("name", SHARING)

@@ -5,9 +5,9 @@ import dataclasses
 import jax
 import pytest
 
-from benchmarks._shared.flops import flops
 from benchmarks._shared.llamas import LLAMAS
 from benchmarks.speed._step import job, needed
+from jlora.trainer._flops import flops
 
 SMALL = dataclasses.replace(
     LLAMAS["135M"], vocabulary=211, width=48, layers=3, heads=3, kv_heads=1, head_dim=16,

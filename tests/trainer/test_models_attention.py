@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import jlora
-from benchmarks._shared.flops import flops
 from jlora import models
 from jlora.models import Decoder, DecoderConfig
 from jlora.models._net import _attention, _fused_attention
 from jlora.models._net._decoder import empty_cache
+from jlora.trainer._flops import flops
 
 CONFIG = DecoderConfig(
     vocabulary=37, width=22, layers=3, heads=6, kv_heads=2, head_dim=16, mlp_width=26, max_length=64

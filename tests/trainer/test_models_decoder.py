@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from family_settings import abstract_params, config_of, random_params
 
-from benchmarks._shared.flops import flops
 from jlora.models import ClampedGate, Decoder, Experts
 from jlora.models._net import _attention
 from jlora.models._net._decoder import empty_cache
+from jlora.trainer._flops import flops
 
 
 def test_each_expert_computes_its_own_tokens_and_no_others():

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+<<<<<<< HEAD
 from jlora.models._net._kinds import require_writer
+=======
+from jlora._cross_entropy import cross_entropy
+from jlora.models._net._encoder_config import EncoderConfig
+from jlora.models._net._kinds import encoder_is_none
+>>>>>>> policies
 
 _SHARE = 0.5  # of the head's own memory, that a chunk's scores in float32 take
 
@@ -85,7 +91,7 @@ def answer_loss(
     hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
 
     def loss(head, rows, labels, weights):
-        return cross_entropy(model.logits(head, rows), labels, weights)
+        return cross_entropy(model.logits(head, rows), labels, weights)[0]
 
     in_chunks = recomputed_in_chunks if head_trains else sum_in_chunks
     rows = hidden.reshape(-1, hidden.shape[-1])
@@ -103,21 +109,6 @@ def rows_at_a_time(width: int, dtype: Any) -> int:
     there are ``width / 4`` FLOPs of the products to each byte of the head.
     """
     return max(1, int(_SHARE * width * jnp.dtype(dtype).itemsize / 4))
-
-
-def cross_entropy(scores: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
-    """The weighted sum of the rows' losses; scores (rows, vocabulary) float32.
-
-    A label's score is picked by comparison: the gradient of a gather is a scatter, for which the
-    softmax would be written out in float32 first. A label that is no token, but for a row of weight
-    0, makes the loss NaN.
-    """
-    vocabulary = scores.shape[-1]
-    its = jnp.arange(vocabulary) == labels[:, None]
-    of_label = jnp.sum(jnp.where(its, scores, 0), axis=-1)
-    possible = (labels >= 0) & (labels < vocabulary) | (weights == 0)
-    of_label = jnp.where(possible, of_label, jnp.nan)
-    return jnp.sum(weights * (jax.nn.logsumexp(scores, axis=-1) - of_label))
 
 
 def sum_in_chunks(loss: Callable[..., jax.Array], *, chunk: int) -> Callable[..., jax.Array]:
