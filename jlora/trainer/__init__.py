@@ -1,20 +1,23 @@
 """The parts of a training run, each usable alone from a script of your own.
 
 A run is a loss, ``(frozen, lora, batch) -> (sum, count)``; a step made of it and an optimizer
-<<<<<<< HEAD
-(`make_step`); a state that the step takes and gives (`init`); batches, a function of the step's
-number; and a loop over them: `iterate` for a ``for`` of your own, `fit` for one that is written.
+(`make_step`; `outlook` says what it will need); a state that the step takes and gives (`init`);
+batches, a function of the step's number; and a loop over them: `iterate` for a ``for`` of your own, `fit` for one that is written.
 Around the loop: how good it is (`evaluate`, `Best`), whether it goes wrong (`Jumps`), what a
 person sees of it (`loggers`, `progress`, `draw`), and how they stop it (`stop_on_signals`).
 `Run` is its folder: sealed states to go on from, written by one process at a time.
 Nothing here knows what the model or the batch is.
 """
 
+from jlora._cross_entropy import cross_entropy as cross_entropy
 from jlora.trainer._best import DIRECTIONS as DIRECTIONS
 from jlora.trainer._best import Best as Best
 from jlora.trainer._evaluate import evaluate as evaluate
 from jlora.trainer._evaluate import mean_loss as mean_loss
 from jlora.trainer._figure import draw as draw
+from jlora.trainer._fitting import fitting as fitting
+from jlora.trainer._fitting import memory_limit as memory_limit
+from jlora.trainer._fitting import ran_out as ran_out
 from jlora.trainer._jumps import Jumps as Jumps
 from jlora.trainer._loggers import LOGGERS as LOGGERS
 from jlora.trainer._loggers import Logger as Logger
@@ -23,19 +26,6 @@ from jlora.trainer._loggers import Metrics as Metrics
 from jlora.trainer._loggers import check_loggers as check_loggers
 from jlora.trainer._loggers import loggers as loggers
 from jlora.trainer._loggers import read_metrics as read_metrics
-=======
-(`make_step`; `outlook` says what it will need); a state that the step takes and gives (`init`);
-batches, a function of the step's number; and a loop over them: `iterate` for a ``for`` of your own,
-`fit` for one that is written.
-Nothing here knows what the model or the batch is.
-"""
-
-from jlora._cross_entropy import cross_entropy as cross_entropy
-from jlora.trainer._evaluate import mean_loss as mean_loss
-from jlora.trainer._fitting import fitting as fitting
-from jlora.trainer._fitting import memory_limit as memory_limit
-from jlora.trainer._fitting import ran_out as ran_out
->>>>>>> policies
 from jlora.trainer._loop import Update as Update
 from jlora.trainer._loop import every as every
 from jlora.trainer._loop import fit as fit
@@ -43,14 +33,11 @@ from jlora.trainer._loop import iterate as iterate
 from jlora.trainer._memory import peak_memory as peak_memory
 from jlora.trainer._optimizers import OPTIMIZERS as OPTIMIZERS
 from jlora.trainer._optimizers import update_rule as update_rule
-<<<<<<< HEAD
+from jlora.trainer._outlook import Outlook as Outlook
+from jlora.trainer._outlook import outlook as outlook
 from jlora.trainer._progress import Progress as Progress
 from jlora.trainer._progress import progress as progress
 from jlora.trainer._run import Run as Run
-=======
-from jlora.trainer._outlook import Outlook as Outlook
-from jlora.trainer._outlook import outlook as outlook
->>>>>>> policies
 from jlora.trainer._schedules import SCHEDULES as SCHEDULES
 from jlora.trainer._schedules import schedule as schedule
 from jlora.trainer._signals import Stop as Stop

@@ -11,13 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-<<<<<<< HEAD
-from jlora.models._net._kinds import require_writer
-=======
 from jlora._cross_entropy import cross_entropy
-from jlora.models._net._encoder_config import EncoderConfig
-from jlora.models._net._kinds import encoder_is_none
->>>>>>> policies
+from jlora.models._net._kinds import require_writer
 
 _SHARE = 0.5  # of the head's own memory, that a chunk's scores in float32 take
 
