@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from jlora._cross_entropy import cross_entropy
 from jlora._lift import lift
 from jlora.models._answers._generate import bucket
 from jlora.models._encoder_model import made
-from jlora.models._net._loss import cross_entropy
 
 
 def classification_loss(
@@ -28,7 +28,7 @@ def classification_loss(
         batch: ``tokens``, ``mask`` and ``types`` (rows, length) int32, as `TextModel.classifier`
             reads them; ``labels`` (rows,) int32, each label's number; ``weights`` (rows,), 0 for a
             row that only fills the batch: all count without it.
-        remat: recompute layers in gradients.
+        remat: one of `REMATS`, as in `answer_loss`.
 
     Returns:
         the sum, and the weights' own; divided by it, the loss of a row.
@@ -57,7 +57,7 @@ def classification_loss(
     scores = model.classifier(params, batch, remat=remat)
     labels = jnp.asarray(batch["labels"])
     weights = jnp.asarray(batch.get("weights", jnp.ones(labels.shape)), jnp.float32)
-    return cross_entropy(scores, labels, weights), jnp.sum(weights)
+    return cross_entropy(scores, labels, weights)
 
 
 def classify(

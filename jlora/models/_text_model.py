@@ -98,7 +98,7 @@ class TextModel(abc.ABC):
             params: the parameters; `jlora.lift` makes them (frozen, lora).
             batch: ``tokens`` (rows, length) int32, padded on the right, and ``mask``, 0 for
                 padding; an encoder reads ``types`` too. What else there is, is not read.
-            remat: recompute layers in gradients.
+            remat: one of `REMATS`, as in `answer_loss`.
 
         Raises:
             ValueError: when the model has no head for classification, or there are more tokens

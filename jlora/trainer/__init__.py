@@ -2,7 +2,8 @@
 
 A run is a loss, ``(frozen, lora, batch) -> (sum, count)``; a step made of it and an optimizer
 (`make_step`; `outlook` says what it will need); a state that the step takes and gives (`init`);
-batches, a function of the step's number; and a loop over them: `iterate` for a ``for`` of your own, `fit` for one that is written.
+batches, a function of the step's number; and a loop over them: `iterate` for a ``for`` of your own,
+`fit` for one that is written.
 Around the loop: how good it is (`evaluate`, `Best`), whether it goes wrong (`Jumps`), what a
 person sees of it (`loggers`, `progress`, `draw`), and how they stop it (`stop_on_signals`).
 `Run` is its folder: sealed states to go on from, written by one process at a time.
