@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from jlora import _files
 
 
 def draw(
@@ -39,4 +42,6 @@ def draw(
         right.set(ylabel="exact match, %", ylim=(0, 110))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150, format="png")
+    _files.write_together({Path(path): drawn.getvalue()})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from jlora import _files
 
 
 class Metrics:
@@ -22,9 +23,7 @@ class Metrics:
     def __init__(self, path: str | Path, *, resume_at: int = 0):
         path = Path(path)
         kept = [row for row in read_metrics(path) if row["step"] <= resume_at] if resume_at else []
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-        os.replace(temporary, path)
+        _files.write_together({path: "".join(map(_line, kept)).encode()})
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -40,13 +39,13 @@ class Metrics:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that was cut off is left out."""
+    """The lines of a metrics file; what is no line of a step, as one that was cut, is left out."""
     path = Path(path)
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 def _line(row: Mapping[str, Any]) -> str:

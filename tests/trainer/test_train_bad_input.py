@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+from sealed import resealed
 
 import train
 from jlora import trainer
@@ -115,9 +116,8 @@ def test_resuming_with_other_settings_lists_the_differences(finished, capsys):
 def test_what_a_run_was_begun_without_had_its_default(finished, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    run = json.loads((out / "run.json").read_text())
-    del run["settings"]["remat"], run["settings"]["attention"]  # as before there were these
-    (out / "run.json").write_text(json.dumps(run))
+    resealed(out / "run.json", lambda run: run["settings"].pop("remat"))  # as before there was
+    resealed(out / "run.json", lambda run: run["settings"].pop("attention"))
     told = refused([f"--out={out}", "--resume", "--remat", "--attention=blocks"], capsys)
     assert "remat was False, now True" in told
     assert "attention was" not in told
@@ -129,9 +129,8 @@ def test_resuming_on_a_model_whose_weights_changed_is_refused(
 ):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    run = json.loads((out / "run.json").read_text())
-    run["settings"]["model"] = str(make_llama(tmp_path / "other", seed=1))
-    (out / "run.json").write_text(json.dumps(run))
+    other = str(make_llama(tmp_path / "other", seed=1))
+    resealed(out / "run.json", lambda run: run["settings"].update(model=other))
     told = refused([f"--out={out}", "--resume"], capsys)
     assert "the base model changed: " in told
     assert "layers/attn/q_proj/kernel: the shape agrees, the values are others" in told
@@ -141,9 +140,7 @@ def test_resuming_on_rows_that_changed_is_refused(finished, rows, tmp_path, caps
     out, data = tmp_path / "run", tmp_path / "rows.jsonl"
     shutil.copytree(finished, out)
     data.write_text(rows.read_text().replace("even", "straight"))
-    run = json.loads((out / "run.json").read_text())
-    run["settings"]["data"] = str(data)
-    (out / "run.json").write_text(json.dumps(run))
+    resealed(out / "run.json", lambda run: run["settings"].update(data=str(data)))
     assert f"the rows of {data} changed since" in refused([f"--out={out}", "--resume"], capsys)
 
 
