@@ -43,7 +43,12 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
     # ---- Adapter ---------------------------------------------------------------------------------
 
     config, frozen, start = finetune.start(
-        settings, model, task.loss(model), batches, out if asked.resume else None
+        settings,
+        model,
+        task.loss(model),
+        batches,
+        out if asked.resume else None,
+        whole=task.trains(model),
     )
     loss = jlora.lift(task.loss(model, start))
     print(f"adapter   {jlora.summary(frozen, start)}")

@@ -14,10 +14,12 @@ from typing import Any
 from jlora import _words
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
+def write_together(contents: Mapping[Path, bytes], *, names: Path | None = None) -> None:
     """Writes the files: each is complete on the disk before the first takes its place.
 
-    They take their places in the order of ``contents``.
+    They take their places in the order of ``contents``. Where old ones are replaced, ``names`` is
+    the one without which the others are nothing: it goes first and comes last, so that no reader
+    takes some of the old and some of the new for one.
 
     Raises:
         OSError: when one can't be written; what was there stays.
@@ -33,7 +35,9 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        for path in contents:
+        if names is not None:
+            names.unlink(missing_ok=True)
+        for path in sorted(contents, key=lambda each: each == names):
             os.replace(temporary[path], path)
         for folder in dict.fromkeys(path.parent for path in contents):
             sync_folder(folder)

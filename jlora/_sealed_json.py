@@ -30,8 +30,7 @@ def write(path: Path, content: Mapping[str, Any], *, version: int) -> None:
     if taken := [name for name in (VERSION, SUM) if name in content]:
         raise ValueError(f"{path.name} has no room for {taken[0]!r}: that name is its own")
     told = {VERSION: version, **content}
-    as_read = json.loads(_text(told, path))  # keys are texts there
-    told = {name: as_read[name] for name in map(str, told)}
+    told = json.loads(_text(told, path))  # as it will be read: its keys are texts then
     _files.write_json(path, {**told, SUM: _sum(told, path)})
 
 
@@ -75,9 +74,8 @@ def _sum(told: Mapping[str, Any], path: Path) -> str:
 
 
 def _text(told: Mapping[str, Any], path: Path) -> bytes:
-    """The JSON in one form, however the file spells it."""
-    form: Any = {"sort_keys": True, "ensure_ascii": False, "separators": (",", ":")}
+    """The JSON in one form, however the file spells it; the order of its names is as it stands."""
     try:
-        return json.dumps(told, allow_nan=False, **form).encode()
+        return json.dumps(told, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:  # half a character, too
         raise ValueError(f"{path.name} would hold what JSON can't: {error}") from None

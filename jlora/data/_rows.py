@@ -8,7 +8,7 @@ import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -122,8 +122,10 @@ def digest(*parts: Sequence[Messages]) -> str:
     return found.hexdigest()
 
 
-def _key(row: Messages) -> str:
-    """What two rows share that ask for the same."""
+def _key(row: Any) -> str:
+    """What two rows share that ask for the same: all but the answer or the label."""
+    if isinstance(row, Mapping):
+        return json.dumps({name: value for name, value in row.items() if name != "label"})
     if isinstance(row, Mapping):  # a text with a label
         return json.dumps({name: value for name, value in row.items() if name != "label"})
     return json.dumps(row if is_plain_text(row) else row[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ def start(
     loss: Callable[..., Any],
     batches: Callable[[int], Any],
     folder: Path | None = None,
+    *,
+    whole: tuple[str, ...] = (),
 ) -> tuple[jlora.LoraConfig, Any, Any]:
     """(config, frozen, lora) at the start; the same again when a run is resumed.
 
@@ -30,6 +33,7 @@ def start(
         model: whose parameters are split.
         loss: ``(params, batch) -> (sum, count)``: what a start from data lowers.
         batches: ``n -> batch``, n from 0.
+        whole: patterns of leaves that train whole beside those of the settings.
         folder: of the run that goes on, where `keep_saved_start` left the adapter of its start.
 
     Raises:
@@ -41,6 +45,8 @@ def start(
     key = jax.random.key(settings.seed)
     from_data = settings.init in STARTS_FROM_DATA
     config = settings.lora if from_data else settings.adapter_config
+    own = (config.train,) if isinstance(config.train, str) else config.train
+    config = dataclasses.replace(config, train=tuple(filter(None, (*own, *whole))))
     # of the model, not the loss: in the loss's loop over chunks the head is a product like others
     axes = jlora.trace_axes(model.apply, model.params, batches(0)["tokens"])
     frozen, lora = jlora.split(model.params, config, key, axes=axes)

@@ -23,10 +23,22 @@ def contents(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The configuration, and the tensors by their names in the model.
 
     Raises:
-        ValueError: when a file is missing or damaged.
+        ValueError: when a file is missing or damaged, or both were replaced in the meantime.
     """
+    version = _version(directory / _fields.FILE)
     found = settings(directory)
-    if not _mlx.is_one(directory):
-        return found, _tensors.read(directory)
-    tensors, modules = _mlx.as_peft(_tensors.read(directory, name=_mlx.FILE))
-    return {**found, "target_modules": modules}, tensors
+    if _mlx.is_one(directory):
+        tensors, modules = _mlx.as_peft(_tensors.read(directory, name=_mlx.FILE))
+        found = {**found, "target_modules": modules}
+    else:
+        tensors = _tensors.read(directory)
+    if _version(directory / _fields.FILE) != version:
+        raise ValueError(f"{directory} was replaced while it was read: read it once more")
+    return found, tensors
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    if not path.exists():
+        return None
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size

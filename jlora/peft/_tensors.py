@@ -121,4 +121,5 @@ def write(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{directory} could not be made: {error.strerror}") from error
-    _files.write_together({directory / name: content for name, content in files.items()})
+    contents = {directory / name: content for name, content in files.items()}
+    _files.write_together(contents, names=directory / _fields.FILE)

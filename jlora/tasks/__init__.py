@@ -5,6 +5,7 @@ one to look at. `find` gives the class of a name or of a file.
 """
 
 from jlora.tasks._answers import Answers as Answers
+from jlora.tasks._classify import Classify as Classify
 from jlora.tasks._compared import compared as compared
 from jlora.tasks._find import find as find
 from jlora.tasks._home_assistant import HomeAssistant as HomeAssistant

@@ -8,18 +8,23 @@ import sys
 import traceback
 from pathlib import Path
 
+from jlora.tasks._classify import Classify
 from jlora.tasks._home_assistant import HomeAssistant
 from jlora.tasks._rows import Rows
 from jlora.tasks._task import Task
 
-TASKS: dict[str, type[Task]] = {"home-assistant": HomeAssistant, "rows": Rows}
+TASKS: dict[str, type[Task]] = {
+    "home-assistant": HomeAssistant,
+    "rows": Rows,
+    "classify": Classify,
+}
 
 
 def find(name: str) -> type[Task]:
     """The class of a task that comes with jlora, or of a file of your own.
 
     Args:
-        name: ``home-assistant``, ``rows``, or the path of a file with a class ``Task``.
+        name: of one of `TASKS`, or the path of a file with a class ``Task``.
 
     Raises:
         ValueError: when there is no such task, or the file has no such class or can't be run.

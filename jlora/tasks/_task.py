@@ -111,6 +111,10 @@ class Task(abc.ABC):
     def shown(self, held_out: Sequence[Any], scores: dict[str, dict[str, Any]]) -> str:
         """What is printed at the end: the scores ``before`` and ``after``, for a person to read."""
 
+    def trains(self, model: Any) -> tuple[str, ...]:
+        """Patterns of leaves that train whole, whatever the settings say: a fresh head."""
+        return ()
+
     def system(self, held_out: Sequence[Any]) -> str | None:
         """The system message that answers need again; None where there is none."""
         return None

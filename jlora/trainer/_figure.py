@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jlora import _requires
+from jlora import _files, _requires
 
 _PALE, _INK, _HELD_OUT, _GREY = "#b9cde2", "#1f5a96", "#d1602a", "#6b6b6b"
 _SCORES = 3  # at most, as panels
@@ -61,7 +62,9 @@ def draw(
         for name, fill in panels.items():
             _quiet(axes[name], name)
             fill(axes[name])
-        figure.savefig(path, dpi=150, facecolor="white")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=150, facecolor="white", format="png")
+        _files.write_together({Path(path): drawn.getvalue()})
 
 
 def _panels(metrics: Any, scores: Any, evaluation: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sealed import resealed
 
 import jlora
-from jlora import _sealed_json, checkpoint, trainer
+from jlora import checkpoint, trainer
 
 CONFIG = jlora.LoraConfig(targets="proj|out", rank=3, alpha=5.0, exclude="skip")
 AXES = {
@@ -190,15 +191,6 @@ def test_a_fingerprint_is_what_it_ever_was():
     }
 
 
-def edit(directory, change):
-    """Changes the description, and seals it as if it had been written so."""
-    path = directory / "adapter.json"
-    description = json.loads(path.read_text())
-    del description["sum"]
-    change(description)
-    _sealed_json.write(path, description, version=description.pop("version"))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -231,7 +223,7 @@ def edit(directory, change):
 )
 def test_a_damaged_adapter_is_one_clear_error(tmp_path, change, message):
     checkpoint.save(tmp_path / "a", adapter(), CONFIG)
-    edit(tmp_path / "a", change)
+    resealed(tmp_path / "a" / "adapter.json", change)
     with pytest.raises(ValueError, match=message):
         checkpoint.restore(tmp_path / "a")
 
@@ -253,7 +245,10 @@ def test_no_pattern_out_of_a_file_is_matched(tmp_path):
     """It could run for ever, and would: this one takes 2**40 steps."""
     checkpoint.save(tmp_path / "a", adapter(), CONFIG, base=base())
     endless = {"(.+)+" * 40 + "$x": 4}
-    edit(tmp_path / "a", lambda d: d["config"].update(rank_pattern=endless, targets="(a+)+$"))
+    resealed(
+        tmp_path / "a" / "adapter.json",
+        lambda d: d["config"].update(rank_pattern=endless, targets="(a+)+$"),
+    )
     _, config = checkpoint.restore(tmp_path / "a", base=base())
     assert config.rank_pattern == endless
 
@@ -287,7 +282,7 @@ def test_an_adapter_that_fits_nothing_is_not_saved(tmp_path):
 def test_saving_and_restoring_keep_the_terminal_clean(tmp_path):
     code = f"""
 import jax, jlora
-from jlora import _sealed_json, checkpoint, trainer
+from jlora import checkpoint, trainer
 config = jlora.LoraConfig(targets="w", rank=2)
 frozen, lora = jlora.split({{"w": jax.numpy.ones((7, 5))}}, config, jax.random.key(0))
 checkpoint.save({str(tmp_path / "a")!r}, lora, config, base=frozen)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from laws import example
+from sealed import resealed
 
 import jlora
-from jlora import _info, _sealed_json, checkpoint, peft
+from jlora import _info, checkpoint, peft
 
 KEY = jax.random.key(0)
 CONFIG = jlora.LoraConfig(targets="kernel", rank=2, alpha=3)
@@ -19,15 +20,16 @@ FROZEN, LORA = jlora.split({"kernel": jax.random.normal(KEY, (7, 5))}, CONFIG, K
 
 
 def of_version_2(description):
-    return {"format": description["format"], "version": 2}
+    del description["config"]
+    description["version"] = 2
 
 
 def with_base(base):
-    return lambda description: {**description, "base": base}
+    return lambda description: description.update(base=base)
 
 
 def with_config(**changes):
-    return lambda description: {**description, "config": {**description["config"], **changes}}
+    return lambda description: description["config"].update(changes)
 
 
 GOOD = {"shape": [7, 5], "dtype": "float32", "values": None}
@@ -50,10 +52,7 @@ GOOD = {"shape": [7, 5], "dtype": "float32", "values": None}
 )
 def test_a_damaged_description_is_a_value_error_wherever_it_is_read(tmp_path, change, told):
     checkpoint.save(tmp_path, LORA, CONFIG, base=FROZEN)
-    path = tmp_path / "adapter.json"
-    changed = change(json.loads(path.read_text()))
-    changed.pop("sum", None)
-    _sealed_json.write(path, changed, version=changed.pop("version"))
+    resealed(tmp_path / "adapter.json", change)
     for read in (lambda: checkpoint.restore(tmp_path, base=FROZEN), lambda: _info.facts(tmp_path)):
         with pytest.raises(ValueError, match=told):
             read()

@@ -72,7 +72,7 @@ class Metrics:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, oldest first; a last line that was cut off is left out.
+    """The lines of a metrics file, oldest first; what is no line of a step, as one cut off, is not.
 
     Args:
         path: the file. One that is not there has no lines.
@@ -92,12 +92,12 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, AttributeError):
             row = json.loads(line)
             odd = {name: float(text) for name, text in row.pop(NOT_FINITE, {}).items()}
             rows.append(row | odd)
-    return rows
+    return [row for row in rows if isinstance(row.get("step"), int)]
 
 
 def _line(row: Mapping[str, Any]) -> str:
