@@ -1,0 +1,150 @@
+"""What a run will need and what it will train on, before any weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jlora
+from jlora import models, tasks, trainer
+from jlora.finetune._adapter import start
+from jlora.finetune._optimizer import optimizer
+from jlora.finetune._settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Prospect:
+    """A run as far as shapes and rows tell it; see `prospect`."""
+
+    settings: Settings
+    task: tasks.Task
+    model: Any  # of shapes
+    examples: Any
+    measured: Any
+    batches: Any
+    frozen: Any  # of shapes
+    lora: Any  # of shapes
+
+    @property
+    def largest(self) -> Any:
+        """The batch with the most positions: of these rows in any order there is no larger one."""
+        numbers = range(self.batches.per_epoch)
+        return self.batches(max(numbers, key=lambda at: self.batches.counts(at)["positions"]))
+
+    def training(self, remat: str | None = None, accumulate: int | None = None) -> trainer.Outlook:
+        """What a step needs, with these settings in the place of the run's."""
+        changed = {"remat": remat, "accumulate": accumulate}
+        its = dataclasses.replace(
+            self.settings, **{name: value for name, value in changed.items() if value is not None}
+        )
+        task = type(self.task)(its)
+        loss = jlora.lift(task.loss(self.model, self.lora))
+        tx, _ = optimizer(its, its.total_steps(self.batches.per_epoch))
+        step = trainer.make_step(loss, tx, accumulate=its.accumulate)
+        init = lambda lora: trainer.init(lora, tx, jax.random.key(its.seed))  # noqa: E731
+        state = jax.eval_shape(init, self.lora)
+        batch = self.largest
+        return trainer.outlook(step, self.frozen, state, batch, tokens=batch["tokens"].size)
+
+    def measuring(self) -> trainer.Outlook:
+        """What the longest measurement of the loss needs."""
+        batches = self.task.batches(self.measured, shuffle=False)
+        loss = jax.jit(jlora.lift(self.task.loss(self.model, self.lora)))
+        return trainer.outlook(loss, self.frozen, self.lora, batches(0))
+
+
+def prospect(settings: Settings, folder: Path) -> Prospect:
+    """The run of these settings, of shapes alone.
+
+    Args:
+        settings: of the run.
+        folder: where rows and tokens may be written.
+
+    Raises:
+        ValueError: as the run itself would.
+    """
+    task = tasks.find(settings.task_name)(settings, folder)
+    rows, held_out = task.rows()
+    model = task.model(_outline)
+    measured = task.measurable(held_out, model)
+    examples, _ = task.examples(rows, model, folder=folder)
+    batches = task.batches(examples)
+    plain = dataclasses.replace(settings, init="kaiming")  # every start has its shapes
+    started = functools.partial(
+        start, plain, loss=task.loss(model), batches=batches, whole=task.trains(model)
+    )
+    held = {}
+
+    def shapes(params: Any) -> Any:
+        config, frozen, lora = started(dataclasses.replace(model, params=params))
+        held["config"] = config
+        return frozen, lora
+
+    frozen, lora = jax.eval_shape(shapes, model.params)
+    return Prospect(
+        settings,
+        task,
+        model,
+        examples,
+        task.examples(measured, model)[0],
+        batches,
+        frozen,
+        lora,
+    )
+
+
+def _outline(source: str, *, dtype: str = "float32", attention: str = "blocks", **text: Any) -> Any:
+    """The model as `jlora.models.load` gives it, of shapes."""
+    model = models.outline(source)
+    cast = lambda like: jax.ShapeDtypeStruct(like.shape, jnp.dtype(dtype))  # noqa: E731
+    tokenizer = model.tokenizer
+    given = {name: value for name, value in text.items() if value}
+    return dataclasses.replace(
+        model,
+        params=jax.tree.map(cast, model.params),
+        attention=attention,
+        tokenizer=dataclasses.replace(tokenizer, **given),
+    )
+
+
+def dry_run(settings: Settings) -> None:
+    """Prints what the run will need, and a few rows as the model will see them."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = prospect(settings, Path(folder))
+        its, measuring = run.training(), run.measuring()
+        per_epoch = run.batches.per_epoch
+        print(f"adapter    {jlora.summary(run.frozen, run.lora)}")
+        print(its)
+        print(f"measuring  {measuring.peak / 2**30:.2f} GiB at most")
+        print(f"steps      {settings.total_steps(per_epoch)}, {per_epoch} an epoch")
+        if advice := advised(run, its):
+            print(advice)
+        print(f"\n{preview(run)}")
+
+
+def advised(run: Prospect, its: trainer.Outlook | None = None) -> str:
+    """Which settings would fit this device, where those of the run do not; else nothing."""
+    limit = trainer.memory_limit()
+    if limit is None or (its is not None and its.peak <= limit):
+        return ""
+    settings = run.settings
+    found = trainer.fitting(
+        run.training,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        remats=models.REMATS[models.REMATS.index(settings.remat) :],
+        limit=limit,
+    )
+    if found is None:
+        return (
+            f"no batch of these rows fits {limit / 2**30:.1f} GiB: a lower --max-length, --dtype "
+            "bfloat16, a smaller --rank or another --model may"
+        )
+    remat, accumulate = found
+    return f"what fits {limit / 2**30:.1f} GiB: --remat {remat} --accumulate {accumulate}"
