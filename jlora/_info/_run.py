@@ -21,7 +21,8 @@ def facts(directory: Path) -> dict[str, Any]:
     run = checkpoint.Run(directory)
     states = directory / "checkpoints"
     names = [path.name for path in states.iterdir()] if states.is_dir() else []
-    metrics = trainer.read_metrics(directory / "metrics.jsonl")
+    rows = trainer.read_metrics(directory / "metrics.jsonl")
+    metrics = [row for row in rows if "loss" in row]  # others are of an evaluation alone
     adapter = directory / "adapter"
     return {
         "kind": KIND,
