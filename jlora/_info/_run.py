@@ -19,7 +19,8 @@ def facts(directory: Path) -> dict[str, Any]:
         ValueError: when a record is damaged.
     """
     run = trainer.Run(directory)
-    metrics = trainer.read_metrics(directory / "metrics.jsonl")
+    rows = trainer.read_metrics(directory / "metrics.jsonl")
+    metrics = [row for row in rows if "loss" in row]  # others are of an evaluation alone
     adapter = directory / "adapter"
     return {
         "kind": KIND,
@@ -38,12 +39,12 @@ def facts(directory: Path) -> dict[str, Any]:
 def lines(known: Mapping[str, Any]) -> list[str]:
     """The facts to be read."""
     settings, last, adapter = known["settings"], known["last"], known["adapter"]
-    took = f"step {last['step']} of {settings['steps']}, loss {last['loss']:.3f}" if last else None
+    took = f"step {last['step']}{_of(settings)}, loss {last['loss']:.3f}" if last else None
     about = _text.pairs(
         {
             "run": known["path"],
             "model": settings["model"],
-            "data": settings["data"],
+            "data": " ".join([data] if isinstance(data := settings["data"], str) else data),
             "came to": took or "no step yet",
             "saved": f"step {known['checkpoint']}" if known["checkpoint"] else None,
         }
@@ -54,3 +55,8 @@ def lines(known: Mapping[str, Any]) -> list[str]:
     if rows:
         about += ["", *_text.table(("held out", *columns), rows)]
     return [*about, "", *(_adapter.lines(adapter) if adapter else ["adapter  not written yet"])]
+
+
+def _of(settings: Mapping[str, Any]) -> str:
+    """How many steps were asked for, where a number was."""
+    return f" of {settings['steps']}" if settings.get("steps") else ""

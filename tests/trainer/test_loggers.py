@@ -28,7 +28,7 @@ class Kept:
     def close(self):
         self.closed += 1
         if self.fails_on_closing:
-            raise TimeoutError("nobody answers")
+            raise RuntimeError("nobody answers")
 
 
 def strictly_read(path):

@@ -107,4 +107,4 @@ def _line(row: Mapping[str, Any]) -> str:
         if isinstance(value, float) and not math.isfinite(value)
     }
     told = {NOT_FINITE: odd} if odd else {}
-    return json.dumps({**row, **dict.fromkeys(odd), **told}, allow_nan=False) + "\n"
+    return json.dumps({**row, **dict.fromkeys(odd), **told}) + "\n"
