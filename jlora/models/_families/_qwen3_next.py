@@ -8,6 +8,7 @@ from typing import Any
 from jlora.models._families._family import SIZES, Family
 from jlora.models._families._llama import DEFAULTS, HEAD_NORMS
 from jlora.models._families._qwen2_moe import QWEN2_MOE
+from jlora.models._families._qwen3_moe import mlp_beside_experts
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Mixture, Settings
 from jlora.models._families._window_settings import FULL, kinds_of
@@ -54,6 +55,8 @@ QWEN3_NEXT = Family(
         **QWEN2_MOE.leaves,
         "layers/attn/o_proj/bias": plain("model.layers.{}.self_attn.o_proj.bias"),
         **HEAD_NORMS,
+        **mlp_beside_experts("layers/mlp", "model.layers.{}.mlp"),
+        **mlp_beside_experts("layers/mlp/shared", "model.layers.{}.mlp.shared_expert"),
         **{
             f"layers/linear_attn/{name}/kernel": linear(f"{_ATTENTION}.{name}.weight")
             for name in ("in_proj_qkvz", "in_proj_ba", "out_proj")
