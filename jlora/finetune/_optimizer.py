@@ -9,7 +9,9 @@ from jlora import trainer
 from jlora.finetune._settings import Settings
 
 
-def optimizer(settings: Settings, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def optimizer(
+    settings: Settings, steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """(what updates the adapter, the learning rate by the updates done) of so many steps.
 
     Args:

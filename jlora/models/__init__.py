@@ -40,6 +40,7 @@ from jlora.models._model import Model as Model
 from jlora.models._net import _encoder_config, _fused_attention
 from jlora.models._net._config import ClampedGate as ClampedGate
 from jlora.models._net._config import DecoderConfig as DecoderConfig
+from jlora.models._net._config import DeltaRule as DeltaRule
 from jlora.models._net._config import Experts as Experts
 from jlora.models._net._config import Latent as Latent
 from jlora.models._net._config import Sharpening as Sharpening

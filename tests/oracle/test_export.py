@@ -96,6 +96,7 @@ FAMILIES = {
     "nemotron": {"train": "norm"},
     "arcee": {},
     "llama4_text, alternating": {"layers": (0, 3, 4)},
+    "qwen3_next": {"exclude": "shared_gate", "train": "A_log|filter"},
     "qwen3_moe, some layers dense": {"layers": (1, 3)},
     "deepseek_v3": {"layers": (0, 2), "train": "kv_a_norm"},
     "deepseek_v2": {"rank_pattern": {"o_proj": (1, 0, 4)}},

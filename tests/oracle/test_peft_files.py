@@ -258,6 +258,12 @@ ADAPTERS = {
         "target_modules": ["feed_forward.up_proj", "shared_expert.down_proj"],
         "target_parameters": ["experts.gate_up_proj", "router.weight"],
     },
+    "qwen3_next": {
+        "variant": "qwen3_next",
+        "target_modules": ["in_proj_qkvz", "out_proj", "q_proj"],
+        "target_parameters": ["experts.gate_up_proj", "shared_expert.up_proj.weight"],
+        "layers_to_transform": [0, 1, 4],
+    },
     "qwen3_moe, some layers dense": {
         "variant": "qwen3_moe, some layers dense",
         "target_modules": ["q_proj"],

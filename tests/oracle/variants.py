@@ -100,6 +100,18 @@ DEEPSEEK = {
     "first_k_dense_replace": 1,
     "routed_scaling_factor": 1.7,
 }
+QWEN3_NEXT = {
+    **MOE,
+    "num_hidden_layers": 5,
+    "shared_expert_intermediate_size": 9,
+    "full_attention_interval": 2,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "partial_rotary_factor": 0.4,
+}
 LLAMA4 = {
     "num_local_experts": 5,
     "num_experts_per_tok": 2,
@@ -368,6 +380,22 @@ VARIANTS = {
     "llama4_text, dense": (
         "llama4_text",
         {**LLAMA4, "moe_layers": [], "attn_temperature_tuning": False},
+    ),
+    "qwen3_next": ("qwen3_next", QWEN3_NEXT),
+    "qwen3_next, other kinds": (
+        "qwen3_next",
+        {
+            **QWEN3_NEXT,
+            "num_hidden_layers": 6,
+            "layer_types": ["full_attention", "linear_attention"] * 3,
+            "mlp_only_layers": [1, 3],
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "norm_topk_prob": False,
+            "linear_conv_kernel_dim": 3,
+            "linear_num_value_heads": 2,
+            "rope_parameters": {**LINEAR, "partial_rotary_factor": 0.6},
+        },
     ),
     "gpt_oss": ("gpt_oss", {**GPT_OSS, "swiglu_limit": 0.8, "max_position_embeddings": 131072}),
     "gpt_oss, no biases on attention": (

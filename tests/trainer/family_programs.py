@@ -18,7 +18,7 @@ def check_factored(family):
         return Decoder(config, "full").apply({"params": params}, tokens).mean()
 
     axes = jlora.trace_axes(loss, params, tokens)
-    narrow = {"shared_gate": 1} if "layers/mlp/shared_gate/kernel" in TREES[family] else {}
+    narrow = {"shared_gate": 1} if any("shared_gate" in path for path in TREES[family]) else {}
     lora_config = jlora.LoraConfig(targets="layers/.*/kernel", rank=2, rank_pattern=narrow)
     split = lambda params: jlora.split(params, lora_config, jax.random.key(0), axes=axes)  # noqa: E731
     frozen, lora = jax.eval_shape(split, params)

@@ -55,6 +55,16 @@ SETTINGS = {
     "qwen2": SIZES,
     "qwen3": SIZES,
     "qwen3_moe": QWEN_MOE,
+    "qwen3_next": {
+        **QWEN_MOE,
+        "num_hidden_layers": 4,
+        "shared_expert_intermediate_size": 6,
+        "full_attention_interval": 2,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 3,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 6,
+    },
     "gemma2": {**SIZES, "sliding_window": 5},
     "gemma3_text": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2},
     "gemma3": {

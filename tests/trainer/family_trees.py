@@ -98,8 +98,41 @@ NO_LAYERS = {path: shape for path, shape in LLAMA.items() if "layers/" not in pa
 ATTENTION = {
     path.removeprefix("layers/"): shape[1:] for path, shape in NO_MLP.items() if "layers/" in path
 }
+QWEN3_NEXT = {
+    "attn_norm/scale": (22,),
+    "mlp/router/kernel": (22, 5),
+    "mlp/experts/gate_up_proj/kernel": (5, 22, 14),
+    "mlp/experts/down_proj/kernel": (5, 7, 22),
+    "mlp/shared/gate_proj/kernel": (22, 6),
+    "mlp/shared/up_proj/kernel": (22, 6),
+    "mlp/shared/down_proj/kernel": (6, 22),
+    "mlp/shared_gate/kernel": (22, 1),
+    "mlp_norm/scale": (22,),
+}
+LINEAR_ATTENTION = {
+    "linear_attn/in_proj_qkvz/kernel": (22, 52),
+    "linear_attn/in_proj_ba/kernel": (22, 12),
+    "linear_attn/conv1d/filter": (34, 1, 4),
+    "linear_attn/A_log": (6,),
+    "linear_attn/dt_bias": (6,),
+    "linear_attn/norm/scale": (3,),
+    "linear_attn/out_proj/kernel": (18, 22),
+}
+GATED_ATTENTION = {
+    "attn/q_proj/kernel": (22, 80),
+    "attn/k_proj/kernel": (22, 20),
+    "attn/v_proj/kernel": (22, 20),
+    "attn/o_proj/kernel": (40, 22),
+    "attn/q_norm/scale": (10,),
+    "attn/k_norm/scale": (10,),
+}
 TREES = {
     "llama": LLAMA,
+    "qwen3_next": {
+        **NO_LAYERS,
+        **stack("0-2-2", 2, {**QWEN3_NEXT, **LINEAR_ATTENTION}),
+        **stack("1-3-2", 2, {**QWEN3_NEXT, **GATED_ATTENTION}),
+    },
     "llama4_text": {
         **NO_LAYERS,
         **stack("0-2-2", 2, {**ATTENTION, **DENSE}),

@@ -58,6 +58,7 @@ THE_REST = dataclasses.replace(
     [
         *(EVERYTHING, THE_REST, config_of("gpt2"), config_of("mistral"), config_of("olmo2")),
         *(config_of("deepseek_v3"), config_of("llama4_text", floor_scale=3)),
+        config_of("qwen3_next"),
     ],
 )
 def test_tokens_in_pieces_through_the_cache_are_as_all_at_once_and_in_blocks(config, monkeypatch):

@@ -132,6 +132,8 @@ def _tokens(
     """The answer's tokens before one that stops."""
     begin, advance = compiled(model.config)
     held, shared = memory.state, memory.shared(prompt)
+    if model.config.linear is not None:  # what it remembers can't be taken back, nor read twice
+        held, shared = None, 0
     width = bucket(len(prompt) - shared)
     if held is not None and shared:
         slots, start = held.tokens.shape[1], int(held.starts[0])

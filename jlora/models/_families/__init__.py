@@ -42,6 +42,7 @@ from jlora.models._families._qwen2 import QWEN2
 from jlora.models._families._qwen2_moe import QWEN2_MOE
 from jlora.models._families._qwen3 import QWEN3
 from jlora.models._families._qwen3_moe import QWEN3_MOE
+from jlora.models._families._qwen3_next import QWEN3_NEXT
 from jlora.models._families._roberta import ROBERTA
 from jlora.models._families._seed_oss import SEED_OSS
 from jlora.models._families._settings import FIELDS, Settings
@@ -61,6 +62,7 @@ FAMILIES: dict[str, Family] = {
         "qwen2_moe": QWEN2_MOE,
         "qwen3": QWEN3,
         "qwen3_moe": QWEN3_MOE,
+        "qwen3_next": QWEN3_NEXT,
         "gemma": GEMMA,
         "gemma2": GEMMA2,
         "gemma3_text": GEMMA3_TEXT,

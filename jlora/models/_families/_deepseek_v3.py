@@ -11,10 +11,10 @@ import numpy as np
 from jlora.models._families._family import SIZES, Family
 from jlora.models._families._gguf_route import GATE_UP, Gguf, Joined, mixture
 from jlora.models._families._llama import DEFAULTS, LEAVES, without_mlp
-from jlora.models._families._qwen3_moe import EXPERT_LEAVES
+from jlora.models._families._qwen3_moe import EXPERT_LEAVES, mlp_beside_experts
 from jlora.models._families._rope_settings import SharperRope
 from jlora.models._families._settings import Activation, Biases, Same, Settings
-from jlora.models._files._torch_tensors import Stored, buffer, linear, plain
+from jlora.models._files._torch_tensors import buffer, linear, plain
 from jlora.models._net._config import DecoderConfig, Experts, Latent
 
 _ATTENTION, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
@@ -123,14 +123,6 @@ class GroupedExperts:
         }
 
 
-def _mlp(path: str, module: str) -> dict[str, Stored]:
-    """An MLP beside the experts, of whose modules PEFT thinks by their names that they are such."""
-    return {
-        f"{path}/{name}/kernel": linear(f"{module}.{name}.weight", as_parameter=True)
-        for name in ("gate_proj", "up_proj", "down_proj")
-    }
-
-
 LATENT_LEAVES = {
     **without_mlp(LEAVES),
     "layers/attn/q_a_proj/kernel": linear(f"{_ATTENTION}.q_a_proj.weight"),
@@ -143,8 +135,8 @@ LATENT_LEAVES = {
     "layers/attn/kv_b_proj/kernel": linear(f"{_ATTENTION}.kv_b_proj.weight"),
     "layers/attn/o_proj/bias": plain(f"{_ATTENTION}.o_proj.bias"),
     **EXPERT_LEAVES,
-    **_mlp("layers/mlp", _MLP),
-    **_mlp("layers/mlp/shared", f"{_MLP}.shared_experts"),
+    **mlp_beside_experts("layers/mlp", _MLP),
+    **mlp_beside_experts("layers/mlp/shared", f"{_MLP}.shared_experts"),
 }
 for _absent in ("k_proj", "v_proj"):
     del LATENT_LEAVES[f"layers/attn/{_absent}/kernel"]

@@ -13,7 +13,7 @@ from jlora.models._families._llama import (
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Mixture
 from jlora.models._families._window_settings import OneWindow
-from jlora.models._files._torch_tensors import experts, router
+from jlora.models._files._torch_tensors import Stored, experts, linear, router
 
 _EXPERTS = "model.layers.{}.mlp.experts"
 EXPERT_LEAVES = {
@@ -24,9 +24,24 @@ EXPERT_LEAVES = {
     "layers/mlp/experts/down_proj/kernel": experts(f"{_EXPERTS}.down_proj", "down_proj"),
 }
 
+
+def mlp_beside_experts(path: str, module: str) -> dict[str, Stored]:
+    """An MLP beside the experts, of whose modules PEFT thinks by their names that they are such."""
+    return {
+        f"{path}/{name}/kernel": linear(f"{module}.{name}.weight", as_parameter=True)
+        for name in ("gate_proj", "up_proj", "down_proj")
+    }
+
+
 QWEN3_MOE = Family(
     architecture="Qwen3MoeForCausalLM",
-    leaves={**LEAVES, **ATTENTION_BIASES, **HEAD_NORMS, **EXPERT_LEAVES},
+    leaves={
+        **LEAVES,
+        **ATTENTION_BIASES,
+        **HEAD_NORMS,
+        **EXPERT_LEAVES,
+        **mlp_beside_experts("layers/mlp", "model.layers.{}.mlp"),
+    },
     parts=(
         *(SIZES, Heads(), Activation(), Biases(), Rope(), Mixture()),
         OneWindow(switch="use_sliding_window"),

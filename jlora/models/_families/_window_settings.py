@@ -9,7 +9,7 @@ from typing import Any
 from jlora.models._families._settings import Settings
 from jlora.models._net._config import DecoderConfig
 
-_FULL, _SLIDING, _CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+FULL, _SLIDING, _CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,19 +64,19 @@ class LayerWindows:
     def write(self, config: DecoderConfig) -> dict[str, Any]:
         """layer_types, sliding_window, and the switch."""
         windows = config.windows or (None,) * config.layers
-        kinds = [_FULL if window is None else _SLIDING for window in windows]
+        kinds = [FULL if window is None else _SLIDING for window in windows]
         return {"layer_types": kinds, **_written(config, self.switch)}
 
 
 def kinds_of(settings: Settings, kind: str, otherwise: Sequence[bool]) -> list[bool]:
     """Which layers are of this kind by ``layer_types``, or else by the family's pattern."""
     layers = len(otherwise)
-    kinds = settings.get("layer_types") or [kind if its else _FULL for its in otherwise]
+    kinds = settings.get("layer_types") or [kind if its else FULL for its in otherwise]
     if len(kinds) != layers:
         settings.problems.append(f"layer_types has {len(kinds)} entries, expected {layers}")
-    if unknown := sorted({repr(each) for each in kinds} - {repr(_FULL), repr(kind)}):
+    if unknown := sorted({repr(each) for each in kinds} - {repr(FULL), repr(kind)}):
         settings.problems.append(
-            f"layer_types has {', '.join(unknown)}: expected {_FULL!r} or {kind!r}"
+            f"layer_types has {', '.join(unknown)}: expected {FULL!r} or {kind!r}"
         )
     return [each == kind for each in kinds]
 
@@ -131,7 +131,7 @@ class ChunkedLayers:
         """layer_types, attention_chunk_size."""
         chunks = config.chunks or (None,) * config.layers
         largest = max((chunk for chunk in chunks if chunk is not None), default=None)
-        kinds = [_FULL if chunk is None else _CHUNKED for chunk in chunks]
+        kinds = [FULL if chunk is None else _CHUNKED for chunk in chunks]
         return {"layer_types": kinds, "attention_chunk_size": largest}
 
 

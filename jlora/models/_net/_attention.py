@@ -46,12 +46,14 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, layer, cache, slot):
-        config, rotary, mask = self.config, layer.rotary, layer.mask
+        config, rotary, mask, gate = self.config, layer.rotary, layer.mask, None
         turn = functools.partial(rotate, rotary=rotary, interleaved=config.interleaved)
         if config.latent is not None:
             query, key, value = queries_keys_values(config, config.latent, x, turn)
         else:
             query, key, value = self._project(x)
+            if config.gated_attention:
+                query, gate = query[:, :, ::2], query[:, :, 1::2]
             if config.qk_norm and not config.qk_norm_after:
                 query, key = self._normed("q_norm", query), self._normed("k_norm", key)
             query, key = turn(query), turn(key)
@@ -73,6 +75,8 @@ class Attention(nn.Module):
         else:
             mixed = self._in_blocks(query, key, value, mask, cache is not None, sinks)
         mixed = mixed.reshape(*x.shape[:2], config.heads * config.value_dim)
+        if gate is not None:
+            mixed = mixed * jax.nn.sigmoid(gate.reshape(mixed.shape))
         out = nn.Dense(config.width, use_bias=config.o_bias, name="o_proj")(mixed)
         return product(out), cache
 
@@ -127,7 +131,8 @@ class Attention(nn.Module):
     def _project(self, x: jax.Array) -> list[jax.Array]:
         """Queries, keys and values, each (batch, length, its heads, head_dim)."""
         config = self.config
-        counts = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
+        queries = 2 * config.heads if config.gated_attention else config.heads
+        counts = {"q": queries, "k": config.kv_heads, "v": config.kv_heads}
 
         def project(name: str, heads: int) -> jax.Array:
             features = heads * config.head_dim

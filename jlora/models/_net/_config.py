@@ -100,6 +100,44 @@ class Latent:
 
 
 @dataclasses.dataclass(frozen=True)
+class DeltaRule:
+    """Attention by a matrix that each head keeps of the text, in place of keys and values.
+
+    Source: Yang et al. 2024, "Gated Delta Networks", arXiv 2412.06464.
+
+    Example:
+        >>> from jlora import models
+        >>> models.DeltaRule(key_heads=16, value_heads=32, key_dim=128, value_dim=128).taps
+        4
+    """
+
+    key_heads: int
+    value_heads: int  # each head of keys and queries serves several
+    key_dim: int
+    value_dim: int
+    taps: int = 4  # tokens over which a channel is summed before
+
+    @property
+    def keys(self) -> int:
+        """The dimensions of all keys together."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def channels(self) -> int:
+        """The dimensions of all queries, keys and values together."""
+        return 2 * self.keys + self.value_heads * self.value_dim
+
+    def problems(self) -> list[str]:
+        """What can't be."""
+        if min(dataclasses.astuple(self)) < 1 or self.value_heads % self.key_heads:
+            return [
+                f"{self}: expected numbers of at least 1, and heads of values that share those of "
+                "keys evenly"
+            ]
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
 class Sharpening:
     """1 + by * log(1 + floor((position + 1) / every)), by which a long text's queries are longer.
 
@@ -155,11 +193,14 @@ class DecoderConfig:
     gated: bool = True  # the MLP is down(act(gate(x)) * up(x)), else down(act(up(x)))
     experts: Experts | None = None  # in place of the MLP
     expert_layers: tuple[bool, ...] | None = None  # by layer, where some keep the MLP
+    linear: DeltaRule | None = None  # in place of attention over keys and values
+    linear_layers: tuple[bool, ...] | None = None  # by layer, where some keep that
     latent: Latent | None = None  # what keys and values are made of, in place of the input
     fused_qkv: bool = False  # q, k and v are one projection
     fused_gate_up: bool = False  # so are gate and up
     qkv_bias: bool = False
     o_bias: bool = False
+    gated_attention: bool = False  # what a head gathers is gated by what lies beside its query
     sinks: bool = False  # each head gives a learned share of its attention to nothing
     mlp_bias: bool = False
 
@@ -266,7 +307,7 @@ class DecoderConfig:
                 problems.append(f"{name} are {each}: expected each None or at least 1")
         if self.windows is not None and self.chunks is not None:
             problems.append("windows and chunks exclude each other")
-        for name in ("rotated", "expert_layers"):
+        for name in ("rotated", "expert_layers", "linear_layers"):
             if (each := getattr(self, name)) is not None and len(each) != self.layers:
                 problems.append(
                     f"{name} has {len(each)} entries: expected {self.layers}, one a layer"
@@ -282,11 +323,30 @@ class DecoderConfig:
                 f"expert_layers is {self.expert_layers}: expected some with the experts that the "
                 "model has, some without"
             )
-        problems += self._problems_of_latent() + problems_of_labels(self.labels)
+        problems += (
+            self._problems_of_linear()
+            + self._problems_of_latent()
+            + problems_of_labels(self.labels)
+        )
         if self.labels and self.tied:
             problems.append("tied is True, but a head for classification is never the embedding")
         if problems:
             raise ValueError(f"model configuration: {'; '.join(problems)}")
+
+    def _problems_of_linear(self) -> list[str]:
+        problems = [] if self.linear is None else self.linear.problems()
+        if self.linear_layers is not None and (
+            self.linear is None or len(set(self.linear_layers)) < 2
+        ):
+            problems.append(
+                f"linear_layers is {self.linear_layers}: expected some by the delta rule that the "
+                "model has, some not"
+            )
+        if self.linear is not None and self.length_that_turns is not None:
+            problems.append("linear and longrope exclude each other")
+        if self.gated_attention and self.fused_qkv:
+            problems.append("gated_attention and fused_qkv exclude each other")
+        return problems
 
     def _problems_of_latent(self) -> list[str]:
         if (latent := self.latent) is None:
@@ -306,6 +366,7 @@ class DecoderConfig:
                 "keys and values come out of one short vector"
             )
         others = {"fused_qkv": self.fused_qkv, "qk_norm": self.qk_norm, "qk_rms": self.qk_rms}
+        others |= {"gated_attention": self.gated_attention}
         others |= {"rotary_share": self.rotary_share != 1, "sinks": self.sinks}
         problems += [f"latent and {name} exclude each other" for name, on in others.items() if on]
         return problems

@@ -17,14 +17,15 @@ from jlora.models._net._attention import Attention, capped
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._experts import Mixture
 from jlora.models._net._layer_differences import of_layer, prepare
+from jlora.models._net._linear_attention import LinearAttention, empty_state
 from jlora.models._net._mlp import MLP
 from jlora.models._net._norms import norm
 from jlora.models._net._remat import rematerialised
-from jlora.models._net._stacks import runs, stacks
+from jlora.models._net._stacks import Stack, runs, stacks
 from jlora.models._net._texts import texts_of
 
-# Keys (layers, batch, slots, kv_heads, head_dim) and values, the same of value_dim; of several
-# stacks a tuple of such pairs.
+# Keys (layers, batch, slots, kv_heads, head_dim) and values, the same of value_dim, or what linear
+# attention keeps; of several stacks a tuple of such pairs.
 Cache = tuple[Any, ...]
 
 
@@ -42,7 +43,13 @@ class Block(nn.Module):
         config = self.config
         layer = of_layer(shared, own)
         normed = norm(config, "attn_norm")(x) if config.pre_norms else x
-        mixed, cache = Attention(config, self.attention, name="attn")(normed, layer, cache, slot)
+        if config.linear is None:
+            attend = Attention(config, self.attention, name="attn")
+            mixed, cache = attend(normed, layer, cache, slot)
+        else:
+            attend = LinearAttention(config, config.linear, name="linear_attn")
+            mixed, kept = attend(normed, layer.real, cache)
+            cache = None if cache is None else kept
         x = x + self._given("attn_post_norm", mixed)
         if not config.parallel:
             normed = norm(config, "mlp_norm")(x) if config.pre_norms else x
@@ -249,10 +256,14 @@ def _last(hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
 def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any) -> Cache:
     """Room for the keys and values of so many slots in each row."""
 
-    def room(layers: int) -> tuple[jax.Array, jax.Array]:
+    def room(stack: Stack) -> tuple[jax.Array, jax.Array]:
+        layers = len(stack.layers)
+        if (rule := stack.config.linear) is not None:
+            one = empty_state(rule, batch, dtype)
+            return jax.tree.map(lambda each: jnp.zeros((layers, *each.shape), each.dtype), one)
         shape = (layers, batch, slots, config.kv_heads)
         keys, values = (*shape, config.head_dim), (*shape, config.value_dim)
         return jnp.zeros(keys, dtype), jnp.zeros(values, dtype)
 
-    rooms = tuple(room(len(stack.layers)) for stack in stacks(config))
+    rooms = tuple(map(room, stacks(config)))
     return rooms[0] if len(rooms) == 1 else rooms

@@ -25,6 +25,7 @@ class Shared(NamedTuple):
     distance: jax.Array | None = None  # (length, slots), where layers' windows or chunks differ
     positions: jax.Array | None = None  # (batch, length), where their chunks do
     sharper: jax.Array | None = None  # (batch, length, 1, 1), of queries that are not rotated
+    real: jax.Array | None = None  # (batch, length), whether a token is none of the padding's
 
 
 class Own(NamedTuple):
@@ -42,6 +43,7 @@ class Layer(NamedTuple):
     rotary: Rotary | None
     mask: jax.Array  # (batch, length, slots), which slots a token sees
     turns: jax.Array | None  # () bool, whether it is rotated; None: all or none are
+    real: jax.Array | None  # (batch, length), where there may be padding that matters
     sharper: jax.Array | None  # what queries are multiplied by, beside (batch, length, heads, 1)
 
 
@@ -64,6 +66,9 @@ def prepare(
     both = _with_turns(config, positions, *both)
     here = jnp.arange(length) + (0 if slot is None else slot)
     distance = here[:, None] - jnp.arange(slots)
+    if config.linear is not None and slot is not None:  # padding does not see itself
+        real = (mask & (distance == 0)).any(axis=-1)
+        both = both[0]._replace(real=real), both[1]
     both = _with_windows(*both, _at_most(slots, config.windows), distance)
     return _with_chunks(*both, _at_most(slots, config.chunks), distance, positions)
 
@@ -153,4 +158,4 @@ def of_layer(shared: Shared, own: Own) -> Layer:
         mask = mask & _in_chunk(distance, shared.positions, own.chunk)
     if own.turns is not None and sharper is not None:
         sharper = jnp.where(own.turns, 1.0, sharper)
-    return Layer(tables, mask, own.turns, sharper)
+    return Layer(tables, mask, own.turns, shared.real, sharper)

@@ -48,16 +48,18 @@ def stacks(config: DecoderConfig) -> tuple[Stack, ...]:
     return tuple(stack for run in runs(config) for stack in run)
 
 
+_PARTS = {"experts": "expert_layers", "linear": "linear_layers"}  # that only some layers may have
+
+
 def _kind(config: DecoderConfig, layer: int) -> tuple[bool, ...]:
-    """Which of the parts that only some layers have this one has."""
-    return (config.expert_layers is None or config.expert_layers[layer],)
+    """Which of the parts this layer has, where the model has them."""
+    which = (getattr(config, layers) for layers in _PARTS.values())
+    return tuple(layers is None or layers[layer] for layers in which)
 
 
 def _of_kind(config: DecoderConfig, kind: tuple[bool, ...]) -> DecoderConfig:
-    (experts,) = kind
-    return dataclasses.replace(
-        config, experts=config.experts if experts else None, expert_layers=None
-    )
+    without = {part: None for part, has in zip(_PARTS, kind, strict=True) if not has}
+    return dataclasses.replace(config, **dict.fromkeys(_PARTS.values()), **without)
 
 
 def _periods(kinds: Sequence[Any]) -> list[tuple[int, int]]:
