@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from jlora import _words
@@ -43,7 +43,7 @@ class EncodeReport:
 
 
 def encode(
-    rows: Sequence[Messages],
+    rows: Collection[Messages],
     tokenizer: Tokenizer,
     *,
     max_length: int,
@@ -59,7 +59,7 @@ def encode(
     fall into an earlier turn, each turn becomes an example of its own.
 
     Args:
-        rows: from `read_rows`.
+        rows: from `read_rows`; they are read once, in their order.
         tokenizer: a model's.
         max_length: of an example, in tokens.
         train_reasoning: the reasoning in an answer is trained too, not only read.
