@@ -23,6 +23,8 @@ from jlora.data._labelled_rows import read_labelled as read_labelled
 from jlora.data._messages import Messages as Messages
 from jlora.data._messages import text_of as text_of
 from jlora.data._messages import without_reasoning as without_reasoning
+from jlora.data._mixed import Mixed as Mixed
+from jlora.data._mixed import mixed as mixed
 from jlora.data._on_disk import Rows as Rows
 from jlora.data._on_disk import open_rows as open_rows
 from jlora.data._rows import hold_out as hold_out

@@ -12,6 +12,7 @@ import numpy as np
 
 from jlora.data._checked import checked
 from jlora.data._messages import Messages, key_of
+from jlora.data._mixed import Mixed
 from jlora.data._on_disk import Rows
 
 
@@ -93,7 +94,7 @@ def hold_out(
 
 
 def _picked(rows: Sequence[Messages], which: np.ndarray) -> Sequence[Messages]:
-    return rows.pick(which) if isinstance(rows, Rows) else [rows[at] for at in which]
+    return rows.pick(which) if isinstance(rows, Rows | Mixed) else [rows[at] for at in which]
 
 
 def _alike(rows: Sequence[Messages], held_out: Sequence[Messages]) -> np.ndarray:
