@@ -27,6 +27,7 @@ from jlora.data._mixed import Mixed as Mixed
 from jlora.data._mixed import mixed as mixed
 from jlora.data._on_disk import Rows as Rows
 from jlora.data._on_disk import open_rows as open_rows
+from jlora.data._preview import preview as preview
 from jlora.data._rows import hold_out as hold_out
 from jlora.data._rows import read_rows as read_rows
 from jlora.data._turn import Example as Example
