@@ -7,6 +7,8 @@
 
 from jlora.data._batches import Batch as Batch
 from jlora.data._batches import Batches as Batches
+from jlora.data._digest import Digest as Digest
+from jlora.data._digest import digest as digest
 from jlora.data._encode import EncodeReport as EncodeReport
 from jlora.data._encode import answerable as answerable
 from jlora.data._encode import encode as encode
@@ -20,10 +22,12 @@ from jlora.data._labelled_rows import read_labelled as read_labelled
 from jlora.data._messages import Messages as Messages
 from jlora.data._messages import text_of as text_of
 from jlora.data._messages import without_reasoning as without_reasoning
+from jlora.data._mixed import Mixed as Mixed
+from jlora.data._mixed import mixed as mixed
 from jlora.data._on_disk import Rows as Rows
 from jlora.data._on_disk import open_rows as open_rows
 from jlora.data._packed_batches import PackedBatches as PackedBatches
-from jlora.data._rows import digest as digest
+from jlora.data._preview import preview as preview
 from jlora.data._rows import hold_out as hold_out
 from jlora.data._rows import read_rows as read_rows
 from jlora.data._turn import Example as Example

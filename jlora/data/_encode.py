@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from jlora import _words
 from jlora.data._examples import Collected, Examples
 from jlora.data._messages import Messages, is_plain_text, text_of
 from jlora.data._turn import Example, Tokenizer, reasoning_of, turn_of
+
+TRAINED_TURNS = ("all", "last")  # of the assistant's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +45,12 @@ class EncodeReport:
 
 
 def encode(
-    rows: Sequence[Messages],
+    rows: Collection[Messages],
     tokenizer: Tokenizer,
     *,
     max_length: int,
     train_reasoning: bool = False,
+    train_on: str = "all",
     folder: str | Path | None = None,
 ) -> tuple[Examples, EncodeReport]:
     """The examples of at most ``max_length`` tokens, and a report of what was cut.
@@ -59,15 +62,17 @@ def encode(
     fall into an earlier turn, each turn becomes an example of its own.
 
     Args:
-        rows: from `read_rows`.
+        rows: from `read_rows`; they are read once, in their order.
         tokenizer: a model's.
         max_length: of an example, in tokens.
         train_reasoning: the reasoning in an answer is trained too, not only read.
+        train_on: ``"all"`` of the assistant's turns, or the ``"last"`` one of each row; those of
+            ``"weight": 0`` are left out before.
         folder: for the tokens once they are more than some 100 MB; in memory without one.
 
     Raises:
         ValueError: naming the row that the model's chat template does not take, or leaves a part
-            of out; or when the limit leaves no answer at all.
+            of out; or when the limit leaves no answer at all, or ``train_on`` is something else.
 
     Example:
         >>> import jlora
@@ -86,11 +91,13 @@ def encode(
         >>> bytes(example.tokens), example.answers
         (b'2+2\\n4\\n', [3, 4])
     """
+    if train_on not in TRAINED_TURNS:
+        raise ValueError(f"train_on is {train_on!r}: expected one of {', '.join(TRAINED_TURNS)}")
     examples = Collected(folder)
     cut = dropped = made = reasoning = 0
     for number, row in enumerate(rows, start=1):
         try:
-            its = _examples(row, tokenizer, train_reasoning)
+            its = _examples(row, tokenizer, train_reasoning, train_on)
         except ValueError as error:
             raise _of_row(number, row, error) from None
         made += len(its)
@@ -164,7 +171,9 @@ def _of_row(number: int, row: Messages, error: ValueError) -> ValueError:
     )
 
 
-def _examples(row: Messages, tokenizer: Tokenizer, train_reasoning: bool) -> list[Example]:
+def _examples(
+    row: Messages, tokenizer: Tokenizer, train_reasoning: bool, train_on: str
+) -> list[Example]:
     """The row's turns, as many in one example as the template lets stand together."""
     if is_plain_text(row):
         return [_of_text(text_of(row[0]), tokenizer)]
@@ -173,6 +182,7 @@ def _examples(row: Messages, tokenizer: Tokenizer, train_reasoning: bool) -> lis
         for turn, message in enumerate(row)
         if message["role"] == "assistant" and message.get("weight") != 0
     ]
+    trained = trained[-1:] if train_on == "last" else trained
     examples: list[Example] = []
     for turn in reversed(trained):
         messages = row[: turn + 1]

@@ -36,6 +36,13 @@ def is_plain_text(row: Sequence[Mapping[str, Any]]) -> bool:
     return row[0]["role"] == "text"
 
 
+def key_of(row: Any) -> str:
+    """What two rows share that ask for the same."""
+    if isinstance(row, Mapping):  # a text with a label
+        return json.dumps({name: value for name, value in row.items() if name != "label"})
+    return json.dumps(row if is_plain_text(row) else row[:-1])
+
+
 def text_of(message: Mapping[str, Any]) -> str:
     """A message's content as one text: parts stand on lines of their own.
 

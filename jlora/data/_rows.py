@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +11,8 @@ from typing import Any, overload
 import numpy as np
 
 from jlora.data._checked import checked
-from jlora.data._messages import Messages, is_plain_text
+from jlora.data._messages import Messages, key_of
+from jlora.data._mixed import Mixed
 from jlora.data._on_disk import Rows
 
 
@@ -84,9 +83,7 @@ def hold_out(
     order = np.fromiter((rng.random() for _ in range(len(rows))), np.float64, len(rows))
     chosen = np.sort(np.argsort(order, kind="stable")[:count])
     held_out = _picked(rows, chosen)
-    asked = {_key(row) for row in held_out}
-    kept = np.fromiter((_key(row) not in asked for row in rows), bool, len(rows))
-    train = _picked(rows, np.flatnonzero(kept))
+    train = _picked(rows, np.flatnonzero(~_alike(rows, held_out)))
     if not len(train):
         fewer = "" if count == 1 else ", or hold out fewer"
         raise ValueError(
@@ -97,35 +94,18 @@ def hold_out(
 
 
 def _picked(rows: Sequence[Messages], which: np.ndarray) -> Sequence[Messages]:
-    return rows.pick(which) if isinstance(rows, Rows) else [rows[at] for at in which]
+    return rows.pick(which) if isinstance(rows, Rows | Mixed) else [rows[at] for at in which]
 
 
-def digest(*parts: Sequence[Messages]) -> str:
-    """The sha256 of the rows of all parts: another one where any row is another.
+def _alike(rows: Sequence[Messages], held_out: Sequence[Messages]) -> np.ndarray:
+    """(rows,) bool: which ask for the same as one that is held out.
 
-    Args:
-        parts: conversations, in lists or on disk.
-
-    Example:
-        >>> import jlora
-        >>> row = [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]
-        >>> jlora.data.digest([row], [row])[:8] == jlora.data.digest([row, row], [])[:8]
-        False
+    Rows on disk are read only where their keys' hashes agree.
     """
-    found = hashlib.sha256(b"[")
-    for number, rows in enumerate(parts):
-        found.update(b", [" if number else b"[")
-        for at, row in enumerate(rows):
-            found.update(f"{', ' if at else ''}{json.dumps(row)}".encode())
-        found.update(b"]")
-    found.update(b"]")
-    return found.hexdigest()
-
-
-def _key(row: Any) -> str:
-    """What two rows share that ask for the same: all but the answer or the label."""
-    if isinstance(row, Mapping):
-        return json.dumps({name: value for name, value in row.items() if name != "label"})
-    if isinstance(row, Mapping):  # a text with a label
-        return json.dumps({name: value for name, value in row.items() if name != "label"})
-    return json.dumps(row if is_plain_text(row) else row[:-1])
+    asked = set(map(key_of, held_out))
+    if not (isinstance(rows, Rows) and isinstance(held_out, Rows)):
+        return np.fromiter((key_of(row) in asked for row in rows), bool, len(rows))
+    found = np.isin(rows.keys, held_out.keys)
+    places = np.flatnonzero(found)
+    found[places] = [key_of(row) in asked for row in rows.pick(places)]
+    return found

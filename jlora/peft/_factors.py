@@ -15,7 +15,7 @@ from jlora._lowrank import promoted
 from jlora._methods import DoraWeight, LoraWeight
 from jlora.peft import _lora_bias, _matching, _pairs
 from jlora.peft._file import AdapterFile
-from jlora.peft._names import Leaf, Parameter
+from jlora.peft._layout import Leaf, Parameter
 from jlora.peft._pairs import Pair
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jlora.peft._names import Layout
+from jlora.peft._layout import Layout
 from jlora.peft._naming import Naming
 
 _REPEATED_BIAS = re.compile(r"\.(modules_to_save|original_module)\.(.+\.)?bias$")

@@ -10,7 +10,7 @@ import numpy as np
 from jlora._lora_dict import Lora
 from jlora._methods import BiasDelta
 from jlora._peft_form import BiasOnB
-from jlora.peft._names import Layout, Parameter
+from jlora.peft._layout import Layout, Parameter
 from jlora.peft._pairs import Pair
 
 

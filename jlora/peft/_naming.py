@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from jlora._wrapped_names import bare
-from jlora.peft._names import Layout
+from jlora.peft._layout import Layout
 
 PREFIX = "base_model.model."
 # An adapter's own name, which PEFT leaves out of files: ``lora_A.default.weight``.

@@ -21,7 +21,7 @@ from jlora._registry import NODES, method_class, node_class
 from jlora._split import leaf_of
 from jlora._words import first_few
 from jlora.peft import _fields, _matching, _names, _tensors
-from jlora.peft._names import Layout, Parameter
+from jlora.peft._layout import Layout, Parameter
 from jlora.peft._short_names import short
 
 # What every kind of adapter has.

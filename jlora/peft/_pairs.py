@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.peft._names import Parameter
+from jlora.peft._layout import Parameter
 
 
 @dataclasses.dataclass(frozen=True)

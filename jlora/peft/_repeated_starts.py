@@ -14,7 +14,7 @@ from jlora._rebase import rebase
 from jlora._split import split
 from jlora.peft import _fields
 from jlora.peft._configuration import configuration
-from jlora.peft._names import Layout
+from jlora.peft._layout import Layout
 
 
 def is_repeated(settings: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from jlora._peft_form import BiasOnB, LowRank, Own, Rows, Whole
 from jlora._registry import method_class
 from jlora._words import first_few
 from jlora.peft import _fields, _names, _own_format, _tensors
-from jlora.peft._names import Layout
+from jlora.peft._layout import Layout
 from jlora.peft._write_factors import FactorWriter
 from jlora.peft._write_whole_leaves import WholeLeafWriter
 

@@ -12,7 +12,7 @@ from jlora._lowrank import promoted
 from jlora._methods import WholeWeight
 from jlora.peft import _matching
 from jlora.peft._file import AdapterFile
-from jlora.peft._names import Leaf, Parameter, Part
+from jlora.peft._layout import Leaf, Parameter, Part
 
 BASE_COPY = ".base_layer.weight"
 _BASE_BIAS = ".base_layer.bias"

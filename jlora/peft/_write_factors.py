@@ -10,7 +10,7 @@ import numpy as np
 from jlora._config import LoraConfig
 from jlora._peft_form import BiasOnB, LowRank
 from jlora.peft import _lora_bias, _matching, _names, _pairs
-from jlora.peft._names import Layout, Leaf, Parameter
+from jlora.peft._layout import Layout, Leaf, Parameter, Part
 from jlora.peft._pairs import Pair
 from jlora.peft._short_names import patterns_of, short
 
@@ -59,7 +59,7 @@ class FactorWriter:
                 self.problems.append(f"{name} has DoRA: PEFT has none for parameters")
         return pairs
 
-    def _piece(self, part: _names.Part, form: LowRank) -> Pair | None:
+    def _piece(self, part: Part, form: LowRank) -> Pair | None:
         """One part's pair without the columns that only pad it; None where nothing is adapted."""
         leaf, path = part.leaf, part.leaf.path
         a, b, scaling = self._arrays[path]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jlora.peft import _matching, _names
-from jlora.peft._names import Layout
+from jlora.peft._layout import Layout
 
 # What mlx-lm has nothing like, with the value that says so.
 _NOTHING = {

@@ -9,7 +9,7 @@ import numpy as np
 
 from jlora._peft_form import Rows, Whole
 from jlora.peft import _names, _rows
-from jlora.peft._names import Layout, Parameter
+from jlora.peft._layout import Layout, Parameter
 from jlora.peft._pairs import Pair
 from jlora.peft._short_names import short_ends
 

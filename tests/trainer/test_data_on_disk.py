@@ -11,7 +11,8 @@ import sys
 import pytest
 from test_data_sources import CONTENTS, LINES, RECORDS, ROWS, parquet
 
-from jlora.data import digest, hold_out, open_rows, read_rows
+from jlora import data
+from jlora.data import _on_disk, digest, hold_out, open_rows, read_rows
 
 MANY = [{"prompt": f"{n % 31}?", "completion": "ä" * (n + 1), "id": n} for n in range(40)]
 
@@ -188,3 +189,41 @@ def test_every_copy_is_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         opened(path)
     assert entries(tmp_path) == ["rows.json"]
+
+
+def test_rows_are_parsed_twice_before_a_run_begins(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    lines = [f'{{"prompt": "{n % 13} + 1", "completion": "{n}"}}' for n in range(40)]
+    path.write_text("\n".join(lines))
+    in_memory = data.read_rows(path)
+    wanted = data.hold_out(in_memory, 3, seed=2)
+    seen = []
+    real = _on_disk.conversation_of
+    monkeypatch.setattr(_on_disk, "conversation_of", lambda *a: seen.append(1) or real(*a))
+    rows = data.open_rows(path, folder=tmp_path / "kept")
+    train, held_out = data.hold_out(rows, 3, seed=2)
+    assert [list(train), list(held_out)] == [list(part) for part in wanted]
+    alike = len(rows) - len(train)  # read to be sure, beside those that are held out
+    seen.clear()
+    data.hold_out(rows, 3, seed=2)
+    assert len(seen) == 3 + alike
+    found = data.Digest()
+    seen.clear()
+    for part in (train, held_out):
+        assert list(found.through(part)) == list(part)
+    assert len(seen) == 2 * (len(train) + 3)  # one of them is the comparison's own
+    assert found.hexdigest() == data.digest(*wanted)
+
+
+def test_a_digest_is_of_rows_that_were_read_to_their_end():
+    rows = [[{"role": "text", "content": word}] for word in ("a", "b")]
+    found = data.Digest()
+    part = iter(found.through(rows))
+    next(part)
+    with pytest.raises(ValueError, match="not read to its end"):
+        found.hexdigest()
+    with pytest.raises(ValueError, match="read it to its end first"):
+        list(found.through(rows))
+    assert list(part) == rows[1:]
+    assert found.hexdigest() == data.digest(rows)
+    assert data.digest(rows) == hashlib.sha256(json.dumps([rows]).encode()).hexdigest()

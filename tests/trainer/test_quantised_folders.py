@@ -60,6 +60,51 @@ def test_fp8_weights_are_read_as_numbers_times_the_scale_of_their_block(copy, bl
             assert want.std() > 0
 
 
+def in_powers(folder, held):
+    """The folder with scales that are powers of two, in this form; what its weights stand for."""
+    meant = {}
+
+    def change(tensors):
+        for name in [name for name in tensors if name.endswith("_scale_inv")]:
+            weight = tensors[name.removesuffix("_scale_inv")]
+            exponents = RNG.integers(120, 131, tensors[name].shape).astype(np.uint8)
+            scales = np.float32(2) ** (exponents.astype(np.float32) - 127)
+            tensors[name] = scales if held == "F32" else exponents
+            rows, columns = weight.shape
+            each = scales[np.arange(rows) // 5][:, np.arange(columns) // 7]
+            meant[name.removesuffix("_scale_inv")] = weight.astype("f") * each
+
+    quantised(folder, [5, 7], change)
+    if held == "F8_E8M0":  # which numpy has no name for: the header is given it
+        path = folder / "model.safetensors"
+        content = path.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        entries = json.loads(content[8 : 8 + length])
+        for name in entries:
+            if name.endswith("_scale_inv"):
+                entries[name]["dtype"] = held
+        head = json.dumps(entries).encode()
+        path.write_bytes(len(head).to_bytes(8, "little") + head + content[8 + length :])
+    return meant
+
+
+@pytest.mark.parametrize("held", ["F32", "F8_E8M0", "U8"])
+def test_scales_that_are_powers_of_two_are_read_in_each_form(copy, held):
+    meant = in_powers(copy, held)
+    settings = {**FP8, "weight_block_size": [5, 7], "scale_fmt": "ue8m0"}
+    edit(copy / "config.json", quantization_config=settings)
+    found = models.load(copy).params["layers"]["mlp"]["up_proj"]["kernel"]
+    for layer in range(2):
+        want = meant[f"model.layers.{layer}.mlp.up_proj.weight"]
+        np.testing.assert_array_equal(np.asarray(found)[layer], want.T)
+
+
+def test_bytes_are_no_scales_where_nothing_says_so(copy):
+    in_powers(copy, "U8")
+    with pytest.raises(ValueError, match="_scale_inv is of dtype U8, expected F32"):
+        models.load(copy)
+
+
 def test_an_exported_folder_holds_what_they_stand_for_and_says_nothing_of_fp8(copy, tmp_path):
     meant = quantised(copy, [5, 7])
     out = models.export(copy, tmp_path / "out")
@@ -86,7 +131,9 @@ def test_fp8_without_scales_that_fit_is_an_error_that_names_them(copy):
         models.load(copy)
     assert f"{gate} has no scales, {gate}_scale_inv" in str(caught.value)
     assert f"{up}_scale_inv has shape (2, 2), expected (8, 4)" in str(caught.value)
-    assert f"{up}_scale_inv is of dtype U8, expected F32 or F16 or BF16" in str(caught.value)
+    assert f"{up}_scale_inv is of dtype U8, expected F32 or F16 or BF16 or F8_E8M0" in str(
+        caught.value
+    )
     assert "model.norm.weight has shape (24,): expected blocks" in str(caught.value)
 
 

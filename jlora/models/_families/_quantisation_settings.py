@@ -9,7 +9,7 @@ METHODS: dict[str, dict[str, tuple[Any, ...]]] = {
     "fp8": {
         "activation_scheme": ("dynamic",),
         "fmt": ("e4m3",),
-        "scale_fmt": ("float",),
+        "scale_fmt": ("float", "ue8m0"),
         "expert_dtype": ("fp8",),
     },
     "mxfp4": {},

@@ -1,6 +1,7 @@
 """Quantised tensors of a Hugging Face folder as the weights that they stand for.
 
-fp8: a weight of ``float8_e4m3fn`` beside one scale for each of its blocks, ``NAME_scale_inv``.
+fp8: a weight of ``float8_e4m3fn`` beside one scale for each of its blocks, ``NAME_scale_inv``. With
+``scale_fmt`` ue8m0 scales are powers of two, held as floats or as the exponent alone (E8M0).
 mxfp4: ``NAME_blocks``, two numbers of 4 bits to a byte, 32 to a block, and ``NAME_scales``, the
 exponent of each block (OCP Microscaling Formats 1.0, E2M1 and E8M0); the weight is transposed.
 Both are dequantised when they are read.
@@ -23,7 +24,7 @@ from jlora._safetensors import Header
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened
 
-_FP8, _BYTES = "F8_E4M3", "U8"
+_FP8, _POWERS, _BYTES = "F8_E4M3", "F8_E8M0", "U8"
 _SCALE, _BLOCKS, _EXPONENTS = "_scale_inv", "_blocks", "_scales"
 _IN_A_BLOCK, _BYTES_OF = 32, 16  # numbers of a block, and the bytes that hold them
 # E8M0: powers of two from 2**-127 on, and what is no number.
@@ -72,7 +73,7 @@ def dequantised(opened: Opened, files: Mapping[str, tuple[str, Header]], setting
     def read_part(name: str) -> np.ndarray:
         within, header = files[name]
         # by bytes: numpy has no float8, and safetensors gives none without
-        return raw(header.file, within) if header.dtype == _FP8 else opened.read(name)
+        return raw(header.file, within) if header.dtype in (_FP8, _POWERS) else opened.read(name)
 
     def read(name: str) -> np.ndarray:
         if name not in found:
@@ -91,6 +92,8 @@ def dequantised(opened: Opened, files: Mapping[str, tuple[str, Header]], setting
 def _weights(tensors: Mapping[str, Header], settings: Any) -> tuple[dict[str, Weight], list[str]]:
     """The quantised weights, by the names that they would have as they are; what does not fit."""
     block = (settings or {}).get("weight_block_size", _DEFAULT_BLOCK)
+    as_bytes = (_BYTES,) if (settings or {}).get("scale_fmt") == "ue8m0" else ()
+    scale_dtypes = (*DTYPES, _POWERS, *as_bytes)
     found: dict[str, Weight] = {}
     problems: list[str] = []
     for name, (shape, dtype, _) in tensors.items():
@@ -100,7 +103,7 @@ def _weights(tensors: Mapping[str, Header], settings: Any) -> tuple[dict[str, We
             scales = f"{name}{_SCALE}"
             sizes = shape[-2:] if block is None else tuple(block)
             counts = [-(-n // size) for n, size in zip(shape[-2:], sizes, strict=True)]
-            problems += _misfits(name, tensors, scales, (*shape[:-2], *counts), tuple(DTYPES))
+            problems += _misfits(name, tensors, scales, (*shape[:-2], *counts), scale_dtypes)
             found[name] = Weight(shape, (name, scales), _of_fp8(sizes))
         elif dtype == _BYTES and name.endswith(_BLOCKS) and shape[2:][-1:] == (_BYTES_OF,):
             stem, (*stack, out, blocks, _) = name.removesuffix(_BLOCKS), shape
@@ -132,7 +135,7 @@ def _of_fp8(sizes: tuple[int, ...]) -> Callable[..., np.ndarray]:
 
     def dequantised(bits: np.ndarray, scales: np.ndarray) -> np.ndarray:
         wide = bits.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-        scales = scales.astype(np.float32)
+        scales = _E8M0[scales] if scales.dtype == np.uint8 else scales.astype(np.float32)
         if scales.size == 1:  # whatever its shape
             scales = scales.reshape((1,) * wide.ndim)
         for axis, size in zip((-2, -1), sizes, strict=True):

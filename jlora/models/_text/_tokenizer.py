@@ -99,6 +99,10 @@ class Tokenizer:
         """The text of the tokens, special tokens left out."""
         return self.backend.decode(list(tokens), skip_special_tokens=True)
 
+    def spelled(self, tokens: Sequence[int]) -> str:
+        """The text of the tokens, special tokens among it."""
+        return self.backend.decode(list(tokens), skip_special_tokens=False)
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """The conversation as the model expects it, by its own Jinja template (sandboxed).
 
