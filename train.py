@@ -56,20 +56,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
     # ---- Optimizer and step ----------------------------------------------------------------------
 
     steps = settings.total_steps(batches.per_epoch)
-    learning_rate = trainer.schedule(
-        settings.schedule,
-        settings.learning_rate,
-        steps=steps,
-        warmup=round(settings.warmup * steps),
-    )
-    rule = trainer.update_rule(
-        settings.optimizer,
-        learning_rate,
-        weight_decay=settings.weight_decay,
-        clip=settings.clip,
-        lora_plus=settings.lora_plus,
-    )
-    tx = jlora.optimizer(rule, freeze=settings.frozen_fields)
+    tx, learning_rate = finetune.optimizer(settings, steps)
     trains = functools.partial(jlora.mask, freeze=settings.frozen_fields)
     step = trainer.make_step(loss, tx, accumulate=settings.accumulate, trains=trains)
     state = trainer.init(start, tx, jax.random.key(settings.seed))

@@ -39,8 +39,7 @@ def model(params, x):
 
 def loss(params, batch):
     """(sum, count): the step divides one by the other, whatever a batch is made of."""
-    each = optax.softmax_cross_entropy_with_integer_labels(model(params, batch["x"]), batch["y"])
-    return each.sum(), each.size
+    return trainer.cross_entropy(model(params, batch["x"]), batch["y"])
 
 
 def pretrained():

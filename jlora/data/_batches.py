@@ -101,11 +101,11 @@ class Batches:
         return self.counts(step)["tokens"]
 
     def counts(self, step: int) -> dict[str, int]:
-        """What the step's batch holds: ``tokens``, ``trained`` of them, ``positions`` in all."""
+        """Of the step's batch: ``tokens``, ``tokens_trained``, and with padding ``tokens_processed``."""
         bucket, rows = self._plan(step)
         tokens, trained = self._sizes[rows].sum(axis=0).tolist()
         positions = self.batch_size * self.lengths[bucket]
-        return {"tokens": tokens, "trained": trained, "positions": positions}
+        return {"tokens": tokens, "tokens_trained": trained, "tokens_processed": positions}
 
     def _answer_sizes(self) -> list[int]:
         """Places for answers in each bucket: enough for its own rows and those of shorter ones."""

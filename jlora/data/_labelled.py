@@ -211,11 +211,11 @@ class LabelledBatches:
         return self.counts(step)["tokens"]
 
     def counts(self, step: int) -> dict[str, int]:
-        """What the step's batch holds: ``tokens``, ``trained`` rows, ``positions`` in all."""
+        """Of the step's batch: ``tokens``, with padding ``tokens_processed``; its rows each train one."""
         bucket, rows = self._plan(step)
         tokens = int(self._plan.row_lengths[rows].sum())
         positions = self.batch_size * self._plan.lengths[bucket]
-        return {"tokens": tokens, "trained": len(rows), "positions": positions}
+        return {"tokens": tokens, "tokens_trained": len(rows), "tokens_processed": positions}
 
 
 def _number(label: Any, numbers: Mapping[str, int]) -> int:

@@ -109,9 +109,13 @@ class PackedBatches:
         return int(self._sizes[self.rows(step), 0].sum())
 
     def counts(self, step: int) -> dict[str, int]:
-        """What the step's batch holds: ``tokens``, ``trained`` of them, ``positions`` in all."""
+        """Of the step's batch: ``tokens``, ``tokens_trained``, and with padding ``tokens_processed``."""
         tokens, trained = self._sizes[self.rows(step)].sum(axis=0).tolist()
-        return {"tokens": tokens, "trained": trained, "positions": self.batch_size * self.length}
+        return {
+            "tokens": tokens,
+            "tokens_trained": trained,
+            "tokens_processed": self.batch_size * self.length,
+        }
 
     def _of(self, step: int) -> list[np.ndarray]:
         """The rows of each sequence of the step's batch; the last of an epoch may have fewer."""

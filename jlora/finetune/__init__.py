@@ -17,6 +17,7 @@ from jlora.finetune._main import StoppedError as StoppedError
 from jlora.finetune._main import go_on as go_on
 from jlora.finetune._main import main as main
 from jlora.finetune._nonfinite import NonFinite as NonFinite
+from jlora.finetune._optimizer import optimizer as optimizer
 from jlora.finetune._phases import Phases as Phases
 from jlora.finetune._results import evaluated as evaluated
 from jlora.finetune._results import save_adapters as save_adapters

@@ -35,7 +35,9 @@ class Prospect:
     def largest(self) -> Any:
         """The batch with the most positions: of these rows in any order there is no larger one."""
         numbers = range(self.batches.per_epoch)
-        return self.batches(max(numbers, key=lambda at: self.batches.counts(at)["positions"]))
+        return self.batches(
+            max(numbers, key=lambda at: self.batches.counts(at)["tokens_processed"])
+        )
 
     def training(self, remat: str | None = None, accumulate: int | None = None) -> trainer.Outlook:
         """What a step needs, with these settings in the place of the run's."""
@@ -79,11 +81,9 @@ def prospect(settings: Settings, folder: Path) -> Prospect:
     started = functools.partial(
         start, plain, loss=task.loss(model), batches=batches, whole=task.trains(model)
     )
-    held = {}
 
     def shapes(params: Any) -> Any:
-        config, frozen, lora = started(dataclasses.replace(model, params=params))
-        held["config"] = config
+        _, frozen, lora = started(dataclasses.replace(model, params=params))
         return frozen, lora
 
     frozen, lora = jax.eval_shape(shapes, model.params)
@@ -125,7 +125,23 @@ def dry_run(settings: Settings) -> None:
         print(f"steps      {settings.total_steps(per_epoch)}, {per_epoch} an epoch")
         if advice := advised(run, its):
             print(advice)
-        print(f"\n{preview(run)}")
+        print(f"\n{run.task.preview(run.model, run.examples)}")
+
+
+def preview(settings: Settings) -> None:
+    """Prints a few rows as the model will see them."""
+    with tempfile.TemporaryDirectory() as folder:
+        task = tasks.find(settings.task_name)(settings, Path(folder))
+        rows, _ = task.rows()
+        model = task.model(_outline)
+        examples, report = task.examples(rows, model, folder=Path(folder))
+        print(f"train     {report}\n\n{task.preview(model, examples)}")
+
+
+def advice(settings: Settings) -> str:
+    """Which settings would fit where these did not."""
+    with tempfile.TemporaryDirectory() as folder:
+        return advised(prospect(settings, Path(folder)))
 
 
 def advised(run: Prospect, its: trainer.Outlook | None = None) -> str:

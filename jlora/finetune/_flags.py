@@ -41,6 +41,10 @@ class Asked:
     """go on with the run in --out, with the settings that it was begun with"""
     overwrite: Switch = False
     """replace the run in --out"""
+    dry_run: Switch = False
+    """say what the run will need, from shapes alone, and show a few rows; train nothing"""
+    preview: Switch = False
+    """show a few rows as the model will see them; train nothing"""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()  # noqa: RUF009 - frozen
 
 
@@ -139,7 +143,7 @@ def _one_line(box: str) -> str:
 
 def nearest(name: str) -> list[str]:
     """The settings whose names are like this one."""
-    known = [*Settings().flat(), "config", "resume", "overwrite"]
+    known = [*Settings().flat(), "config", "resume", "overwrite", "dry_run", "preview"]
     return difflib.get_close_matches(name.strip("-").replace("-", "_"), known, n=2, cutoff=0.6)
 
 

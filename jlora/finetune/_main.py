@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from jlora import compiled, trainer
+from jlora.finetune._dry_run import advice, dry_run, preview
 from jlora.finetune._flags import Asked, parse
 from jlora.finetune._settings import Settings, flag
 
@@ -76,10 +79,16 @@ def main(
         run = None
         try:
             asked = parse(argv, description=description)
-            run = trainer.Run(asked.settings.folder)
+            if asked.dry_run or asked.preview:
+                require(asked.settings)
+                (dry_run if asked.dry_run else preview)(asked.settings)
+                return 0
+            run = trainer.Run(asked.settings.folder, keep=asked.settings.keep)
             stack.enter_context(run.locked())
             asked = settled(asked, argv, run)
             compiled.keep()
+            if asked.settings.precision:
+                stack.enter_context(jax.default_matmul_precision(asked.settings.precision))
             train(asked, run)
         except StoppedError as stopped:
             return fail(stopped, stopped.status)
@@ -93,6 +102,10 @@ def main(
             begun = run is not None and run.begun
             next_step = go_on(run, command) if begun else "The run had not begun"
             return fail(f"interrupted. {next_step}", 130)
+        except Exception as error:
+            if not trainer.ran_out(error):
+                raise
+            return fail(f"memory ran out. {advice(asked.settings)}", 1)
     print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {trainer.peak_memory()}")
     return 0
 
@@ -104,8 +117,7 @@ def settled(asked: Asked, argv: Sequence[str] | None, run: trainer.Run) -> Asked
         ValueError: when they can't be, when the folder holds something else, or when a resumed run
             was begun with others: all of them are named.
     """
-    if problems := list(asked.settings.problems()):
-        raise ValueError("; ".join(problems))
+    require(asked.settings)
     if asked.resume and asked.overwrite:
         raise ValueError("--resume and --overwrite exclude each other: choose one")
     try:
@@ -131,9 +143,14 @@ def settled(asked: Asked, argv: Sequence[str] | None, run: trainer.Run) -> Asked
             f"--resume: the run in {run.directory} was begun with other settings: "
             f"{'; '.join(changed)}. Leave these flags out, or choose another --out"
         )
-    if problems := list(asked.settings.problems()):
-        raise ValueError("; ".join(problems))
+    require(asked.settings)
     return asked
+
+
+def require(settings: Settings) -> None:
+    """Raises a ValueError that names all that can't be, unless the settings can."""
+    if problems := list(settings.problems()):
+        raise ValueError("; ".join(problems))
 
 
 def _one_length(asked: Asked, base: Settings) -> Asked:

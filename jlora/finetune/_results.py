@@ -72,11 +72,11 @@ def save_adapters(
 
 def evaluated(scores: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a measurement, as metrics name them."""
-    return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
+    return {f"eval/{name}": value for name, value in scores.items() if isinstance(value, float)}
 
 
 def shown(values: Mapping[str, Any]) -> dict[str, float]:
     """What the progress bar shows of a step's numbers."""
     pace = {"tokens/s": values["tokens"] / max(values["seconds"], 1e-3)}
-    measured = {n: v for n, v in values.items() if n.startswith("eval_")}
+    measured = {n: v for n, v in values.items() if n.startswith("eval/")}
     return {"loss": values["loss"], **pace, **measured}

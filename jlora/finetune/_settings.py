@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 import jlora
+from jlora import trainer
 from jlora.finetune import _kinds
 from jlora.finetune._kinds import UNSHOWN, Range
 
@@ -124,6 +125,8 @@ class Settings:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the frozen weights; A and B are float32"""
+    precision: Literal["", "default", "high", "highest"] = ""
+    """of products of float32 on TPUs and GPUs: default, high, highest (the environment's)"""
     attention: Literal["blocks", "cudnn"] = "blocks"
     """blocks; on NVIDIA GPUs with --dtype bfloat16 also cudnn: its fused kernel"""
     remat: Literal["none", "products", "full"] = "products"
@@ -226,6 +229,8 @@ class Settings:
             yield "--patience counts measurements during training: give --eval-every too"
         if self.eval_answers and not self.eval_every:
             yield "--eval-answers asks during training: give --eval-every too"
+        if problem := _of_loggers(self.log):
+            yield problem
         if self.adapter and self.init != "kaiming":
             yield "--adapter and --init exclude each other: a saved adapter has its start"
         if self.adapter and self.lora != ADAPTER:
@@ -242,6 +247,15 @@ class Settings:
 def flag(name: str) -> str:
     """How a field is written on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def _of_loggers(names: tuple[str, ...]) -> str:
+    """What is wrong with these loggers, or nothing."""
+    try:
+        trainer.check_loggers(names)
+    except ValueError as error:
+        return f"--log: {error}"
+    return ""
 
 
 def _flags(names: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ class Answers(Task):
             model.tokenizer,
             folder=folder,
             max_length=self.settings.max_length,
+            train_on=self.settings.train_on,
             train_reasoning=self.settings.train_reasoning,
         )
 
@@ -88,6 +90,10 @@ class Answers(Task):
         """The tokens of each row, as text."""
         rows = (batches.examples[row] for row in batches.rows(number))
         return [model.tokenizer.decode(row.tokens) for row in rows]
+
+    def preview(self, model: Any, examples: Sequence[Any], count: int = 3) -> str:
+        """The text of the first rows, what trains of it marked."""
+        return data.preview(examples, model.tokenizer, count, terminal=sys.stdout.isatty())
 
     def loss(self, model: Any, lora: Any = None) -> Callable[..., Any]:
         """The answers' cross entropy, summed over their tokens."""

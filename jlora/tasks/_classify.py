@@ -86,6 +86,13 @@ class Classify(Task):
         rows = (batches.examples[row] for row in batches.rows(number))
         return [model.tokenizer.decode(row.tokens) for row in rows]
 
+    def preview(self, model: Any, examples: Sequence[Any], count: int = 3) -> str:
+        """The first rows and their labels."""
+        rows = examples[:count]
+        return "\n".join(
+            f"{self.labels[row.label]}: {model.tokenizer.decode(row.tokens)}" for row in rows
+        )
+
     def loss(self, model: Any, lora: Any = None) -> Callable[..., Any]:
         """The labels' cross entropy, summed over rows."""
         return functools.partial(models.classification_loss, model, remat=self.settings.remat)

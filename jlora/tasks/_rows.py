@@ -20,13 +20,19 @@ class Rows(Answers):
 def own_rows(task: Any, read: Any) -> tuple[Sequence[Any], Sequence[Any]]:
     """(train, held out) of what ``read`` makes of the settings' sources."""
     its = task.settings
-    [(source, _)] = its.sources
-    options = {"columns": its.columns, "say": print}
-    rows = read(source, folder=task.folder, again=task.again, **options)
+    sources = [
+        (read_one(task, read, f"{at}", source), weight)
+        for at, (source, weight) in enumerate(its.sources)
+    ]
+    rows = sources[0][0] if len(sources) == 1 else data.mixed(sources, seed=its.seed)
     if its.eval_data:
-        folder = task.folder / "held-out" if task.folder else None
-        held_out = read(its.eval_data, folder=folder, again=task.again, **options)
-        return rows, held_out
+        return rows, read_one(task, read, "held-out", its.eval_data)
     share = int(its.eval_split * len(rows)) if its.eval_split else len(rows) // 10
     count = max(1, share if its.eval_split else min(its.eval_rows, share))
     return data.hold_out(rows, count, seed=its.seed)
+
+
+def read_one(task: Any, read: Any, name: str, source: str) -> Sequence[Any]:
+    """The rows of one source, whose own folder is one of this name within the task's."""
+    folder = task.folder / name if task.folder and name != "0" else task.folder
+    return read(source, folder=folder, again=task.again, columns=task.settings.columns, say=print)

@@ -89,6 +89,10 @@ class Task(abc.ABC):
         """The rows of a batch as the model saw them, for a person to read."""
 
     @abc.abstractmethod
+    def preview(self, model: Any, examples: Sequence[Any], count: int = 3) -> str:
+        """The first rows as the model sees them, for a person to read."""
+
+    @abc.abstractmethod
     def loss(self, model: Any, lora: Any = None) -> Callable[..., Any]:
         """``(params, batch) -> (sum, count)``: what training lowers is their quotient.
 

@@ -83,6 +83,9 @@ def fitting(
             that begins with the one that is set.
         limit: bytes, from `memory_limit`.
 
+    Raises:
+        jax.errors.JaxRuntimeError: of a compiler that fails for another reason.
+
     Example:
         >>> import jlora
         >>> def outlook_of(remat, accumulate):

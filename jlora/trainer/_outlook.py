@@ -29,7 +29,7 @@ class Outlook:
         inputs          512 B
         temporary  512.00 MiB
         peak         3.00 GiB
-        FLOPs      6.00 TFLOP, 5.86 GFLOP a token
+        FLOPs      6 TFLOP, 5.86 GFLOP a token
         tokens     1,024
     """
 

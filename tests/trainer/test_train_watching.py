@@ -16,7 +16,7 @@ def losses(out):
 
 def measured(out):
     rows = trainer.read_metrics(out / "metrics.jsonl")
-    return {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+    return {row["step"]: row["eval/loss"] for row in rows if "eval/loss" in row}
 
 
 def arrays(folder):
@@ -53,7 +53,7 @@ def test_adapter_is_the_best_and_last_the_last(watched):
         (a != arrays(watched / "last")[n]).any() for n, a in arrays(watched / "adapter").items()
     )
     rows = trainer.read_metrics(watched / "metrics.jsonl")
-    assert [row["step"] for row in rows if "eval_exact_match" in row] == [2, 4, 6, 8]
+    assert [row["step"] for row in rows if "eval/exact_match" in row] == [2, 4, 6, 8]
 
 
 def test_patience_ends_a_run_that_gets_no_better(watched, flags, tmp_path):

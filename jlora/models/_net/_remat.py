@@ -1,7 +1,7 @@
 """What a layer keeps for its gradient, by name; what it does not keep is computed again.
 
 Norms, rotations, the scores of attention and activations are cheap beside products with weights:
-without them half of the memory is left, for 2 % more FLOPs (`python -m benchmarks.policies`).
+without them a third of the memory is left, for 2 % more FLOPs (`python -m benchmarks.policies`).
 """
 
 from __future__ import annotations
