@@ -107,6 +107,7 @@ class Parameter:
     parts: tuple[Part, ...]
     transposed: bool  # torch keeps (in, out), as we do
     as_parameter: bool = False  # PEFT knows its module not, or not by this name
+    turned: bool = False  # PEFT takes its inputs for outputs
 
     @property
     def full_name(self) -> str:
@@ -238,12 +239,14 @@ def layout(
 
     kinds: Mapping[str, str] = {}
     parameters_alone: set[str] = set()
+    turned: set[str] = set()
     ours = False  # whether each name is that of a parameter
     if known := isinstance(model, Model):
         tree, stored = model.params, _stored(model)
         ours = names is None
         names = names or {path: _name(each, model, path, apart) for path, each in stored.items()}
         kinds = {path: each.kind for path, each in stored.items()}
+        turned = {path for path, each in stored.items() if each.turned_in_peft}
         parameters_alone = {p for p, s in stored.items() if s.kind == "router" or s.as_parameter}
     elif names is None:
         raise ValueError(
@@ -294,6 +297,7 @@ def layout(
         name: Parameter(
             *(module, parameter, tuple(parts), _transposed(parts, kinds)),
             as_parameter=parts[0].leaf.path in parameters_alone,
+            turned=parts[0].leaf.path in turned,
         )
         for name, (module, parameter, parts) in found.items()
     }
