@@ -95,6 +95,7 @@ class Parameter:
     parts: tuple[Part, ...]
     transposed: bool  # torch keeps (in, out), as we do
     as_parameter: bool = False  # PEFT knows its module not, or not by this name
+    turned: bool = False  # PEFT takes its inputs for outputs
 
     @property
     def full_name(self) -> str:

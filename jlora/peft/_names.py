@@ -46,12 +46,14 @@ def layout(
 
     kinds: Mapping[str, str] = {}
     parameters_alone: set[str] = set()
+    turned: set[str] = set()
     ours = False  # whether each name is that of a parameter
     if known := isinstance(model, TextModel):
         tree, stored = model.params, _stored(model)
         ours = names is None
         names = names or {path: _name(each, model, path, apart) for path, each in stored.items()}
         kinds = {path: each.kind for path, each in stored.items()}
+        turned = {path for path, each in stored.items() if each.turned_in_peft}
         parameters_alone = {p for p, s in stored.items() if s.kind == "router" or s.as_parameter}
     elif names is None:
         raise ValueError(
@@ -102,6 +104,7 @@ def layout(
         name: Parameter(
             *(module, parameter, tuple(parts), _transposed(parts, kinds)),
             as_parameter=parts[0].leaf.path in parameters_alone,
+            turned=parts[0].leaf.path in turned,
         )
         for name, (module, parameter, parts) in found.items()
     }

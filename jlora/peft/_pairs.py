@@ -2,7 +2,7 @@
 
 PEFT keeps the paper's orientation: A is (rank, in) and B is (out, rank). For experts in one
 parameter A is (experts * rank, in), the experts outermost, and B is (out, rank * experts), the
-experts innermost.
+experts innermost. Where PEFT takes inputs for outputs, its A is our B.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def read(
     experts = leaf.stack[leaf.layers :]
     count = int(np.prod(experts))
     names = tensor_names(parameter, prefix)
-    shapes = ((count * rank, leaf.inputs), (parameter.outputs, count * rank))
+    inputs, outputs = leaf.inputs, parameter.outputs
+    if parameter.turned:
+        inputs, outputs = outputs, inputs
+    shapes = ((count * rank, inputs), (outputs, count * rank))
     problems = [
         f"{name}: expected {shape}, got {tensors[name].shape}"
         for name, shape in zip(names, shapes, strict=True)
@@ -76,8 +79,10 @@ def read(
     if problems:
         return "; ".join(problems)
     a, b = (tensors[name] for name in names)
-    a = np.swapaxes(a.reshape(*experts, rank, leaf.inputs), -1, -2)
-    b = np.moveaxis(b.reshape(parameter.outputs, rank, *experts), (0, 1), (-1, -2))
+    a = np.swapaxes(a.reshape(*experts, rank, inputs), -1, -2)
+    b = np.moveaxis(b.reshape(outputs, rank, *experts), (0, 1), (-1, -2))
+    if parameter.turned:
+        a, b = np.swapaxes(b, -1, -2), np.swapaxes(a, -1, -2)
     magnitude = tensors.get(magnitude_name(prefix))
     if magnitude is not None and magnitude.shape != (parameter.outputs,):
         expected = (parameter.outputs,)
@@ -87,11 +92,14 @@ def read(
 
 def write(parameter: Parameter, prefix: str, pair: Pair) -> dict[str, np.ndarray]:
     """The tensors of a pair whose scaling is one number."""
-    leaf = parameter.parts[0].leaf
     name_a, name_b = tensor_names(parameter, prefix)
-    a = np.swapaxes(pair.a, -1, -2).reshape(-1, leaf.inputs)
-    b = np.moveaxis(pair.b, (-1, -2), (0, 1)).reshape(parameter.outputs, -1)
-    tensors = {name_a: a, name_b: b}
+    a, b = pair.a, pair.b
+    if parameter.turned:
+        a, b = np.swapaxes(b, -1, -2), np.swapaxes(a, -1, -2)
+    tensors = {
+        name_a: np.swapaxes(a, -1, -2).reshape(-1, a.shape[-2]),
+        name_b: np.moveaxis(b, (-1, -2), (0, 1)).reshape(b.shape[-1], -1),
+    }
     if pair.magnitude is not None:
         tensors[magnitude_name(prefix)] = pair.magnitude
     return tensors

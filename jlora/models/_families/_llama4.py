@@ -90,7 +90,9 @@ LLAMA4_TEXT = Family(
         **ATTENTION_BIASES,
         "layers/mlp/router/kernel": router(f"{_MLP}.router.weight"),
         **{
-            f"layers/mlp/experts/{name}/kernel": experts_as_ours(f"{_MLP}.experts.{name}")
+            f"layers/mlp/experts/{name}/kernel": experts_as_ours(
+                f"{_MLP}.experts.{name}", turned_in_peft=True
+            )
             for name in ("gate_up_proj", "down_proj")
         },
         **{

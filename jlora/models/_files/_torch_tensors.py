@@ -39,6 +39,8 @@ class Stored:
     in_file: str | None = None  # where a file has another name; with parts, that of all experts
     # PEFT takes the name of its module for an expert's: it means the module by its parameter.
     as_parameter: bool = False
+    # PEFT takes experts that lie (in, out) for (out, in): its A is our B.
+    turned_in_peft: bool = False
 
     @property
     def written(self) -> str:
@@ -75,8 +77,8 @@ def experts(name: str, *parts: str, in_file: str | None = None) -> Stored:
     return Stored(name, "experts", parts, in_file)
 
 
-def experts_as_ours(name: str) -> Stored:
-    return Stored(name, "experts_as_ours")
+def experts_as_ours(name: str, *, turned_in_peft: bool = False) -> Stored:
+    return Stored(name, "experts_as_ours", turned_in_peft=turned_in_peft)
 
 
 def oriented(stored: Stored, value: Any) -> Any:
