@@ -35,7 +35,9 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
 
     model = task.model(models.load)
     measured = task.measurable(held_out, model)
-    examples, report = task.examples(rows, model, folder=out / "rows")
+    seen = data.Digest()  # of all rows, which are read once
+    examples, report = task.examples(seen.through(rows), model, folder=out / "rows")
+    measured_examples, _ = task.examples(seen.through(measured), model)
     batches = task.batches(examples)
     print(f"train     {report}")
     print(f"held out  {len(measured)} rows of {len(held_out)}")
@@ -63,7 +65,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
 
     # ---- The run's folder ------------------------------------------------------------------------
 
-    identity = {"data": data.digest(rows, measured), "base": checkpoint.fingerprint(model.params)}
+    identity = {"data": seen.hexdigest(), "base": checkpoint.fingerprint(model.params)}
     best = trainer.Best("loss", "lower", patience=settings.patience or None)
     best.check(["loss"], evaluations=settings.evaluations(steps))
     if asked.resume:
@@ -76,7 +78,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
 
     # ---- Before training -------------------------------------------------------------------------
 
-    held_out_batches = task.batches(task.examples(measured, model)[0], shuffle=False)
+    held_out_batches = task.batches(measured_examples, shuffle=False)
     jitted_loss = jax.jit(loss)
 
     def measure(lora: Any, *, scores: bool = True) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
         frozen=frozen,
         start=start,
         scores=results,
-        system=task.system(measured),
+        about=task.about(measured),
     )
     same = task.same(model, measured, results["after"], merged)
     print(task.shown(measured, results))

@@ -101,7 +101,7 @@ class Batches:
         return self.counts(step)["tokens"]
 
     def counts(self, step: int) -> dict[str, int]:
-        """Of the step's batch: ``tokens``, ``tokens_trained``, and with padding ``tokens_processed``."""
+        """Its ``tokens``, ``tokens_trained``, and with padding ``tokens_processed``."""
         bucket, rows = self._plan(step)
         tokens, trained = self._sizes[rows].sum(axis=0).tolist()
         positions = self.batch_size * self.lengths[bucket]

@@ -211,7 +211,7 @@ class LabelledBatches:
         return self.counts(step)["tokens"]
 
     def counts(self, step: int) -> dict[str, int]:
-        """Of the step's batch: ``tokens``, with padding ``tokens_processed``; its rows each train one."""
+        """Its ``tokens``, with padding ``tokens_processed``; of each row one trains."""
         bucket, rows = self._plan(step)
         tokens = int(self._plan.row_lengths[rows].sum())
         positions = self.batch_size * self._plan.lengths[bucket]

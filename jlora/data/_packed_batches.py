@@ -109,7 +109,7 @@ class PackedBatches:
         return int(self._sizes[self.rows(step), 0].sum())
 
     def counts(self, step: int) -> dict[str, int]:
-        """Of the step's batch: ``tokens``, ``tokens_trained``, and with padding ``tokens_processed``."""
+        """Its ``tokens``, ``tokens_trained``, and with padding ``tokens_processed``."""
         tokens, trained = self._sizes[self.rows(step)].sum(axis=0).tolist()
         return {
             "tokens": tokens,

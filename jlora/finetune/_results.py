@@ -22,7 +22,7 @@ def save_adapters(
     frozen: Any,
     start: Any,
     scores: Mapping[str, Any],
-    system: str | None,
+    about: Mapping[str, Any],
 ) -> Any:
     """Saves each adapter in a folder of its name; gives back what ``adapter`` merges into the base.
 
@@ -35,7 +35,7 @@ def save_adapters(
         frozen: what the adapters stand beside.
         start: the adapter as it started.
         scores: for the card of another format.
-        system: the system message that all rows share.
+        about: what the task says beside the settings, as the system message that all rows share.
 
     Raises:
         OSError: when one can't be written; what was there stays.
@@ -44,14 +44,14 @@ def save_adapters(
         of_base, its_config = lora, config
         if frozen is not model.params:  # the start took weight into the adapter
             of_base, its_config = jlora.rebase(lora, start, config)
-        about = {
+        told = {
             "model": settings.model,
             "dtype": settings.dtype,
-            "system": system,
+            **about,
             "step": step,
             "settings": settings.flat(),
         }
-        kept = {"base": model.params, "metadata": about, "overwrite": True}
+        kept = {"base": model.params, "metadata": told, "overwrite": True}
         checkpoint.save(folder / name, of_base, its_config, **kept)
         if name == "adapter" and settings.save_as != "jlora":
             peft.publish(
@@ -60,7 +60,7 @@ def save_adapters(
                 its_config,
                 model,
                 format=settings.save_as,
-                about=about,
+                about=told,
                 scores=scores,
                 overwrite=True,
             )

@@ -141,11 +141,11 @@ class Answers(Task):
         asked = next((data.text_of(row[-2]) for row in held_out if asks(row)), "...")
         return f"python -m jlora generate --adapter {adapter} --prompt {json.dumps(asked)}"
 
-    def system(self, held_out: Sequence[Any]) -> str | None:
-        """The system message, if all rows have the same one."""
+    def about(self, held_out: Sequence[Any]) -> dict[str, Any]:
+        """The system message, if all rows have the same one: answers need it again."""
         first = (row[0] for row in held_out)
         found = {data.text_of(each) if each["role"] == "system" else None for each in first}
-        return found.pop() if len(found) == 1 else None
+        return {"system": found.pop() if len(found) == 1 else None}
 
 
 MEASURED_AT_ONCE = 16  # held-out rows

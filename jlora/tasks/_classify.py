@@ -112,6 +112,10 @@ class Classify(Task):
         shares = models.classify(model, texts, *weights, max_length=self.settings.max_length)
         return np.argmax(shares, axis=1).tolist()
 
+    def about(self, held_out: Sequence[Any]) -> dict[str, Any]:
+        """The labels in the order of the scores: a folder that is written has them."""
+        return {"labels": list(self.labels)}
+
     def same(self, model: Any, held_out: Sequence[Any], scores: dict[str, Any], params: Any) -> str:
         """Whether these weights give the labels that the scores say."""
         again = [self.labels[label] for label in self._labels_of(model, held_out, params)]

@@ -119,9 +119,9 @@ class Task(abc.ABC):
         """Patterns of leaves that train whole, whatever the settings say: a fresh head."""
         return ()
 
-    def system(self, held_out: Sequence[Any]) -> str | None:
-        """The system message that answers need again; None where there is none."""
-        return None
+    def about(self, held_out: Sequence[Any]) -> dict[str, Any]:
+        """What is saved with the adapter for those who use it: JSON holds it."""
+        return {}
 
     def command(self, adapter: Path, held_out: Sequence[Any]) -> str:
         """What a person may call next."""
