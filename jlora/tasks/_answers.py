@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Answers(Task):
         return data.answerable(held_out, model.tokenizer, max_length=self.settings.max_length)
 
     def examples(
-        self, rows: Sequence[Any], model: Any, *, folder: Path | None = None
+        self, rows: Collection[Any], model: Any, *, folder: Path | None = None
     ) -> tuple[Sequence[Any], Any]:
         """Tokens of whole conversations, with what trains in each."""
         return data.encode(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Classify(Task):
         return held_out
 
     def examples(
-        self, rows: Sequence[Any], model: Any, *, folder: Path | None = None
+        self, rows: Collection[Any], model: Any, *, folder: Path | None = None
     ) -> tuple[Sequence[Any], Any]:
         """Tokens within the tokenizer's frame, with the label's number."""
         limit = self.settings.max_length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def examples(
-        self, rows: Sequence[Any], model: Any, *, folder: Path | None = None
+        self, rows: Collection[Any], model: Any, *, folder: Path | None = None
     ) -> tuple[Sequence[Any], Any]:
         """(the rows as the model sees them, a report to print).
 

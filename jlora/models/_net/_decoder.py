@@ -182,7 +182,7 @@ class Decoder(nn.Module):
 
         Raises:
             ValueError: when there are more tokens than learned positions, or segments, and an
-                attention that does not keep them apart.
+                attention that does not keep them apart, as a linear one.
         """
         length = tokens.shape[1]
         if self.config.learned_positions and length > self.config.max_length:
@@ -197,6 +197,11 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"attention={self.attention!r} does not keep the texts of a packed sequence apart: "
                 "use attention='blocks', or do not pack"
+            )
+        if self.config.linear is not None:
+            raise ValueError(
+                "linear attention carries its state from one text of a packed sequence to the "
+                "next: do not pack"
             )
         texts = texts_of(segments)
         return self._run(tokens, texts.positions, texts.mask, None, None, texts.lengths)[0]
