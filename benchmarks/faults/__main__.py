@@ -6,7 +6,8 @@ A small model is trained by `train.py` in processes that are forked from one in 
 imported. They are killed at file events and at any moment, their disk is full, their states are
 damaged, a second process comes to the same folder. Then the run is resumed until it is done, and
 what came out is compared bit for bit: the adapter, the numbers of each step, the scores. A
-traceback of ours, a start that is blocked, or any other end counts as lost. ``--quick`` is a sample.
+traceback of ours, a start that is blocked, any other end: all count as lost. ``--quick`` is a
+sample.
 """
 
 import argparse
