@@ -72,7 +72,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
         finetune.require_same(run, identity)
         state, best = finetune.last_state(run, state, best)
     else:
-        run.begin({"settings": settings.flat(), **identity})
+        finetune.begin(run, settings, identity)
         finetune.keep_saved_start(settings, config, start, model, out)
     finetune.write_settings(out / "run.toml", settings)
 

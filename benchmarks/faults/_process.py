@@ -87,5 +87,5 @@ def _end(folder: Path) -> dict[str, Any]:
         adapter.update(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes())
     rows = monitor.read_metrics(folder / "metrics.jsonl")
     numbers = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-    scores = trainer.Run(folder).recorded(train.RESULTS)
+    scores = trainer.Run(folder).recorded("results")
     return {"adapter": adapter.hexdigest(), "metrics": numbers, "scores": scores}

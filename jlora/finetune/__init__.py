@@ -9,6 +9,7 @@ from jlora.finetune._adapter import start as start
 from jlora.finetune._flags import Asked as Asked
 from jlora.finetune._flags import parse as parse
 from jlora.finetune._flags import write_settings as write_settings
+from jlora.finetune._folder import begin as begin
 from jlora.finetune._folder import last_state as last_state
 from jlora.finetune._folder import require_same as require_same
 from jlora.finetune._folder import save as save

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from jlora import checkpoint, trainer
+from jlora.finetune._settings import Settings
+
+
+def begin(run: trainer.Run, settings: Settings, identity: Mapping[str, Any]) -> None:
+    """Begins the run afresh; the adapters that another run left in the folder are deleted.
+
+    Args:
+        run: its folder.
+        settings: of the run.
+        identity: as for `require_same`.
+
+    Raises:
+        ValueError: when the folder can't be made.
+    """
+    run.begin({"settings": settings.flat(), **identity})
+    for name in ("adapter", "last", "start"):
+        shutil.rmtree(run.directory / name, ignore_errors=True)
 
 
 def require_same(run: trainer.Run, identity: Mapping[str, Any]) -> None:
