@@ -143,7 +143,7 @@ def test_layers_of_stacks_that_take_turns_are_run_by_their_numbers():
     assert params["layers"].keys() == {"0-2-2", "1-3-2", "4-4"}
     x, positions = params["embed"]["embedding"][tokens], jnp.arange(9)[None]
     mask = jnp.tril(jnp.ones((9, 9), bool))[None]
-    shared, own = prepare(config, positions, mask, None, jnp.float32)
+    shared, own = prepare(config, positions, positions[:, -1:] + 1, mask, None, jnp.float32)
     for layer in range(5):
         (stack,) = (each for each in stacks(config) if layer in each.layers)
         at = stack.layers.index(layer)

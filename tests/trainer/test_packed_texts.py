@@ -24,7 +24,7 @@ SEGMENTS = jnp.repeat(jnp.array([1, 2, 3]), jnp.array(LENGTHS))[None]
 CONFIGS = {
     "plain": config_of("llama"),
     "windows of all widths, sinks, caps, experts, two ways to rotate": EVERYTHING,
-    "latent": dataclasses.replace(config_of("deepseek_v3"), experts=None, dense_layers=None),
+    "latent": dataclasses.replace(config_of("deepseek_v3"), experts=None, expert_layers=None),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import jlora
 import train
-from jlora import checkpoint, data, models, monitor
+from jlora import checkpoint, data, models, trainer
 
 STEPS, WARMUP, PEAK, SEED = 4, 2, 0.02, 5
 RATES = {  # of each update, as shares of the peak: up in a line, and down to zero behind the last
@@ -162,7 +162,7 @@ def test_a_run_makes_the_updates_that_its_flags_say(small, uneven, tmp_path, nam
     assert train.main(told) == 0
     model = models.load(small)
     wanted, losses = written_out(model, uneven, settings)
-    seen = [row["loss"] for row in monitor.read_metrics(out / "metrics.jsonl")]
+    seen = [row["loss"] for row in trainer.read_metrics(out / "metrics.jsonl")]
     np.testing.assert_allclose(seen, losses, rtol=1e-5)
     lora, _ = checkpoint.restore(out / "adapter", base=model.params)
     assert set(lora) == set(wanted)
