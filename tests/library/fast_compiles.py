@@ -38,3 +38,16 @@ def compiled_as_ever():
     finally:
         for name, value in changed.items():
             jax.config.update(name, not value)
+
+
+def compile_fast_and_once(config):
+    """The same, and what a test or an earlier run of pytest has compiled is not compiled again.
+
+    Each of pytest's own processes has its folder: JAX reads entries that another still writes.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    compile_fast(
+        jax_compilation_cache_dir=str(config.cache.mkdir(f"jax-{worker}")),
+        jax_persistent_cache_min_compile_time_secs=0.0,
+        jax_persistent_cache_min_entry_size_bytes=-1,
+    )

@@ -1,70 +1,7 @@
-import contextlib
-import io
-import json
-import os
-
-import pytest
-from fast_compiles import compile_fast
-from tiny import save_tiny_llama
-
-import train
+from fast_compiles import compile_fast_and_once
+from small_runs import finished, flags, make_llama, rows, tiny  # noqa: F401
 
 
 def pytest_configure(config):
-    """Compiles fast, and what any test or process of one has compiled no more.
-
-    Each of pytest's own processes has its folder: JAX reads entries that another still writes.
-    """
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
-    compile_fast(
-        jax_compilation_cache_dir=str(config.cache.mkdir(f"jax-{worker}")),
-        jax_persistent_cache_min_compile_time_secs=0.0,
-        jax_persistent_cache_min_entry_size_bytes=-1,
-    )
-
-
-@pytest.fixture(scope="session")
-def make_llama():
-    return save_tiny_llama
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def rows(tmp_path_factory):
-    """40 questions and answers that a tiny model can learn to answer."""
-    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    lines = [{"prompt": f"{n}?", "completion": "even" if n % 2 == 0 else "odd"} for n in range(40)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-@pytest.fixture(scope="session")
-def flags(tiny, rows):
-    """A run of a few seconds on a tiny model, but for --out."""
-    options = {
-        "model": tiny,
-        "data": rows,
-        "steps": 8,
-        "batch-size": 4,
-        "rank": 3,
-        "max-length": 96,
-        "eval-rows": 3,
-        "max-new-tokens": 8,
-        "checkpoint-every": 3,
-    }
-    return [f"--{name}={value}" for name, value in options.items()]
-
-
-@pytest.fixture(scope="session")
-def finished(flags, tmp_path_factory):
-    """The folder of a run that nothing disturbed, with what it printed in printed.txt."""
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert train.main([*flags, f"--out={out}"]) == 0
-    (out / "printed.txt").write_text(printed.getvalue())
-    return out
+    """Compiles fast, and what any test or process of one has compiled no more."""
+    compile_fast_and_once(config)

@@ -1,5 +1,9 @@
-"""What plain `pytest` does for some families, starts and programs, done for all or for many."""
+"""What plain `pytest` does for some families, starts and flags, done for all or for many."""
 
-from fast_compiles import compile_fast
+from fast_compiles import compile_fast_and_once
+from small_runs import finished, flags, make_llama, rows, tiny  # noqa: F401
 
-compile_fast()
+
+def pytest_configure(config):
+    """Compiles fast, and what any test or process of one has compiled no more."""
+    compile_fast_and_once(config)
