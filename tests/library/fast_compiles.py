@@ -45,8 +45,10 @@ def compile_fast_and_once(config):
 
     Each of pytest's own processes has its folder: JAX reads entries that another still writes.
     """
+    if not hasattr(config, "cache"):  # a run without pytest's cache
+        return compile_fast()
     worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
-    compile_fast(
+    return compile_fast(
         jax_compilation_cache_dir=str(config.cache.mkdir(f"jax-{worker}")),
         jax_persistent_cache_min_compile_time_secs=0.0,
         jax_persistent_cache_min_entry_size_bytes=-1,
