@@ -28,7 +28,8 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
 
     # ---- Data ------------------------------------------------------------------------------------
 
-    task = tasks.find(settings.task_name)(settings, out / "rows", again=asked.resume)
+    folder = finetune.rows_folder(run, resume=asked.resume)
+    task = tasks.find(settings.task_name)(settings, out / folder, again=asked.resume)
     rows, held_out = task.rows()
 
     # ---- Model -----------------------------------------------------------------------------------
@@ -36,7 +37,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
     model = task.model(models.load)
     measured = task.measurable(held_out, model)
     seen = data.Digest()  # of all rows, which are read once
-    examples, report = task.examples(seen.through(rows), model, folder=out / "rows")
+    examples, report = task.examples(seen.through(rows), model, folder=out / folder)
     measured_examples, _ = task.examples(seen.through(measured), model)
     batches = task.batches(examples)
     print(f"train     {report}")
@@ -69,11 +70,10 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
     best = trainer.Best("loss", "lower", patience=settings.patience or None)
     best.check(["loss"], evaluations=settings.evaluations(steps))
     if asked.resume:
-        finetune.require_same(run, identity)
-        state, best = finetune.last_state(run, state, best)
+        state, best = finetune.resume(run, settings, identity, state, best)
     else:
-        finetune.begin(run, settings, identity)
-        finetune.keep_saved_start(settings, config, start, model, out)
+        finetune.begin(run, settings, identity, folder)
+    finetune.keep_saved_start(settings, config, start, model, out)
     finetune.write_settings(out / "run.toml", settings)
 
     # ---- Before training -------------------------------------------------------------------------
@@ -84,7 +84,9 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
     def measure(lora: Any, *, scores: bool = True) -> dict[str, Any]:
         each = map(held_out_batches, range(held_out_batches.per_epoch))
         found = {"loss": trainer.mean_loss(jitted_loss, frozen, lora, each)}
-        return found | (task.scores(model, measured, frozen, lora) if scores else {})
+        return finetune.plain(
+            found | (task.scores(model, measured, frozen, lora) if scores else {})
+        )
 
     results = (run.recorded("results") if asked.resume else None) or {}
     if "before" not in results:
@@ -97,6 +99,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
 
     phases.begin("training")
     first = number = int(state.step)
+    until = number if best.stop else steps  # a run that ended early does not go on by itself
     non_finite = finetune.NonFinite(
         settings,
         run,
@@ -110,17 +113,17 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
     ):
         losses = trainer.Jumps().over(trainer.read_metrics(out / "metrics.jsonl"))
         watch = trainer.Stopwatch()
-        for update in trainer.iterate(step, frozen, state, batches, steps=steps):
+        for update in trainer.iterate(step, frozen, state, batches, steps=until):
             state, number = update.state, update.number
-            seen = jax.device_get(update.metrics)  # waits for the device, once
+            told = jax.device_get(update.metrics)  # waits for the device, once
             values = {
-                "loss": float(seen["loss"]),
-                "grad_norm": float(seen["grad_norm"]),
+                "loss": float(told["loss"]),
+                "grad_norm": float(told["grad_norm"]),
                 "learning_rate": float(jnp.asarray(learning_rate(number - 1))),
                 **batches.counts(number - 1),
                 "seconds": round(watch.lap(), 3),
             }
-            if line := non_finite.check(number, values, bool(seen["finite"])):
+            if line := non_finite.check(number, values, bool(told["finite"])):
                 bar.say(line)
             losses = losses.after(number, values["loss"])
             if losses.warning:
@@ -139,16 +142,16 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
                 break
     if stop.signal:
         told = f"stopped by {stop.signal.name} after step {number}, which is saved"
-        raise finetune.StoppedError(f"{told}. {finetune.go_on(run)}", 128 + stop.signal)
+        raise finetune.StoppedError(told, 128 + stop.signal, goes_on=True)
+    if best.stop:
+        print(f"stopped   after {best.waited} measurements that were no better than the best")
 
     # ---- Results ---------------------------------------------------------------------------------
 
     phases.begin("measuring")
-    adapters = {"adapter": (number, state.lora)}
-    if best.step not in (None, number):
-        print(f"best      step {best.step}, measured loss {best.value:.3f}")
-        at_best = finetune.state_at(run, best.step, state)
-        adapters = {"adapter": (best.step, at_best.lora), "last": (number, state.lora)}
+    adapters = {"adapter": (number, state.lora), "last": (number, state.lora)}
+    if settings.eval_every:
+        adapters["adapter"] = finetune.best_adapter(run, best, state)
     results["after"] = measure(adapters["adapter"][1])
     run.record("results", results)
     phases.begin("saving and checking")

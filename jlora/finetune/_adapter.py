@@ -70,7 +70,7 @@ def keep_saved_start(
     Raises:
         OSError: when it can't be written.
     """
-    if settings.adapter:
+    if settings.adapter and not (folder / _START).exists():
         checkpoint.save(folder / _START, lora, config, base=model.params, overwrite=True)
 
 
@@ -80,10 +80,15 @@ def _saved(settings: Settings, model: Any, folder: Path | None) -> tuple[Any, jl
     if directory is None or not directory.exists():
         directory = peft.located(settings.adapter)
     if (directory / "adapter.json").exists():
-        return checkpoint.restore(directory, base=model.params)
+        return checkpoint.restore(directory, base=None if of_shapes(model) else model.params)
     if peft.vocabulary(directory, model) != models.Vocabulary():
         raise ValueError(
             f"the adapter {settings.adapter} brings tokens of its own: merge it first, with "
             "`python -m jlora merge`, and train on what that writes"
         )
     return peft.load(directory, model)
+
+
+def of_shapes(model: Any) -> bool:
+    """Whether the model has shapes in the place of arrays."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model.params))

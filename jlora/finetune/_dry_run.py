@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import functools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class Prospect:
         its = dataclasses.replace(
             self.settings, **{name: value for name, value in changed.items() if value is not None}
         )
-        task = type(self.task)(its)
+        task = copy.copy(self.task)
+        task.settings = its
         loss = jlora.lift(task.loss(self.model, self.lora))
         tx, _ = optimizer(its, its.total_steps(self.batches.per_epoch))
         step = trainer.make_step(loss, tx, accumulate=its.accumulate)
@@ -77,16 +78,7 @@ def prospect(settings: Settings, folder: Path) -> Prospect:
     measured = task.measurable(held_out, model)
     examples, _ = task.examples(rows, model, folder=folder)
     batches = task.batches(examples)
-    plain = dataclasses.replace(settings, init="kaiming")  # every start has its shapes
-    started = functools.partial(
-        start, plain, loss=task.loss(model), batches=batches, whole=task.trains(model)
-    )
-
-    def shapes(params: Any) -> Any:
-        _, frozen, lora = started(dataclasses.replace(model, params=params))
-        return frozen, lora
-
-    frozen, lora = jax.eval_shape(shapes, model.params)
+    frozen, lora = _started(settings, task, model, batches)
     return Prospect(
         settings,
         task,
@@ -97,6 +89,20 @@ def prospect(settings: Settings, folder: Path) -> Prospect:
         frozen,
         lora,
     )
+
+
+def _started(settings: Settings, task: tasks.Task, model: Any, batches: Any) -> tuple[Any, Any]:
+    """(frozen, lora) at the start, of shapes; of a start from data before ranks are moved."""
+    if settings.adapter:
+        _, frozen, lora = start(settings, model, task.loss(model), batches)
+        return frozen, jax.eval_shape(lambda: lora)
+    plain = dataclasses.replace(settings, init="kaiming")
+
+    def shapes(params: Any) -> Any:
+        its = dataclasses.replace(model, params=params)
+        return start(plain, its, task.loss(model), batches, whole=task.trains(model))[1:]
+
+    return jax.eval_shape(shapes, model.params)
 
 
 def _outline(source: str, *, dtype: str = "float32", attention: str = "blocks", **text: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -11,51 +12,74 @@ import jax.numpy as jnp
 
 from jlora import checkpoint, trainer
 from jlora.finetune._settings import Settings
+from jlora.finetune._settle import keep_settings
 
 
-def begin(run: trainer.Run, settings: Settings, identity: Mapping[str, Any]) -> None:
-    """Begins the run afresh; the adapters that another run left in the folder are deleted.
+def begin(run: trainer.Run, settings: Settings, identity: Mapping[str, Any], rows: str) -> None:
+    """Begins the run afresh; the adapters and rows of another run in the folder are deleted.
 
     Args:
         run: its folder.
         settings: of the run.
-        identity: as for `require_same`.
+        identity: as for `resume`.
+        rows: from `rows_folder`.
 
     Raises:
         ValueError: when the folder can't be made.
     """
-    run.begin({"settings": settings.flat(), **identity})
-    for name in ("adapter", "last", "start"):
+    former = _rows_of(run)
+    for name in {"adapter", "last", "start", "peft", "mlx", former} - {rows}:
         shutil.rmtree(run.directory / name, ignore_errors=True)
+    run.begin({"settings": settings.flat(), "rows": rows, **identity})
 
 
-def require_same(run: trainer.Run, identity: Mapping[str, Any]) -> None:
-    """Nothing, if a resumed run has the rows and the base that it was begun with.
+def rows_folder(run: trainer.Run, *, resume: bool) -> str:
+    """The name of the folder for rows and tokens: another than that of a run to be replaced.
+
+    So the former run is whole until this one begins.
+    """
+    if resume:
+        return _rows_of(run)
+    names = itertools.chain(["rows"], (f"rows-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not (run.directory / name).exists())
+
+
+def _rows_of(run: trainer.Run) -> str:
+    """The folder's name as the run in it says; what is no run's is nobody's."""
+    try:
+        return run.settings.get("rows", "rows") if run.begun else ""
+    except ValueError:  # it is damaged, and goes
+        return ""
+
+
+def resume(
+    run: trainer.Run,
+    settings: Settings,
+    identity: Mapping[str, Any],
+    state: trainer.TrainState,
+    best: trainer.Best,
+) -> tuple[trainer.TrainState, trainer.Best]:
+    """The state of the newest good checkpoint, and the best so far; both as given if there is none.
+
+    What was given anew of the settings is kept for the next time.
 
     Args:
         run: its folder.
+        settings: of the run, as they are now.
         identity: ``data``, the digest of the rows, and ``base``, the model's fingerprint.
+        state: as it starts.
+        best: before any measurement.
 
     Raises:
-        ValueError: when either changed.
+        ValueError: when rows or base changed; or when there are checkpoints, and all are damaged or
+            another adapter's.
     """
     begun = run.settings
     if changed := checkpoint.differences(begun["base"], identity["base"]):
         raise ValueError(f"--resume: the base model changed: {'; '.join(changed[:5])}")
     if begun["data"] != identity["data"]:
-        sources = begun["settings"]["data"]
-        sources = sources if isinstance(sources, str) else " ".join(sources)
-        raise ValueError(f"--resume: the rows of {sources} changed since")
-
-
-def last_state(
-    run: trainer.Run, state: trainer.TrainState, best: trainer.Best
-) -> tuple[trainer.TrainState, trainer.Best]:
-    """The state of the newest good checkpoint, and the best so far; both as given if there is none.
-
-    Raises:
-        ValueError: when there are checkpoints, and all are damaged or another adapter's.
-    """
+        raise ValueError(f"--resume: the rows of {' '.join(settings.data)} changed since")
+    keep_settings(run, settings)
     if run.latest_step is None:
         return state, best
     number, saved, notes = run.restore(_kept(state), say=print)
@@ -64,14 +88,19 @@ def last_state(
     return dataclasses.replace(state, step=jnp.int32(number), **saved), best
 
 
-def state_at(run: trainer.Run, number: int, state: trainer.TrainState) -> trainer.TrainState:
-    """The state of this checkpoint, in the structure of ``state``.
-
-    Raises:
-        ValueError: when it is damaged, or not there.
-    """
-    _, saved, _ = run.restore(_kept(state), step=number)
-    return dataclasses.replace(state, step=jnp.int32(number), **saved)
+def best_adapter(
+    run: trainer.Run, best: trainer.Best, state: trainer.TrainState
+) -> tuple[int, Any]:
+    """(step, adapter) of the best measurement; of ``state`` itself where that is lost."""
+    number = int(state.step)
+    if best.step in (None, number):
+        return number, state.lora
+    if best.step in run.steps:
+        found, saved, _ = run.restore(_kept(state), best.step, say=print)
+        if found == best.step:
+            return found, saved["lora"]
+    print(f"best      the checkpoint of step {best.step} is lost: the adapter is the last one")
+    return number, state.lora
 
 
 def save(run: trainer.Run, number: int, state: trainer.TrainState, best: trainer.Best) -> None:

@@ -3,48 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import datetime
-import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
 from jlora import compiled, trainer
 from jlora.finetune._dry_run import advice, dry_run, preview
 from jlora.finetune._flags import Asked, parse
-from jlora.finetune._settings import Settings, flag
-
-# What may change when a run is resumed.
-FREE = {
-    "out",
-    "steps",
-    "epochs",
-    "checkpoint_every",
-    "keep",
-    "attention",
-    "save_as",
-    "on_nonfinite",
-    "accumulate",
-    "eval_every",
-    "eval_answers",
-    "patience",
-    "log",
-}
-_FOLDER_FLAGS = (
-    "--out chooses another folder, --overwrite replaces what is there, --resume goes on with a run"
-)
+from jlora.finetune._settle import require, settled
 
 
 class StoppedError(Exception):
-    """A run that ended early, with the line to print and the exit status."""
+    """A run that ended early.
 
-    def __init__(self, message: str, status: int = 1):
+    Args:
+        message: the line to print.
+        status: the exit status.
+        goes_on: whether the line ends with the command that goes on with the run.
+    """
+
+    def __init__(self, message: str, status: int = 1, *, goes_on: bool = False):
         super().__init__(message)
         self.status = status
+        self.goes_on = goes_on
 
 
 def main(
@@ -76,100 +60,67 @@ def main(
         return status
 
     with contextlib.ExitStack() as stack:
-        run = None
+        run: trainer.Run | None = None
+        asked, before = None, b""
         try:
             asked = parse(argv, description=description)
             if asked.dry_run or asked.preview:
+                if asked.resume:
+                    raise ValueError("--resume goes on with a run: leave --dry-run, --preview out")
                 require(asked.settings)
                 (dry_run if asked.dry_run else preview)(asked.settings)
                 return 0
-            run = trainer.Run(asked.settings.folder, keep=asked.settings.keep)
+            run = trainer.Run(asked.settings.folder)
             stack.enter_context(run.locked())
+            before = _begun(run)
             asked = settled(asked, argv, run)
+            run = trainer.Run(run.directory, keep=asked.settings.keep)
             compiled.keep()
             if asked.settings.precision:
                 stack.enter_context(jax.default_matmul_precision(asked.settings.precision))
             train(asked, run)
-        except StoppedError as stopped:
-            return fail(stopped, stopped.status)
-        except ValueError as error:
-            return fail(error, 2)
-        except OSError as error:
-            if run is None or not run.begun:
-                return fail(error, 2)
-            return fail(f"{error}. What was saved before is whole. {go_on(run, command)}", 1)
-        except KeyboardInterrupt:
-            begun = run is not None and run.begun
-            next_step = go_on(run, command) if begun else "The run had not begun"
-            return fail(f"interrupted. {next_step}", 130)
-        except Exception as error:
-            if not trainer.ran_out(error):
-                raise
-            return fail(f"memory ran out. {advice(asked.settings)}", 1)
+        except (Exception, KeyboardInterrupt) as error:
+            told, status = _told(error, asked)
+            if run is None or asked is None or not (asked.resume or _begun(run) != before):
+                return fail(told, status)  # the run had not begun
+            if isinstance(error, OSError):
+                told, status = f"{told}. What was saved before is whole", 1
+            if _goes_on(error):
+                told = f"{told}. {go_on(run, command)}"
+            return fail(told, status)
     print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {trainer.peak_memory()}")
     return 0
 
 
-def settled(asked: Asked, argv: Sequence[str] | None, run: trainer.Run) -> Asked:
-    """What was asked for, its settings checked; on resuming those that the run was begun with.
-
-    Raises:
-        ValueError: when they can't be, when the folder holds something else, or when a resumed run
-            was begun with others: all of them are named.
-    """
-    require(asked.settings)
-    if asked.resume and asked.overwrite:
-        raise ValueError("--resume and --overwrite exclude each other: choose one")
-    try:
-        if not asked.resume:
-            run.claim(overwrite=asked.overwrite)
-            today = asked.settings.date or datetime.date.today().isoformat()
-            return dataclasses.replace(
-                asked, settings=dataclasses.replace(asked.settings, date=today)
-            )
-        begun = run.settings["settings"]
-    except ValueError as error:
-        raise ValueError(f"{error}. {_FOLDER_FLAGS}") from None
-    base = Settings.from_flat(begun)
-    asked = _one_length(parse(argv, base=base), base)
-    before, now = base.flat(), asked.settings.flat()
-    changed = [
-        f"{name} was {_shortened(before[name])}, now {_shortened(value)}"
-        for name, value in now.items()
-        if name not in FREE and _as_json(before[name]) != _as_json(value)
-    ]
-    if changed:
-        raise ValueError(
-            f"--resume: the run in {run.directory} was begun with other settings: "
-            f"{'; '.join(changed)}. Leave these flags out, or choose another --out"
-        )
-    require(asked.settings)
-    return asked
-
-
-def require(settings: Settings) -> None:
-    """Raises a ValueError that names all that can't be, unless the settings can."""
-    if problems := list(settings.problems()):
-        raise ValueError("; ".join(problems))
-
-
-def _one_length(asked: Asked, base: Settings) -> Asked:
-    """Of steps and epochs the one that was given anew."""
-    its = asked.settings
-    if its.steps is None or not its.epochs:
-        return asked
-    other = {"epochs": 0.0} if its.steps != base.steps else {"steps": None}
-    return dataclasses.replace(asked, settings=dataclasses.replace(its, **other))
-
-
-def go_on(run: Any, command: str = "python train.py") -> str:
+def go_on(run: trainer.Run, command: str) -> str:
     """The command that resumes the run."""
-    return f"Go on with: {command} {flag('out')} {run.directory} --resume"
+    return f"Go on with: {command} --out {shlex.quote(str(run.directory))} --resume"
 
 
-def _as_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def _begun(run: trainer.Run) -> bytes:
+    """What the folder's run was begun with; nothing where there is none."""
+    path = run.directory / "run.json"
+    return path.read_bytes() if path.exists() else b""
 
 
-def _shortened(value: Any) -> str:
-    return repr(value) if len(repr(value)) < 100 else f"{repr(value)[:100]}..."
+def _told(error: BaseException, asked: Asked | None) -> tuple[str, int]:
+    """What a person is told of an error, and the exit status; others go on as they are."""
+    if isinstance(error, StoppedError):
+        return str(error), error.status
+    if isinstance(error, (ValueError, OSError)):
+        return str(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if trainer.ran_out(error) and asked is not None:
+        fits = ""
+        with contextlib.suppress(Exception):  # rows that come once, say
+            fits = advice(asked.settings)
+        return f"memory ran out. {fits}", 1
+    raise error
+
+
+def _goes_on(error: BaseException) -> bool:
+    """Whether the run can be resumed as it is."""
+    if isinstance(error, StoppedError):
+        return error.goes_on
+    return isinstance(error, (OSError, KeyboardInterrupt))

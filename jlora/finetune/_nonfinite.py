@@ -61,7 +61,7 @@ class NonFinite:
             return f"step {number}: {told}: skipped, see {where}"
         self._save(number - self._streak)
         last = self._run.latest_step
-        streak = f", for the {self._streak}th time in a row" if self._streak > 1 else ""
+        streak = f", for {self._streak} steps in a row" if self._streak > 1 else ""
         raise StoppedError(
             f"at step {number} {told}{streak}, so training stopped; {where} holds the rows. "
             + (f"The checkpoint of step {last} in {self._run.directory} is good. " if last else "")

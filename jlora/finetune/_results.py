@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import jlora
 from jlora import checkpoint, peft
@@ -28,7 +31,8 @@ def save_adapters(
 
     Args:
         folder: the run's.
-        adapters: (step, adapter) by name; ``adapter`` is the one to use.
+        adapters: (step, adapter) by name; ``adapter`` is the one to use, ``last`` is saved beside
+            it where it is another.
         settings: of the run.
         config: of the adapters.
         model: the base.
@@ -40,6 +44,8 @@ def save_adapters(
     Raises:
         OSError: when one can't be written; what was there stays.
     """
+    if adapters["last"][0] == adapters["adapter"][0]:
+        adapters = {"adapter": adapters["adapter"]}
     for name, (step, lora) in adapters.items():
         of_base, its_config = lora, config
         if frozen is not model.params:  # the start took weight into the adapter
@@ -64,8 +70,8 @@ def save_adapters(
                 scores=scores,
                 overwrite=True,
             )
-    if "last" not in adapters:  # an earlier end of this run's
-        shutil.rmtree(folder / "last", ignore_errors=True)
+    for name in {"last", "peft", "mlx"} - {*adapters, settings.save_as}:  # of an earlier end
+        shutil.rmtree(folder / name, ignore_errors=True)
     restored, _ = checkpoint.restore(folder / "adapter", base=model.params)
     return jlora.merge(model.params, restored)
 
@@ -73,6 +79,14 @@ def save_adapters(
 def evaluated(scores: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a measurement, as metrics name them."""
     return {f"eval/{name}": value for name, value in scores.items() if isinstance(value, float)}
+
+
+def plain(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores with Python's own numbers, as JSON holds them."""
+    return {
+        name: float(value) if isinstance(value, (numbers.Real, np.generic)) else value
+        for name, value in scores.items()
+    }
 
 
 def shown(values: Mapping[str, Any]) -> dict[str, float]:

@@ -139,9 +139,11 @@ class Settings:
         """Where the run writes: ``out``, or a folder named after model and data."""
         if self.out:
             return self.out
-        if self.data == (HOME_ASSISTANT,) and self.model == "smollm2":
+        of_task = bool(self.task) and self.data == (HOME_ASSISTANT,)
+        if self.data == (HOME_ASSISTANT,) and self.model == "smollm2" and not of_task:
             return f"runs/{HOME_ASSISTANT}"
         data = "-".join(_stem(source) for source, _ in self.sources)
+        data = _stem(self.task) if of_task else data
         return f"runs/{_stem(self.model)}-{data}"[:120]
 
     @property
@@ -227,6 +229,12 @@ class Settings:
             yield f"--pack needs --attention blocks: {self.attention} does not keep rows apart"
         if self.patience and not self.eval_every:
             yield "--patience counts measurements during training: give --eval-every too"
+        count = self.evaluations(self.steps or STEPS)
+        if self.patience and not self.epochs and 0 < count <= self.patience:
+            yield (
+                f"--patience {self.patience} is never used up in {count} measurements, one every "
+                f"{self.eval_every} steps"
+            )
         if self.eval_answers and not self.eval_every:
             yield "--eval-answers asks during training: give --eval-every too"
         if problem := _of_loggers(self.log):
@@ -236,8 +244,11 @@ class Settings:
         if self.adapter and self.lora != ADAPTER:
             given = [n for n in _kinds.OF_LORA if getattr(self.lora, n) != getattr(ADAPTER, n)]
             yield f"--adapter has its own {', '.join(given)}: leave {_flags(given)} out"
-        if self.labels and self.task != "classify":
-            yield "--labels are those of --task classify: give that too"
+        if self.task in ("rows", "classify") and self.data == (HOME_ASSISTANT,):
+            yield f"--task {self.task} reads rows: give --data"
+        sources = [source for source, _ in self.sources] + [self.eval_data]
+        if sources.count("-") > (self.task != "classify"):
+            yield "standard input is read once, and not for --task classify: give files"
         if len(self.data) > 1 and HOME_ASSISTANT in self.data:
             yield "--data home-assistant is sampled, not read: expected it alone"
         if any(not 0 < weight < math.inf for _, weight in self.sources):

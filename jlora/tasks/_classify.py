@@ -36,12 +36,11 @@ class Classify(Task):
         (18, 2, ('no', 'yes'))
     """
 
+    unread = ("pack", "template", "train_on", "train_reasoning", "max_new_tokens")
     labels: tuple[str, ...] = ()  # known once `rows` was called
 
     def rows(self) -> tuple[Sequence[Any], Sequence[Any]]:
         """All rows that can be used; some of them held out."""
-        if any(source == "-" for source, _ in self.settings.sources):
-            raise ValueError("--data -: rows with labels are read again on resuming: give a file")
         rows, held_out = own_rows(self, _read)
         self.labels = self.settings.labels or data.labels_of([*rows, *held_out])
         return rows, held_out
@@ -127,7 +126,8 @@ class Classify(Task):
         lines = [f"\n{len(held_out)} held-out rows      loss    accuracy    macro F1"]
         for name, its in scores.items():
             shares = f"{100 * its['accuracy']:8.1f} %  {100 * its['macro_f1']:8.1f} %"
-            lines.append(f"  {name:<16}  {its['loss']:8.3f}  {shares}")
+            loss = f"{'-':>8}" if its["loss"] is None else f"{its['loss']:8.3f}"
+            lines.append(f"  {name:<16}  {loss}  {shares}")
         return "\n".join(lines)
 
 

@@ -33,5 +33,6 @@ def compared(
     for name, its in scores.items():
         match = its["exact_match"]
         shown_match = f"{'-':>13}" if match is None else f"{100 * match:11.1f} %"
-        lines.append(f"  {name:<16}  {its['loss']:14.3f}  {shown_match}")
+        loss = f"{'-':>14}" if its["loss"] is None else f"{its['loss']:14.3f}"
+        lines.append(f"  {name:<16}  {loss}  {shown_match}")
     return "\n".join(lines)

@@ -23,6 +23,8 @@ class HomeAssistant(Answers):
         (5, 2)
     """
 
+    unread = ("data", "columns", "labels", "eval_data", "eval_split")
+
     def rows(self) -> tuple[list[data.Messages], list[data.Messages]]:
         """As many of both as the settings say, by their seed."""
         return home_assistant(

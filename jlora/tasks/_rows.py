@@ -12,6 +12,8 @@ from jlora.tasks._answers import Answers
 class Rows(Answers):
     """The rows of ``data``, some of them held out; or those of ``eval_data`` to measure on."""
 
+    unread = ("labels",)
+
     def rows(self) -> tuple[Sequence[data.Messages], Sequence[data.Messages]]:
         """All rows that can be used, from files, folders, standard input or the hub."""
         return own_rows(self, data.open_rows)

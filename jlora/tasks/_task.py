@@ -31,6 +31,9 @@ class Task(abc.ABC):
         (20, 1)
     """
 
+    #: Settings that mean nothing to the task, by name: to give one is an error.
+    unread: tuple[str, ...] = ()
+
     def __init__(self, settings: Any, folder: Path | None = None, *, again: bool = False):
         self.settings = settings
         self.folder = folder
@@ -77,7 +80,11 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, examples: Sequence[Any], *, shuffle: bool = True) -> Any:
-        """``n -> batch`` of the examples, n from 0, with ``per_epoch``, ``counts(n)``, ``rows(n)``.
+        """``n -> batch`` of the examples, n from 0.
+
+        A batch is a dict of arrays with its rows first, ``tokens`` (rows, length) among them. The
+        function has ``per_epoch``, ``rows(n)`` and ``counts(n)``: the numbers ``tokens``,
+        ``tokens_trained`` and, with padding, ``tokens_processed``.
 
         Args:
             examples: from `examples`.

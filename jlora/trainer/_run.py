@@ -220,6 +220,11 @@ class Run:
         return max(self._ours(), default=None)
 
     @property
+    def steps(self) -> list[int]:
+        """The steps of all states, oldest first."""
+        return sorted(self._ours())
+
+    @property
     def best_step(self) -> int | None:
         """The step of the last state that was saved as the best, None if there is none."""
         return max((step for step, best in self._ours().items() if best), default=None)

@@ -130,6 +130,7 @@ def test_all_that_can_not_be_is_said_at_once():
         ({"data": ("-",), "model": "models/Qwen 3/"}, "runs/Qwen-3-stdin"),
         ({"data": ("org/set", "b.csv=2")}, "runs/smollm2-set-b"),
         ({"model": "big.gguf"}, "runs/big-home-assistant"),
+        ({"task": "my/sums.py"}, "runs/smollm2-sums"),
         ({"out": "here"}, "here"),
     ],
 )

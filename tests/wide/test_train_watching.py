@@ -1,7 +1,11 @@
 """A run measures on the way, keeps its best adapter, ends early, goes on, starts from another."""
 
+import io
 import json
+import os
 import shutil
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -133,3 +137,85 @@ def test_rows_of_another_file_are_measured_on(flags, rows, tmp_path):
     assert train.main([*flags, f"--eval-data={other}", "--steps=2", f"--out={out}"]) == 0
     results = json.loads((out / "results.json").read_text())
     assert len(results["after"]["answers"]) == 2
+
+
+def test_what_was_given_anew_holds_for_the_next_time_too(flags, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    constant = ["--schedule=constant", "--warmup=0", "--checkpoint-every=1", "--keep=3"]
+    assert train.main([*flags, *constant, "--steps=2", f"--out={out}"]) == 0
+    write = trainer.Metrics.write
+
+    def interrupt(metrics, step, values):
+        write(metrics, step, values)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Metrics, "write", interrupt)
+        assert train.main([f"--out={out}", "--resume", "--steps=6"]) == 128 + signal.SIGTERM
+    assert train.main([f"--out={out}", "--resume"]) == 0
+    assert len(losses(out)) == 6
+    assert trainer.Run(out).steps == [4, 5, 6]  # so many are kept as the run was begun with
+
+
+def test_a_run_that_ended_early_stays_where_it_ended(flags, tmp_path, capsys):
+    out = tmp_path / "run"
+    standing = ["--learning-rate=0", "--eval-every=1", "--patience=2", f"--out={out}"]
+    assert train.main([*flags, *standing]) == 0
+    assert "stopped   after 2 measurements" in capsys.readouterr().out
+    assert len(losses(out)) == 3
+    assert train.main([f"--out={out}", "--resume"]) == 0
+    assert len(losses(out)) == 3
+    assert train.main([f"--out={out}", "--resume", "--patience=4"]) == 0
+    assert len(losses(out)) == 5
+
+
+def test_a_best_checkpoint_that_is_lost_is_no_other(watched, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(watched, out)
+    best = checkpoint.describe(watched / "adapter")["metadata"]["step"]
+    next((out / "checkpoints" / str(best)).rglob("d/*")).write_bytes(b"")
+    assert train.main([f"--out={out}", "--resume"]) == 0
+    assert f"the checkpoint of step {best} is lost" in capsys.readouterr().out
+    assert checkpoint.describe(out / "adapter")["metadata"]["step"] == 8
+    kept, last = arrays(out / "adapter"), arrays(watched / "last")
+    assert all((kept[name] == last[name]).all() for name in kept)
+    assert train.main([f"--out={out}", "--resume"]) == 0
+
+
+def test_a_run_that_replaces_another_leaves_nothing_of_it_and_takes_nothing_before(
+    flags, finished, rows, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    given = lambda: io.TextIOWrapper(io.BytesIO(rows.read_bytes()))  # noqa: E731
+    monkeypatch.setattr(sys, "stdin", given())
+    once = [*flags, f"--out={out}", "--data=-", "--steps=2"]
+    start = [f"--adapter={finished / 'adapter'}", "--save-as=peft"]
+    assert train.main([*(f for f in once if "--rank" not in f), *start]) == 0
+    assert (out / "start").exists()
+    assert (out / "peft").exists()
+    monkeypatch.setattr(sys, "stdin", given())
+    assert train.main([*once, "--overwrite", "--model=/nowhere"]) == 2  # nothing was begun
+    assert train.main([f"--out={out}", "--resume"]) == 0
+    assert train.main([*flags, f"--out={out}", "--steps=2", "--overwrite"]) == 0
+    assert not any((out / name).exists() for name in ("start", "peft", "rows-2"))
+    capsys.readouterr()
+
+
+def test_flags_that_a_task_does_not_read_are_errors(flags, tmp_path, capsys):
+    out = f"--out={tmp_path / 'run'}"
+    plain = [flag for flag in flags if not flag.startswith("--data")]
+    assert train.main([*plain, "--eval-data=x.jsonl", out]) == 2
+    assert "--task home-assistant does not read --eval-data" in capsys.readouterr().err
+    assert train.main([*flags, "--task=classify", "--pack", "--train-on=last", out]) == 2
+    told = capsys.readouterr().err
+    assert "classify does not read --pack" in told
+    assert "classify does not read --train-on" in told
+    assert train.main([*plain, "--task=rows", out]) == 2
+    assert "--task rows reads rows: give --data" in capsys.readouterr().err
+
+
+def test_a_dry_run_from_a_saved_adapter_has_its_shapes(flags, finished, capsys):
+    plain = [flag for flag in flags if "--rank" not in flag]
+    assert train.main([*plain, f"--adapter={finished / 'adapter'}", "--dry-run"]) == 0
+    assert "rank 3" in capsys.readouterr().out
