@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import shutil
@@ -13,6 +14,9 @@ import jax.numpy as jnp
 from jlora import checkpoint, trainer
 from jlora.finetune._settings import Settings
 from jlora.finetune._settle import keep_settings
+
+_ROWS = "rows"  # the folder of a run's rows and tokens, as the first one calls it
+_LEFT_BEHIND = ("adapter", "last", "start", "peft", "mlx")  # by a run
 
 
 def begin(run: trainer.Run, settings: Settings, identity: Mapping[str, Any], rows: str) -> None:
@@ -27,9 +31,10 @@ def begin(run: trainer.Run, settings: Settings, identity: Mapping[str, Any], row
     Raises:
         ValueError: when the folder can't be made.
     """
-    former = _rows_of(run)
-    for name in {"adapter", "last", "start", "peft", "mlx", former} - {rows}:
-        shutil.rmtree(run.directory / name, ignore_errors=True)
+    if run.begun:
+        begun_in_vain = {path.name for path in run.directory.glob(f"{_ROWS}-*")}
+        for name in {*_LEFT_BEHIND, _rows_of(run), *begun_in_vain} - {rows}:
+            shutil.rmtree(run.directory / name, ignore_errors=True)
     run.begin({"settings": settings.flat(), "rows": rows, **identity})
 
 
@@ -40,16 +45,15 @@ def rows_folder(run: trainer.Run, *, resume: bool) -> str:
     """
     if resume:
         return _rows_of(run)
-    names = itertools.chain(["rows"], (f"rows-{number}" for number in itertools.count(2)))
+    names = itertools.chain([_ROWS], (f"{_ROWS}-{number}" for number in itertools.count(2)))
     return next(name for name in names if not (run.directory / name).exists())
 
 
 def _rows_of(run: trainer.Run) -> str:
-    """The folder's name as the run in it says; what is no run's is nobody's."""
-    try:
-        return run.settings.get("rows", "rows") if run.begun else ""
-    except ValueError:  # it is damaged, and goes
-        return ""
+    """The name as the run in the folder says it."""
+    with contextlib.suppress(ValueError):  # it is damaged, and goes
+        return run.settings.get("rows", _ROWS)
+    return _ROWS
 
 
 def resume(

@@ -43,9 +43,10 @@ def settled(asked: Asked, argv: Sequence[str] | None, run: trainer.Run) -> Asked
     """
     if asked.resume and asked.overwrite:
         raise ValueError("--resume and --overwrite exclude each other: choose one")
+    if not asked.resume:
+        require(asked.settings)
     try:
         if not asked.resume:
-            require(asked.settings)
             run.claim(overwrite=asked.overwrite)
             today = asked.settings.date or datetime.date.today().isoformat()
             return dataclasses.replace(
