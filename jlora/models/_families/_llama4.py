@@ -85,6 +85,7 @@ def _as_llama_cpp_takes_it(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 LLAMA4_TEXT = Family(
     architecture="Llama4ForCausalLM",
+    classifier=None,
     leaves={
         **without_mlp(LEAVES),
         **ATTENTION_BIASES,

@@ -34,7 +34,7 @@ class _LinearLayers:
         sizes = {field: settings.whole(name) for field, name in _NAMES.items()}
         layers = settings.get("num_hidden_layers", 0)
         every = settings.get("full_attention_interval", 4)
-        its = kinds_of(settings, _LINEAR, [(at + 1) % every != 0 for at in range(layers)])
+        its = kinds_of(settings, _LINEAR, layers, lambda at: (at + 1) % every != 0)
         if None in sizes.values() or not any(its):
             return {}
         return {"linear": DeltaRule(**sizes), "linear_layers": None if all(its) else tuple(its)}

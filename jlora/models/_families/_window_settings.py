@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from jlora.models._families._settings import Settings
@@ -44,8 +44,8 @@ class LayerWindows:
         """windows."""
         window = _window(settings, self.switch)
         layers = settings.get("num_hidden_layers", 0)
-        slides = [window is not None and self._slides(settings, at) for at in range(layers)]
-        local = kinds_of(settings, _SLIDING, slides)
+        slides = lambda at: window is not None and self._slides(settings, at)  # noqa: E731
+        local = kinds_of(settings, _SLIDING, layers, slides)
         if not any(local):
             return {"windows": None}
         if window is None:
@@ -68,10 +68,12 @@ class LayerWindows:
         return {"layer_types": kinds, **_written(config, self.switch)}
 
 
-def kinds_of(settings: Settings, kind: str, otherwise: Sequence[bool]) -> list[bool]:
+def kinds_of(
+    settings: Settings, kind: str, layers: int, otherwise: Callable[[int], bool]
+) -> list[bool]:
     """Which layers are of this kind by ``layer_types``, or else by the family's pattern."""
-    layers = len(otherwise)
-    kinds = settings.get("layer_types") or [kind if its else FULL for its in otherwise]
+    kinds = settings.get("layer_types")
+    kinds = kinds or [kind if otherwise(layer) else FULL for layer in range(layers)]
     if len(kinds) != layers:
         settings.problems.append(f"layer_types has {len(kinds)} entries, expected {layers}")
     if unknown := sorted({repr(each) for each in kinds} - {repr(FULL), repr(kind)}):
@@ -116,8 +118,8 @@ class ChunkedLayers:
         """chunks."""
         chunk = settings.whole("attention_chunk_size", needed=False) or None
         layers = settings.get("num_hidden_layers", 0)
-        cut = [chunk is not None and rotates(settings, at) for at in range(layers)]
-        local = kinds_of(settings, _CHUNKED, cut)
+        cut = lambda at: chunk is not None and rotates(settings, at)  # noqa: E731
+        local = kinds_of(settings, _CHUNKED, layers, cut)
         if not any(local):
             return {"chunks": None}
         if chunk is None:
