@@ -137,12 +137,13 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
             bar.show(number, finetune.shown(values))
             ends = update.last or stop.requested or best.stop
             if ends or best.step == number or number % settings.checkpoint_every == 0:
-                finetune.save(run, number, state, best)
+                with watch.paused():
+                    finetune.save(run, number, state, best)
             if stop.requested or best.stop:
                 break
     if stop.signal:
-        told = f"stopped by {stop.signal.name} after step {number}, which is saved"
-        raise finetune.StoppedError(told, 128 + stop.signal, goes_on=True)
+        line = f"stopped by {stop.signal.name} after step {number}, which is saved"
+        raise finetune.StoppedError(line, 128 + stop.signal, goes_on=True)
     if best.stop:
         print(f"stopped   after {best.waited} measurements that were no better than the best")
 
