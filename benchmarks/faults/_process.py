@@ -20,7 +20,7 @@ import orbax.checkpoint as _orbax  # noqa: F401
 
 import train
 from benchmarks.faults._disturb import Disturb, nothing
-from jlora import checkpoint, monitor, trainer
+from jlora import checkpoint, trainer
 
 
 class Process(NamedTuple):
@@ -85,7 +85,7 @@ def _end(folder: Path) -> dict[str, Any]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(lora):
         array = np.asarray(leaf)
         adapter.update(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes())
-    rows = monitor.read_metrics(folder / "metrics.jsonl")
+    rows = trainer.read_metrics(folder / "metrics.jsonl")
     numbers = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
     scores = trainer.Run(folder).recorded("results")
     return {"adapter": adapter.hexdigest(), "metrics": numbers, "scores": scores}
