@@ -126,3 +126,27 @@ def test_alpha_for_a_scaling_is_what_gives_it(rslora):
         scaling = config.scaling_for("w", rank)
         assert scaling == 6.0 / (rank**0.5 if rslora else rank)
         assert config.alpha_for(scaling, rank) == pytest.approx(6.0)
+
+
+def test_the_dtype_is_kept_by_its_name():
+    assert jlora.LoraConfig(targets="w", dtype=jnp.bfloat16).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"alpha": (1.0, 2.0)}, r"alpha is \(1.0, 2.0\): expected a number above 0"),
+        (
+            {"targets": lambda path, leaf: True, "train": "("},
+            r"train '\(' is no regular expression",
+        ),
+        ({"rank_pattern": {"(": 3}}, r"rank_pattern '\(' is no regular expression"),
+        ({"alpha_pattern": {"(": 3}}, r"alpha_pattern '\(' is no regular expression"),
+        ({"tokens": {"e": (-1,)}}, r"tokens of 'e' are \(-1,\): expected different numbers"),
+        ({"tokens": {"e": ()}}, r"tokens of 'e' are \(\): expected different numbers"),
+        ({"dtype": "words"}, "dtype is 'words': expected a float type"),
+    ],
+)
+def test_a_value_that_can_not_be_is_named_with_its_field(options, said):
+    with pytest.raises(ValueError, match=said):
+        jlora.LoraConfig(**{"targets": "w", **options})
