@@ -67,8 +67,8 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
     # ---- The run's folder ------------------------------------------------------------------------
 
     identity = {"data": seen.hexdigest(), "base": checkpoint.fingerprint(model.params)}
-    best = trainer.Best("loss", "lower", patience=settings.patience or None)
-    best.check(["loss"], evaluations=settings.evaluations(steps))
+    settings.check_patience(steps)
+    best = settings.best
     if asked.resume:
         state, best = finetune.resume(run, settings, identity, state, best)
     else:

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 MUTANTS = Path("mutants").absolute()
 # All that the tests import, but what the bugs are planted in.
@@ -58,8 +59,15 @@ def plant() -> None:
         sys.exit(f"mutmut planted no bugs:\n{(done.stdout + done.stderr)[-3000:]}")
 
 
-def planted() -> dict[str, list[str]]:
-    """The tests that reach each bug, the fastest first."""
+class Reach(NamedTuple):
+    """The tests that reach a bug, the fastest first, and the seconds of the processor for them."""
+
+    tests: list[str]
+    limit: int  # far above what the tests take without the bug
+
+
+def planted() -> dict[str, Reach]:
+    """What reaches each bug."""
     stats = json.loads((MUTANTS / "mutmut-stats.json").read_text())
     reach, seconds = stats["tests_by_mangled_function_name"], stats["duration_by_test"]
     names = [
@@ -67,21 +75,16 @@ def planted() -> dict[str, list[str]]:
         for meta in sorted(MUTANTS.glob("jlora/**/*.meta"))
         for name in json.loads(meta.read_text())["exit_code_by_key"]
     ]
-    return {
-        name: sorted(reach.get(name.rpartition("__mutmut_")[0], []), key=lambda t: seconds[t])
-        for name in names
-    }
+    found = {}
+    for name in names:
+        tests = sorted(reach.get(name.rpartition("__mutmut_")[0], []), key=lambda t: seconds[t])
+        found[name] = Reach(tests, 120 + int(12 * sum(seconds[test] for test in tests)))
+    return found
 
 
-def limit(tests: list[str]) -> int:
-    """Seconds of the processor that a bug may take: far above what its tests take without it."""
-    seconds = json.loads((MUTANTS / "mutmut-stats.json").read_text())["duration_by_test"]
-    return 120 + int(12 * sum(seconds[test] for test in tests))
-
-
-def judge(name: str, tests: list[str]) -> None:
+def judge(name: str, reach: Reach) -> None:
     """Runs the tests on one bug, in a child, whose exit status is pytest's."""
-    resource.setrlimit(resource.RLIMIT_CPU, (limit(tests), limit(tests) + 5))
+    resource.setrlimit(resource.RLIMIT_CPU, (reach.limit, reach.limit + 5))
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
@@ -90,7 +93,7 @@ def judge(name: str, tests: list[str]) -> None:
 
     quiet = ["--rootdir=.", "--tb=no", "-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
     rewritten = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    os._exit(int(pytest.main([*quiet, *rewritten, *tests])))
+    os._exit(int(pytest.main([*quiet, *rewritten, *reach.tests])))
 
 
 def verdict(status: int) -> str:
@@ -101,7 +104,7 @@ def verdict(status: int) -> str:
     return SURVIVED if os.WEXITSTATUS(status) == 0 else NOTICED
 
 
-def judged(bugs: dict[str, list[str]], children: int):
+def judged(bugs: dict[str, Reach], children: int):
     """(name, verdict, seconds) of each bug, as it ends."""
     for module in IMPORTED:
         importlib.import_module(module)
@@ -109,13 +112,13 @@ def judged(bugs: dict[str, list[str]], children: int):
     while waiting or running:
         while waiting and len(running) < children:
             name = waiting.pop(0)
-            if not bugs[name]:
+            if not bugs[name].tests:
                 yield name, UNREACHED, 0.0
                 continue
             child = os.fork()
             if not child:
                 judge(name, bugs[name])
-            running[child] = name, time.monotonic(), limit(bugs[name])
+            running[child] = name, time.monotonic(), bugs[name].limit
         child, status = os.waitpid(-1, os.WNOHANG)
         if child:
             name, began, _ = running.pop(child)
@@ -153,14 +156,14 @@ def main() -> None:
     if not (MUTANTS / "mutmut-stats.json").exists():
         plant()
     os.chdir(MUTANTS)
-    bugs = {n: tests for n, tests in planted().items() if fnmatch.fnmatchcase(n, args.only)}
+    bugs = {n: reach for n, reach in planted().items() if fnmatch.fnmatchcase(n, args.only)}
     if args.count is not None:
         bugs = dict(random.Random(args.seed).sample(sorted(bugs.items()), args.count))
     record = MUTANTS / "judged.jsonl"
     said_before = record.read_text().splitlines() if record.exists() else []
     before = {line["name"]: line["verdict"] for line in map(json.loads, said_before)}
     verdicts = {name: said for name, said in before.items() if name in bugs}
-    left = {name: tests for name, tests in bugs.items() if name not in verdicts}
+    left = {name: reach for name, reach in bugs.items() if name not in verdicts}
     with record.open("a") as lines:
         for name, said, seconds in judged(left, args.children):
             verdicts[name] = said

@@ -5,15 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-
-class Given(NamedTuple):
-    """One adapter as a flag names it."""
-
-    name: str
-    weight: float
+from jlora._weighted import Weighted
 
 
 class Adapter(NamedTuple):
@@ -27,21 +21,7 @@ class Adapter(NamedTuple):
     labels: tuple[str, ...]  # that a head of its own scores
 
 
-def given(text: str) -> Given:
-    """What follows --adapter: a name, and its weight behind the last ``=`` where a number stands.
-
-    A folder that is called so whole is meant whole.
-    """
-    name, equals, weight = text.rpartition("=")
-    if equals and name and not Path(text).expanduser().exists():
-        try:
-            return Given(name, float(weight))
-        except ValueError:
-            pass
-    return Given(text, 1.0)
-
-
-def check(adapters: Sequence[Given]) -> None:
+def check(adapters: Sequence[Weighted]) -> None:
     """Nothing, where weights are numbers by which something can be multiplied.
 
     Raises:
@@ -54,7 +34,7 @@ def check(adapters: Sequence[Given]) -> None:
             )
 
 
-def summed(parts: Sequence[Adapter], adapters: Sequence[Given]) -> Adapter:
+def summed(parts: Sequence[Adapter], adapters: Sequence[Weighted]) -> Adapter:
     """The adapters as one, times their weights; one alone of weight 1 is as it was saved.
 
     What was saved beside is the first one's.
@@ -80,7 +60,7 @@ def summed(parts: Sequence[Adapter], adapters: Sequence[Given]) -> Adapter:
     )
 
 
-def combined(loras: Sequence[Mapping[str, Any]], adapters: Sequence[Given]) -> Any:
+def combined(loras: Sequence[Mapping[str, Any]], adapters: Sequence[Weighted]) -> Any:
     """The sum of the adapters' changes, times their weights.
 
     Raises:
@@ -97,5 +77,5 @@ def combined(loras: Sequence[Mapping[str, Any]], adapters: Sequence[Given]) -> A
         raise ValueError(f"{names}: {error}") from None
 
 
-def _has_to_be_summed(adapters: Sequence[Given]) -> bool:
+def _has_to_be_summed(adapters: Sequence[Weighted]) -> bool:
     return len(adapters) > 1 or adapters[0].weight != 1

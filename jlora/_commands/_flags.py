@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jlora._commands import _adapters
+from jlora._weighted import Weighted, weighted
 
 
 class Adapted(NamedTuple):
@@ -36,7 +37,7 @@ def add_model(
     command.add_argument(
         "--adapter",
         action="append",
-        type=_adapters.given,
+        type=weighted,
         default=[],
         metavar="",
         required=adapter_required,
@@ -141,7 +142,7 @@ def load_model(args: argparse.Namespace) -> Adapted:
     return Adapted(model, params, [{"role": "system", "content": system}] if system else [])
 
 
-def folders_of(adapters: Sequence[_adapters.Given]) -> list[Path]:
+def folders_of(adapters: Sequence[Weighted]) -> list[Path]:
     """Their folders; what is on the hub is fetched.
 
     Raises:
@@ -172,7 +173,7 @@ def source_and_training(
     return source_of(args, {**known, "model": next(iter(named), None)}), known
 
 
-def load_adapters(adapters: Sequence[_adapters.Given], directories: Sequence[Path],
+def load_adapters(adapters: Sequence[Weighted], directories: Sequence[Path],
                   source: str) -> _adapters.Adapter:  # fmt: skip
     """The adapters in the folders as one, for the model of this name.
 

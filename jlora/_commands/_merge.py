@@ -6,7 +6,8 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from jlora._commands import _adapters, _flags
+from jlora._commands import _flags
+from jlora._weighted import Weighted
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     print(_info.text(_info.facts(out)))
 
 
-def _named(adapters: Sequence[_adapters.Given]) -> str:
+def _named(adapters: Sequence[Weighted]) -> str:
     """The adapters as flags name them, weights of 1 left out."""
     each = (its.name if its.weight == 1 else f"{its.name}={its.weight:g}" for its in adapters)
     return ", ".join(each)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+
+from jlora import _file_module
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from jlora import finetune
 
-    module = _module(script())
+    module = _file_module.loaded(script(), "jlora_train_script")
     description = (module.__doc__ or "").replace("python train.py", "python -m jlora train")
     described = f"{description}\n--print-script prints the script, to copy and change."
     return finetune.main(module.train, argv, description=described, command="python -m jlora train")
@@ -34,13 +33,3 @@ def script() -> Path:
         if place.exists():
             return place
     raise ValueError(f"train.py is missing: expected it at {places[0]}")
-
-
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("jlora_train_script", path)
-    assert spec is not None  # it ends in .py
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jlora.data._examples import Examples
-from jlora.data._plan import Plan
+from jlora.data._plan import Plan, Planned, round_up
 from jlora.data._turn import Example
 
 # tokens (batch, length) int32; positions (batch, answers) int32, whose next token is an answer;
@@ -17,7 +17,7 @@ from jlora.data._turn import Example
 Batch = dict[str, np.ndarray]
 
 
-class Batches:
+class Batches(Planned):
     """The training batches: ``batches(step)`` depends on the arguments and on nothing else.
 
     Each epoch visits every row once, in an order of its own. Rows of like length share a batch:
@@ -55,19 +55,13 @@ class Batches:
         shuffle: bool = True,
     ):
         self.examples = examples if isinstance(examples, Examples) else list(examples)
-        self.batch_size = batch_size
         sizes = ((len(tokens), len(answers)) for tokens, answers in examples)
-        self._sizes = np.fromiter(sizes, np.dtype((np.int32, 2)), len(examples))
-        self._plan = Plan(
-            self._sizes[:, 0], batch_size=batch_size, seed=seed, shapes=shapes, shuffle=shuffle
+        lengths, self._answers = np.fromiter(sizes, np.dtype((np.int32, 2)), len(examples)).T
+        super().__init__(
+            Plan(lengths, batch_size=batch_size, seed=seed, shapes=shapes, shuffle=shuffle)
         )
         self.lengths = self._plan.lengths
         self.answers = self._answer_sizes()
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches in an epoch: the same number in each."""
-        return self._plan.per_epoch
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -92,25 +86,13 @@ class Batches:
             batch["weights"][place, : len(positions)] = 1
         return batch
 
-    def rows(self, step: int) -> list[int]:
-        """Which examples make up the step's batch, in its order."""
-        return self._plan(step)[1].tolist()
-
-    def tokens(self, step: int) -> int:
-        """How many tokens the step's batch holds, padding left out."""
-        return self.counts(step)["tokens"]
-
-    def counts(self, step: int) -> dict[str, int]:
-        """Its ``tokens``, ``tokens_trained``, and with padding ``tokens_processed``."""
-        bucket, rows = self._plan(step)
-        tokens, trained = self._sizes[rows].sum(axis=0).tolist()
-        positions = self.batch_size * self.lengths[bucket]
-        return {"tokens": tokens, "tokens_trained": trained, "tokens_processed": positions}
+    def _trained(self, rows: np.ndarray) -> int:
+        return int(self._answers[rows].sum())
 
     def _answer_sizes(self) -> list[int]:
         """Places for answers in each bucket: enough for its own rows and those of shorter ones."""
         most = [
-            -(-int(self._sizes[self._plan.bucket == bucket, 1].max(initial=0)) // 8) * 8
+            round_up(int(self._answers[self._plan.bucket == bucket].max(initial=0)), 8)
             for bucket in range(len(self.lengths))
         ]
         return list(itertools.accumulate(most, max))

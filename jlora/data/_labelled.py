@@ -12,7 +12,7 @@ from jlora import _words
 from jlora.data._batches import Batch
 from jlora.data._labelled_rows import name_of, row_of
 from jlora.data._messages import Notes
-from jlora.data._plan import Plan
+from jlora.data._plan import Plan, Planned
 
 
 class Frames(Protocol):
@@ -129,7 +129,7 @@ def encode_labelled(
     return examples, LabelReport(counts, cut, max_length)
 
 
-class LabelledBatches:
+class LabelledBatches(Planned):
     """The batches of texts with labels: ``batches(step)``, planned as `Batches` are.
 
     Each is ``tokens``, ``mask`` and ``types`` (batch, length) int32, ``labels`` (batch,) int32 and
@@ -165,19 +165,10 @@ class LabelledBatches:
         shuffle: bool = True,
     ):
         self.examples = list(examples)
-        self.batch_size = batch_size
-        self._plan = Plan(
-            (len(each.tokens) for each in self.examples),
-            batch_size=batch_size,
-            seed=seed,
-            shapes=shapes,
-            shuffle=shuffle,
+        lengths = (len(each.tokens) for each in self.examples)
+        super().__init__(
+            Plan(lengths, batch_size=batch_size, seed=seed, shapes=shapes, shuffle=shuffle)
         )
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches in an epoch: the same number in each."""
-        return self._plan.per_epoch
 
     @property
     def shapes(self) -> list[int]:
@@ -202,20 +193,8 @@ class LabelledBatches:
             batch["weights"][place] = 1
         return batch
 
-    def rows(self, step: int) -> list[int]:
-        """Which examples make up the step's batch, in its order."""
-        return self._plan(step)[1].tolist()
-
-    def tokens(self, step: int) -> int:
-        """How many tokens the step's batch holds, padding left out."""
-        return self.counts(step)["tokens"]
-
-    def counts(self, step: int) -> dict[str, int]:
-        """Its ``tokens``, with padding ``tokens_processed``; of each row one trains."""
-        bucket, rows = self._plan(step)
-        tokens = int(self._plan.row_lengths[rows].sum())
-        positions = self.batch_size * self._plan.lengths[bucket]
-        return {"tokens": tokens, "tokens_trained": len(rows), "tokens_processed": positions}
+    def _trained(self, rows: np.ndarray) -> int:
+        return len(rows)
 
 
 def _number(label: Any, numbers: Mapping[str, int]) -> int:

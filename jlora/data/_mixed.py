@@ -10,6 +10,8 @@ from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
+from jlora.data._plan import at_random
+
 
 class Mixed(Sequence[Any]):
     """The rows that `mixed` chooses: which they are is known, and each is read when asked for.
@@ -133,7 +135,5 @@ def _order(rows: int, count: int, seed: str) -> np.ndarray:
     """(count,) int64: rows in random orders, one behind the other, each of all rows."""
     orders = []
     for number in range(-(-count // rows)):
-        rng = random.Random(f"{seed}/{number}")
-        places = np.fromiter((rng.random() for _ in range(rows)), np.float64, rows)
-        orders.append(np.argsort(places, kind="stable"))
+        orders.append(at_random(rows, random.Random(f"{seed}/{number}")))
     return np.concatenate(orders)[:count] if orders else np.empty(0, np.int64)

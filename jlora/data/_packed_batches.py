@@ -11,6 +11,7 @@ from jlora import _words
 from jlora._requires import requires
 from jlora.data._batches import Batch
 from jlora.data._examples import Examples
+from jlora.data._plan import round_up
 from jlora.data._turn import Example
 
 _OPEN = 1 << 21  # tokens of the sequences that are filled side by side
@@ -66,7 +67,7 @@ class PackedBatches:
         self._sequences = _packed(grain, self._sizes[:, 0], length, seed)
         self._order = grain.MapDataset.range(len(self._sequences)).shuffle(seed=seed % 2**32)
         most = max(int(self._sizes[rows, 1].sum()) for rows in self._sequences)
-        self.answers = -(-most // 8) * 8
+        self.answers = round_up(most, 8)
 
     @property
     def per_epoch(self) -> int:
@@ -106,7 +107,7 @@ class PackedBatches:
 
     def tokens(self, step: int) -> int:
         """How many tokens the step's batch holds, padding left out."""
-        return int(self._sizes[self.rows(step), 0].sum())
+        return self.counts(step)["tokens"]
 
     def counts(self, step: int) -> dict[str, int]:
         """Its ``tokens``, ``tokens_trained``, and with padding ``tokens_processed``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import random
 from collections.abc import Iterable
@@ -50,10 +51,9 @@ class Plan:
     def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """The (bucket, rows) of each batch of the epoch."""
         rng = random.Random(f"{self.seed}/{epoch}")
-        order = np.arange(len(self.row_lengths), dtype=np.int32)
-        if self.shuffle:
-            places = np.fromiter((rng.random() for _ in order), np.float64, len(order))
-            order = order[np.argsort(places, kind="stable")]
+        count = len(self.row_lengths)
+        order = at_random(count, rng) if self.shuffle else np.arange(count)
+        order = order.astype(np.int32)
         plan, rest = [], order[:0]
         for bucket in range(len(self.lengths)):
             rows = np.concatenate([rest, order[self.bucket[order] == bucket]])
@@ -66,11 +66,55 @@ class Plan:
         return plan
 
 
+class Planned(abc.ABC):
+    """Batches by the step's number: what those of each kind of row have in common.
+
+    Args:
+        plan: which rows are in which batch, and how long they are made.
+    """
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+        self.batch_size = plan.batch_size
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch: the same number in each."""
+        return self._plan.per_epoch
+
+    def rows(self, step: int) -> list[int]:
+        """Which examples make up the step's batch, in its order."""
+        return self._plan(step)[1].tolist()
+
+    def tokens(self, step: int) -> int:
+        """How many tokens the step's batch holds, padding left out."""
+        return int(self._plan.row_lengths[self._plan(step)[1]].sum())
+
+    def counts(self, step: int) -> dict[str, int]:
+        """Its ``tokens``, ``tokens_trained``, and with padding ``tokens_processed``."""
+        bucket, rows = self._plan(step)
+        return {
+            "tokens": self.tokens(step),
+            "tokens_trained": self._trained(rows),
+            "tokens_processed": self.batch_size * self._plan.lengths[bucket],
+        }
+
+    @abc.abstractmethod
+    def _trained(self, rows: np.ndarray) -> int:
+        """How many labels these rows have."""
+
+
+def at_random(count: int, rng: random.Random) -> np.ndarray:
+    """(count,) int64: the numbers below it in an order that the generator draws."""
+    places = np.fromiter((rng.random() for _ in range(count)), np.float64, count)
+    return np.argsort(places, kind="stable")
+
+
 def _bucket_lengths(lengths: npt.ArrayLike, count: int) -> list[int]:
     """At most ``count`` lengths, rising, that hold all rows with the least padding."""
     lengths = np.asarray(lengths)
     # some 32 candidates, however long the rows
-    unit = 8 * _round_up(int(lengths.max()), 256) // 256
+    unit = 8 * round_up(int(lengths.max()), 256) // 256
     found, rows = np.unique(-(-lengths // unit) * unit, return_counts=True)
     candidates = found.tolist()
     up_to = [0, *rows.cumsum().tolist()]
@@ -94,5 +138,6 @@ def _parts(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _round_up(number: int, unit: int) -> int:
+def round_up(number: int, unit: int) -> int:
+    """The least multiple of the unit that is no smaller."""
     return -(-number // unit) * unit

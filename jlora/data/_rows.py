@@ -14,6 +14,7 @@ from jlora.data._checked import checked
 from jlora.data._messages import Messages, key_of
 from jlora.data._mixed import Mixed
 from jlora.data._on_disk import Rows
+from jlora.data._plan import at_random
 
 
 def read_rows(
@@ -79,9 +80,7 @@ def hold_out(
     """
     if count < 1:
         raise ValueError(f"{count} rows to hold out: expected at least 1")
-    rng = random.Random(f"{seed}/hold out")
-    order = np.fromiter((rng.random() for _ in range(len(rows))), np.float64, len(rows))
-    chosen = np.sort(np.argsort(order, kind="stable")[:count])
+    chosen = np.sort(at_random(len(rows), random.Random(f"{seed}/hold out"))[:count])
     held_out = _picked(rows, chosen)
     train = _picked(rows, np.flatnonzero(~_alike(rows, held_out)))
     if not len(train):

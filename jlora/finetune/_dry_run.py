@@ -72,23 +72,20 @@ def prospect(settings: Settings, folder: Path) -> Prospect:
     Raises:
         ValueError: as the run itself would.
     """
+    task, model, examples, held_out, _ = _read(settings, folder)
+    measured, _ = task.examples(task.measurable(held_out, model), model)
+    batches = task.batches(examples)
+    frozen, lora = _started(settings, task, model, batches)
+    return Prospect(settings, task, model, examples, measured, batches, frozen, lora)
+
+
+def _read(settings: Settings, folder: Path) -> tuple[tasks.Task, Any, Any, Any, Any]:
+    """(task, model of shapes, examples, rows held out, report on the examples)."""
     task = tasks.find(settings.task_name)(settings, folder)
     rows, held_out = task.rows()
     model = task.model(_outline)
-    measured = task.measurable(held_out, model)
-    examples, _ = task.examples(rows, model, folder=folder)
-    batches = task.batches(examples)
-    frozen, lora = _started(settings, task, model, batches)
-    return Prospect(
-        settings,
-        task,
-        model,
-        examples,
-        task.examples(measured, model)[0],
-        batches,
-        frozen,
-        lora,
-    )
+    examples, report = task.examples(rows, model, folder=folder)
+    return task, model, examples, held_out, report
 
 
 def _started(settings: Settings, task: tasks.Task, model: Any, batches: Any) -> tuple[Any, Any]:
@@ -129,18 +126,15 @@ def dry_run(settings: Settings) -> None:
         print(its)
         print(f"measuring  {measuring.peak / 2**30:.2f} GiB at most")
         print(f"steps      {settings.total_steps(per_epoch)}, {per_epoch} an epoch")
-        if advice := advised(run, its):
-            print(advice)
+        if fits := advised(run, its):
+            print(fits)
         print(f"\n{run.task.preview(run.model, run.examples)}")
 
 
 def preview(settings: Settings) -> None:
     """Prints a few rows as the model will see them."""
     with tempfile.TemporaryDirectory() as folder:
-        task = tasks.find(settings.task_name)(settings, Path(folder))
-        rows, _ = task.rows()
-        model = task.model(_outline)
-        examples, report = task.examples(rows, model, folder=Path(folder))
+        task, model, examples, _, report = _read(settings, Path(folder))
         print(f"train     {report}\n\n{task.preview(model, examples)}")
 
 

@@ -12,12 +12,13 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import tomli_w
 import tyro
 from tyro.constructors import (
     ConstructorRegistry,
+    PrimitiveConstructorSpec,
     StructConstructorSpec,
     StructFieldSpec,
     StructTypeInfo,
@@ -174,21 +175,33 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _arguments_of(named: Mapping[str, Any]) -> list[str]:
     """The command line that says the same as a file's keys."""
+    kinds = _written_by()
     arguments: list[str] = []
     for name, value in named.items():
         if isinstance(value, bool):
             arguments.append(flag(name) if value else flag(f"no_{name}"))
-        elif name == "columns" and isinstance(value, Mapping):
-            arguments += [flag(name), ",".join(f"{key}={own}" for key, own in value.items())]
+        elif value and isinstance(value, (Mapping, list)) and name in kinds:
+            arguments += [flag(name), *kinds[name].str_from_instance(value)]
         elif isinstance(value, Mapping):
             arguments += [flag(name), json.dumps(value)]
-        elif isinstance(value, list) and name in ("layers", "labels"):
-            arguments += [flag(name), ",".join(map(str, value))]
         elif isinstance(value, list):
             arguments += [flag(name), *map(str, value)]
         elif value is not None:
             arguments += [flag(name), str(value)]
     return arguments
+
+
+def _written_by() -> dict[str, PrimitiveConstructorSpec[Any]]:
+    """How the settings that `_kinds` reads are written, by name."""
+    hints = get_type_hints(Settings, include_extras=True)
+    found = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    found |= {name: (kind,) for name, (_, kind) in _kinds.OF_LORA.items()}
+    return {
+        name: kind
+        for name, kinds in found.items()
+        for kind in kinds
+        if isinstance(kind, PrimitiveConstructorSpec)
+    }
 
 
 def _for_toml(value: Any) -> Any:

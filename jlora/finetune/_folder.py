@@ -12,11 +12,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from jlora import checkpoint, trainer
+from jlora.finetune._results import LEFT_BEHIND
 from jlora.finetune._settings import Settings
 from jlora.finetune._settle import keep_settings
 
 _ROWS = "rows"  # the folder of a run's rows and tokens, as the first one calls it
-_LEFT_BEHIND = ("adapter", "last", "start", "peft", "mlx")  # by a run
 
 
 def begin(run: trainer.Run, settings: Settings, identity: Mapping[str, Any], rows: str) -> None:
@@ -33,7 +33,7 @@ def begin(run: trainer.Run, settings: Settings, identity: Mapping[str, Any], row
     """
     if run.begun:
         begun_in_vain = {path.name for path in run.directory.glob(f"{_ROWS}-*")}
-        for name in {*_LEFT_BEHIND, _rows_of(run), *begun_in_vain} - {rows}:
+        for name in {*LEFT_BEHIND, _rows_of(run), *begun_in_vain} - {rows}:
             shutil.rmtree(run.directory / name, ignore_errors=True)
     run.begin({"settings": settings.flat(), "rows": rows, **identity})
 

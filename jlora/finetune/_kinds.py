@@ -91,24 +91,11 @@ def day(text: str) -> str:
         raise ValueError(f"{text!r}: expected a date such as 2026-11-27") from None
 
 
-def weighted(text: str) -> tuple[str, float]:
-    """``rows.jsonl=2`` as ``("rows.jsonl", 2.0)``; without a number the weight is 1."""
-    source, equals, weight = text.rpartition("=")
-    try:
-        return (source, float(weight)) if equals and source else (text, 1.0)
-    except ValueError:
-        return text, 1.0
-
-
 def _count(text: str) -> int:
     try:
         return int(text)
     except ValueError:
         raise ValueError(f"{text!r}: expected a whole number") from None
-
-
-def _as_is(value: Any) -> str:
-    return str(value)
 
 
 def _joined(values: Any) -> str:
@@ -144,9 +131,9 @@ def _spec(
 
 NAMES = _spec(names, _pairs, "KEY=KEY,...")
 WORDS = _spec(words, _joined, "WORD,...")
-TEMPLATE = _spec(template, _as_is, "FILE")
-DAY = _spec(day, _as_is, "DAY")
-STEPS = _spec(_count, _as_is, "INT")
+TEMPLATE = _spec(template, str, "FILE")
+DAY = _spec(day, str, "DAY")
+STEPS = _spec(_count, str, "INT")
 LAYERS = _spec(whole_numbers, _joined, "0-5,8")
 JSON = _spec(by_pattern, json.dumps, "JSON")
 PATTERN = _spec(str, lambda value: value if isinstance(value, str) else "|".join(value), "PATTERN")

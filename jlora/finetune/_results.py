@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import numbers
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import jlora
 from jlora import checkpoint, peft
 from jlora.finetune._settings import Settings
+from jlora.trainer._loggers._logger import number
+
+# What a run leaves in its folder beside its own files: adapters, and the one that it began with.
+LEFT_BEHIND = {"adapter", "last", "start", "peft", "mlx"}
 
 
 def save_adapters(
@@ -70,7 +71,7 @@ def save_adapters(
                 scores=scores,
                 overwrite=True,
             )
-    for name in {"last", "peft", "mlx"} - {*adapters, settings.save_as}:  # of an earlier end
+    for name in LEFT_BEHIND - {*adapters, "start", settings.save_as}:  # of an earlier end
         shutil.rmtree(folder / name, ignore_errors=True)
     restored, _ = checkpoint.restore(folder / "adapter", base=model.params)
     return jlora.merge(model.params, restored)
@@ -83,10 +84,8 @@ def evaluated(scores: Mapping[str, Any]) -> dict[str, float]:
 
 def plain(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The scores with Python's own numbers, as JSON holds them."""
-    return {
-        name: float(value) if isinstance(value, (numbers.Real, np.generic)) else value
-        for name, value in scores.items()
-    }
+    numbers = {name: number(value) for name, value in scores.items()}
+    return {**scores, **{name: float(its) for name, its in numbers.items() if its is not None}}
 
 
 def shown(values: Mapping[str, Any]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import tyro
 
 import jlora
 from jlora import trainer
+from jlora._weighted import weighted
 from jlora.finetune import _kinds
 from jlora.finetune._kinds import UNSHOWN, Range
 
@@ -149,7 +150,7 @@ class Settings:
     @property
     def sources(self) -> tuple[tuple[str, float], ...]:
         """(what to read rows from, its weight) of each entry of ``data``."""
-        return tuple(map(_kinds.weighted, self.data))
+        return tuple(map(weighted, self.data))
 
     @property
     def frozen_fields(self) -> tuple[str, ...]:
@@ -174,9 +175,19 @@ class Settings:
         """Updates in all, of so many in a pass over the rows; the last may be part of one."""
         return math.ceil(self.epochs * per_epoch) if self.epochs else self.steps or STEPS
 
-    def evaluations(self, steps: int) -> int:
-        """Measurements during so many steps, the last step's included."""
-        return math.ceil(steps / self.eval_every) if self.eval_every else 0
+    @property
+    def best(self) -> trainer.Best:
+        """What is watched during training, before any measurement."""
+        return trainer.Best("loss", "lower", patience=self.patience or None)
+
+    def check_patience(self, steps: int) -> None:
+        """Raises a ValueError where so many steps, the last measured too, never use it up."""
+        if self.patience:
+            measurements = math.ceil(steps / self.eval_every)
+            try:
+                self.best.check(["loss"], evaluations=measurements)
+            except ValueError as error:
+                raise ValueError(f"--patience, --eval-every: {error}") from None
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its flag's name, those of ``lora`` too, as JSON keeps them."""
@@ -229,12 +240,11 @@ class Settings:
             yield f"--pack needs --attention blocks: {self.attention} does not keep rows apart"
         if self.patience and not self.eval_every:
             yield "--patience counts measurements during training: give --eval-every too"
-        count = self.evaluations(self.steps or STEPS)
-        if self.patience and not self.epochs and 0 < count <= self.patience:
-            yield (
-                f"--patience {self.patience} is never used up in {count} measurements, one every "
-                f"{self.eval_every} steps"
-            )
+        elif self.patience > 0 and self.eval_every > 0 and not self.epochs:
+            try:
+                self.check_patience(self.steps or STEPS)
+            except ValueError as error:
+                yield str(error)
         if self.eval_answers and not self.eval_every:
             yield "--eval-answers asks during training: give --eval-every too"
         if problem := _of_loggers(self.log):
@@ -243,7 +253,8 @@ class Settings:
             yield "--adapter and --init exclude each other: a saved adapter has its start"
         if self.adapter and self.lora != ADAPTER:
             given = [n for n in _kinds.OF_LORA if getattr(self.lora, n) != getattr(ADAPTER, n)]
-            yield f"--adapter has its own {', '.join(given)}: leave {_flags(given)} out"
+            flags = ", ".join(map(flag, given))
+            yield f"--adapter has its own {', '.join(given)}: leave {flags} out"
         if self.task in ("rows", "classify") and self.data == (HOME_ASSISTANT,):
             yield f"--task {self.task} reads rows: give --data"
         sources = [source for source, _ in self.sources] + [self.eval_data]
@@ -267,10 +278,6 @@ def _of_loggers(names: tuple[str, ...]) -> str:
     except ValueError as error:
         return f"--log: {error}"
     return ""
-
-
-def _flags(names: list[str]) -> str:
-    return ", ".join(map(flag, names))
 
 
 def _stem(source: str) -> str:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jlora import tasks, trainer
+from jlora import _words, tasks, trainer
 from jlora.finetune._flags import Asked, parse
 from jlora.finetune._settings import Settings, flag
 
@@ -59,7 +59,8 @@ def settled(asked: Asked, argv: Sequence[str] | None, run: trainer.Run) -> Asked
     asked = _one_length(parse(argv, base=base), base)
     before, now = base.flat(), asked.settings.flat()
     changed = [
-        f"{name} was {_shortened(before[name])}, now {_shortened(value)}"
+        f"{name} was {_words.one_line(repr(before[name]), 100)}, now "
+        f"{_words.one_line(repr(value), 100)}"
         for name, value in now.items()
         if name not in _free(base) and _as_json(before[name]) != _as_json(value)
     ]
@@ -109,7 +110,3 @@ def keep_settings(run: trainer.Run, settings: Settings) -> None:
 
 def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _shortened(value: Any) -> str:
-    return repr(value) if len(repr(value)) < 100 else f"{repr(value)[:100]}..."

@@ -86,11 +86,6 @@ class Answers(Task):
             return data.PackedBatches(examples, length=its.max_length, **of_run)
         return data.Batches(examples, **of_run)
 
-    def texts(self, model: Any, batches: Any, number: int) -> list[str]:
-        """The tokens of each row, as text."""
-        rows = (batches.examples[row] for row in batches.rows(number))
-        return [model.tokenizer.decode(row.tokens) for row in rows]
-
     def preview(self, model: Any, examples: Sequence[Any], count: int = 3) -> str:
         """The text of the first rows, what trains of it marked."""
         return data.preview(examples, model.tokenizer, count, terminal=sys.stdout.isatty())

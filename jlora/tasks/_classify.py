@@ -80,11 +80,6 @@ class Classify(Task):
             return data.LabelledBatches(examples, batch_size=32, shapes=1, shuffle=False)
         return data.LabelledBatches(examples, batch_size=its.batch_size, seed=its.seed)
 
-    def texts(self, model: Any, batches: Any, number: int) -> list[str]:
-        """The tokens of each row, as text."""
-        rows = (batches.examples[row] for row in batches.rows(number))
-        return [model.tokenizer.decode(row.tokens) for row in rows]
-
     def preview(self, model: Any, examples: Sequence[Any], count: int = 3) -> str:
         """The first rows and their labels."""
         rows = examples[:count]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import sys
 import traceback
 from pathlib import Path
 
+from jlora import _file_module
 from jlora.tasks._classify import Classify
 from jlora.tasks._home_assistant import HomeAssistant
 from jlora.tasks._rows import Rows
@@ -50,13 +49,8 @@ def find(name: str) -> type[Task]:
 
 
 def _of_file(path: Path) -> type[Task]:
-    spec = importlib.util.spec_from_file_location(f"jlora_task_{path.stem}", path)
-    assert spec is not None  # it ends in .py
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
+        module = _file_module.loaded(path, f"jlora_task_{path.stem}")
     except Exception as error:
         line = traceback.extract_tb(error.__traceback__)[-1].lineno
         raise ValueError(f"{path}: {type(error).__name__}: {error} (line {line})") from error

@@ -23,7 +23,7 @@ def own_rows(task: Any, read: Any) -> tuple[Sequence[Any], Sequence[Any]]:
     """(train, held out) of what ``read`` makes of the settings' sources."""
     its = task.settings
     sources = [
-        (read_one(task, read, f"{at}", source), weight)
+        (read_one(task, read, str(at or ""), source), weight)
         for at, (source, weight) in enumerate(its.sources)
     ]
     rows = sources[0][0] if len(sources) == 1 else data.mixed(sources, seed=its.seed)
@@ -35,6 +35,6 @@ def own_rows(task: Any, read: Any) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 def read_one(task: Any, read: Any, name: str, source: str) -> Sequence[Any]:
-    """The rows of one source, whose own folder is one of this name within the task's."""
-    folder = task.folder / name if task.folder and name != "0" else task.folder
+    """The rows of one source, whose folder is the task's own or one of this name in it."""
+    folder = task.folder / name if task.folder else None
     return read(source, folder=folder, again=task.again, columns=task.settings.columns, say=print)

@@ -91,9 +91,10 @@ class Task(abc.ABC):
             shuffle: False to measure: each example once in ``per_epoch`` batches.
         """
 
-    @abc.abstractmethod
     def texts(self, model: Any, batches: Any, number: int) -> list[str]:
         """The rows of a batch as the model saw them, for a person to read."""
+        rows = (batches.examples[row] for row in batches.rows(number))
+        return [model.tokenizer.decode(row.tokens) for row in rows]
 
     @abc.abstractmethod
     def preview(self, model: Any, examples: Sequence[Any], count: int = 3) -> str:

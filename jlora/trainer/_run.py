@@ -210,8 +210,9 @@ class Run:
 
     def _run_and_version(self) -> tuple[str | None, int]:
         """The run's id, and the version of run.json."""
-        begun: dict[str, Any] = {_sealed_json.VERSION: _VERSION}
-        begun = self._begun_with() if self.begun else begun
+        if not self.begun:
+            return None, _VERSION
+        begun = self._begun_with()
         return begun.get(_ID), begun[_sealed_json.VERSION]
 
     @property

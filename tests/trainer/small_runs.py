@@ -3,11 +3,28 @@
 import contextlib
 import io
 import json
+import os
+from unittest import mock
 
 import pytest
 from tiny import save_tiny_llama
 
 import train
+from jlora import trainer
+
+
+@contextlib.contextmanager
+def signalled_after(step, signal):
+    """The process gets the signal once the metrics of this step are written."""
+    write = trainer.Metrics.write
+
+    def written(metrics, number, values):
+        write(metrics, number, values)
+        if number == step:
+            os.kill(os.getpid(), signal)
+
+    with mock.patch.object(trainer.Metrics, "write", written):
+        yield
 
 
 @pytest.fixture(scope="session")

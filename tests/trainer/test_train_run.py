@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_runs import signalled_after
 
 import train
 from jlora import checkpoint, data, finetune, trainer
@@ -37,18 +38,10 @@ def test_a_run_leaves_metrics_scores_a_figure_and_an_adapter_that_works(finished
 
 
 def test_a_stopped_run_goes_on_with_the_losses_of_one_that_was_not(
-    flags, finished, tmp_path, monkeypatch, capsys
+    flags, finished, tmp_path, capsys
 ):
-    write = trainer.Metrics.write
-
-    def interrupt(metrics, step, values):
-        write(metrics, step, values)
-        if step == 4:  # between two checkpoints
-            os.kill(os.getpid(), signal.SIGINT)
-
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Metrics, "write", interrupt)
+    with signalled_after(4, signal.SIGINT):  # between two checkpoints
         assert train.main([*flags, f"--out={out}"]) == 128 + signal.SIGINT
     told = capsys.readouterr().err
     assert "stopped by SIGINT after step 4, which is saved" in told

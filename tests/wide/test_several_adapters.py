@@ -11,7 +11,7 @@ import jlora
 import jlora.peft
 from jlora import checkpoint, models
 from jlora.__main__ import main
-from jlora._commands import _adapters
+from jlora._weighted import weighted
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_weight_stands_behind_the_last_equals_sign(tmp_path, monkeypatch):
         "rate=0.1=3": ("rate=0.1", 3.0),
         "=2": ("=2", 1.0),
     }
-    assert {text: _adapters.given(text) for text in each} == each
+    assert {text: weighted(text) for text in each} == each
 
 
 @pytest.mark.parametrize("peft", [False, True])

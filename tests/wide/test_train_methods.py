@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 import signal
 
 import numpy as np
 import pytest
+from small_runs import signalled_after
 
 import train
 from jlora import checkpoint, models, trainer
@@ -59,21 +59,11 @@ def test_a_method_learns_and_its_adapter_works_on_the_original_model(
         assert config.rank_pattern
 
 
-def test_a_start_that_moves_weight_and_its_masks_are_the_same_again_on_resuming(
-    flags, tmp_path, monkeypatch
-):
+def test_a_start_that_moves_weight_and_its_masks_are_the_same_again_on_resuming(flags, tmp_path):
     method = ["--init", "pissa", "--dropout", "0.2", "--lora-plus", "4", "--steps=5"]
     once, twice = tmp_path / "once", tmp_path / "twice"
     assert train.main([*flags, *method, f"--out={once}"]) == 0
-    write = trainer.Metrics.write
-
-    def interrupt(metrics, step, values):
-        write(metrics, step, values)
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Metrics, "write", interrupt)
+    with signalled_after(2, signal.SIGINT):
         assert train.main([*flags, *method, f"--out={twice}"]) == 128 + signal.SIGINT
     assert train.main([f"--out={twice}", "--resume"]) == 0
     first, second = (trainer.read_metrics(out / "metrics.jsonl") for out in (once, twice))

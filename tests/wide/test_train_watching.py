@@ -2,13 +2,13 @@
 
 import io
 import json
-import os
 import shutil
 import signal
 import sys
 
 import numpy as np
 import pytest
+from small_runs import signalled_after
 
 import train
 from jlora import checkpoint, data, trainer
@@ -139,19 +139,11 @@ def test_rows_of_another_file_are_measured_on(flags, rows, tmp_path):
     assert len(results["after"]["answers"]) == 2
 
 
-def test_what_was_given_anew_holds_for_the_next_time_too(flags, tmp_path, monkeypatch):
+def test_what_was_given_anew_holds_for_the_next_time_too(flags, tmp_path):
     out = tmp_path / "run"
     constant = ["--schedule=constant", "--warmup=0", "--checkpoint-every=1", "--keep=3"]
     assert train.main([*flags, *constant, "--steps=2", f"--out={out}"]) == 0
-    write = trainer.Metrics.write
-
-    def interrupt(metrics, step, values):
-        write(metrics, step, values)
-        if step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Metrics, "write", interrupt)
+    with signalled_after(4, signal.SIGTERM):
         assert train.main([f"--out={out}", "--resume", "--steps=6"]) == 128 + signal.SIGTERM
     assert train.main([f"--out={out}", "--resume"]) == 0
     assert len(losses(out)) == 6

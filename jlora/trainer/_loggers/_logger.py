@@ -36,14 +36,14 @@ def numbers(values: Mapping[str, Any]) -> dict[str, bool | int | float]:
     Raises:
         ValueError: when one is no number.
     """
-    plain = {name: _plain(value) for name, value in values.items()}
+    plain = {name: number(value) for name, value in values.items()}
     wrong = [f"{name} is {values[name]!r:.60}" for name, value in plain.items() if value is None]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: expected numbers")
     return {name: value for name, value in plain.items() if value is not None}
 
 
-def _plain(value: Any) -> bool | int | float | None:
+def number(value: Any) -> bool | int | float | None:
     """The number that the value is, None where it is none."""
     if not isinstance(value, (bool, int, float)) and getattr(value, "size", None) == 1:
         value = value.item()  # of numpy or JAX
