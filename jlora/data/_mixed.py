@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import operator
 import random
 from collections.abc import Sequence
-from typing import Any, SupportsIndex, overload
+from typing import Any
 
 import numpy as np
 
 from jlora.data._plan import at_random
+from jlora.data._view import View
 
 
-class Mixed(Sequence[Any]):
+class Mixed(View[Any]):
     """The rows that `mixed` chooses: which they are is known, and each is read when asked for.
 
     Example:
@@ -30,16 +30,7 @@ class Mixed(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._of)
 
-    @overload
-    def __getitem__(self, at: SupportsIndex) -> Any: ...
-    @overload
-    def __getitem__(self, at: slice) -> Mixed: ...
-    def __getitem__(self, at: SupportsIndex | slice) -> Any:
-        if isinstance(at, slice):
-            return self.pick(np.arange(len(self))[at])
-        at = operator.index(at)
-        if not -len(self) <= at < len(self):
-            raise IndexError(f"row {at} of {len(self)}")
+    def _row(self, at: int) -> Any:
         return self._sources[self._of[at]][int(self._at[at])]
 
     def pick(self, which: Sequence[int] | np.ndarray) -> Mixed:

@@ -7,12 +7,11 @@ import contextlib
 import hashlib
 import itertools
 import json
-import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, SupportsIndex, overload
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from jlora.data._formats import Record, loaded, records
 from jlora.data._messages import Messages, Notes, key_of
 from jlora.data._shapes import conversation_of
 from jlora.data._sources import Source, version_of
+from jlora.data._view import View
 
 
 class _File(NamedTuple):
@@ -30,7 +30,7 @@ class _File(NamedTuple):
     version: tuple[int, int]
 
 
-class Rows(Sequence[Messages]):
+class Rows(View[Messages]):
     """Conversations on disk, from `open_rows`: a row is read when it is asked for.
 
     It has ``len`` and takes an index, as data loaders ask (Grain's ``RandomAccessDataSource``),
@@ -65,16 +65,7 @@ class Rows(Sequence[Messages]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    @overload
-    def __getitem__(self, at: SupportsIndex) -> Messages: ...
-    @overload
-    def __getitem__(self, at: slice) -> Rows: ...
-    def __getitem__(self, at: SupportsIndex | slice) -> Messages | Rows:
-        if isinstance(at, slice):
-            return self.pick(np.arange(len(self))[at])
-        at = operator.index(at)
-        if not -len(self) <= at < len(self):
-            raise IndexError(f"row {at} of {len(self)}")
+    def _row(self, at: int) -> Messages:
         its = self._files[self._of_file[at]]
         with its.path.open("rb") as file:
             return self._read(file, its, at)

@@ -12,9 +12,9 @@ import numpy as np
 
 from jlora.data._checked import checked
 from jlora.data._messages import Messages, key_of
-from jlora.data._mixed import Mixed
 from jlora.data._on_disk import Rows
 from jlora.data._plan import at_random
+from jlora.data._view import View
 
 
 def read_rows(
@@ -93,7 +93,7 @@ def hold_out(
 
 
 def _picked(rows: Sequence[Messages], which: np.ndarray) -> Sequence[Messages]:
-    return rows.pick(which) if isinstance(rows, Rows | Mixed) else [rows[at] for at in which]
+    return rows.pick(which) if isinstance(rows, View) else [rows[at] for at in which]
 
 
 def _alike(rows: Sequence[Messages], held_out: Sequence[Messages]) -> np.ndarray:
