@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,14 +12,13 @@ from typing import Any
 
 import jax
 
-from jlora import _files, _paths, _sealed_json
+from jlora import _files, _sealed_json
 from jlora.checkpoint import _arrays
-from jlora.trainer import _lock, _sealed_states
+from jlora.trainer import _lock
+from jlora.trainer._states import States
 
 _FILE = "run.json"
 _STATES = "checkpoints"
-_FORMER = ".checkpoints-of-the-run-before"
-_ARRAYS = "default"  # the folder in a state
 _VERSION = 3  # of run.json; 1 had no id, and states without seals; 2 had no sum of its own
 _ID = "id"  # the key of what tells one run's states from another's
 _RECORD_VERSION, _RUN = 1, "run"  # of what `record` writes; the key of the run's id in it
@@ -63,6 +60,7 @@ class Run:
             raise ValueError(f"keep is {keep}: expected at least 1 state")
         self.directory = Path(directory)
         self._keep = keep
+        self._states = States(self.directory / _STATES)
         self._fresh = False  # whether it holds only what a start that was killed left
 
     @contextlib.contextmanager
@@ -82,7 +80,7 @@ class Run:
         was_empty = new or not any(self.directory.iterdir())
         try:
             with _lock.locked(self.directory) as self._fresh:
-                self._remove_unfinished()
+                self._states.remove_unfinished()
                 try:
                     yield
                 finally:
@@ -160,13 +158,10 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{self.directory} can't be made: {error.strerror}") from None
-        former = self.directory / _FORMER
-        shutil.rmtree(former, ignore_errors=True)
-        if (self.directory / _STATES).exists():
-            os.rename(self.directory / _STATES, former)
+        self._states.set_aside()
         identity = uuid.uuid4().hex
         _sealed_json.write(self.directory / _FILE, {_ID: identity, **settings}, version=_VERSION)
-        shutil.rmtree(former, ignore_errors=True)
+        self._states.remove_former()
         _lock.begun(self.directory)
         for path in self.directory.glob("*.json"):
             with contextlib.suppress(ValueError):  # nothing of ours
@@ -253,63 +248,23 @@ class Run:
             json.dumps(notes, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError) as error:
             raise ValueError(f"the notes can't be written as JSON: {error}") from None
-        arrays, _ = _paths.arrays(state)
-        where = self.directory.absolute() / _STATES / str(step)
+        of_seal = {"run": run, "notes": notes or {}, "best": best}
         latest = self.latest_step
         if latest is None or step > latest:
-            self._write(where, arrays, step=step, run=run, notes=notes or {}, best=best)
+            self._states.write(step, state, **of_seal)
         elif step == latest and (notes or best) and jax.process_index() == 0:
-            with contextlib.suppress(ValueError):  # a damaged one, or one without a seal, stays so
-                seal = _sealed_states.checked(where, step, run)
-                together = {"notes": {**seal.notes, **(notes or {})}, "best": best or seal.best}
-                _sealed_states.seal(where, step=step, run=run, **together)
+            self._states.note(step, **of_seal)
         if jax.process_index() == 0:
             self._remove_old()
-        _arrays.wait_for_all(f"saved {where}")
-
-    def _write(self, where: Path, arrays: _arrays.Arrays, **of_seal: Any) -> None:
-        aside = where.with_name(f".{where.name}")
-        first = jax.process_index() == 0
-        try:
-            if first:
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir(parents=True)
-            _arrays.wait_for_all(f"saving {where}")
-            _arrays.write(aside / _ARRAYS, arrays)
-            if not first:
-                return
-            _sealed_states.seal(aside, **of_seal)
-            _files.sync(aside)
-            if where.exists():  # another run's, which is not ours to delete
-                os.rename(where, where.with_name(f"{where.name}-of-another-run"))
-            os.rename(aside, where)
-            _files.sync_folder(where.parent)
-        except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            reason = error.strerror or str(error).rpartition("could not be written: ")[2]
-            raise OSError(f"{where} could not be written: {reason}") from error
+        _arrays.wait_for_all(f"saved step {step} in {self.directory}")
 
     def _remove_old(self) -> None:
-        ours = sorted(self._ours())
+        ours = self.steps
         kept = {*ours[-self._keep :], self.best_step}
         for step in ours:
             if step not in kept:
-                self._remove(step)
-        self._remove_unfinished()
-
-    def _remove_unfinished(self) -> None:
-        """What a process that was killed left of states, half written or half deleted."""
-        for path in (self.directory / _FORMER, *(self.directory / _STATES).glob(".*")):
-            shutil.rmtree(path, ignore_errors=True)
-
-    def _remove(self, step: int) -> None:
-        """Takes the state away at once: what is deleted by halves is no state any more."""
-        where = self.directory / _STATES / str(step)
-        aside = where.with_name(f".{step}")
-        shutil.rmtree(aside, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.rename(where, aside)
-            shutil.rmtree(aside, ignore_errors=True)
+                self._states.remove(step)
+        self._states.remove_unfinished()
 
     def restore(
         self, like: Any, step: int | None = None, *, say: Callable[[str], object] = print
@@ -328,7 +283,7 @@ class Run:
             ValueError: when there is none, when all are damaged, or when it was another model's or
                 another adapter's: every array that differs is named.
         """
-        there = sorted(self._there(), reverse=True)
+        there = sorted(self._states.there(), reverse=True)
         if not there:
             raise ValueError(f"{self.directory} holds no checkpoint to go on from")
         if step is not None and step not in there:
@@ -337,8 +292,9 @@ class Run:
                 f"{', '.join(map(str, reversed(there)))}"
             )
         wanted = there if step is None else [step, *(each for each in there if each != step)]
-        chosen, notes, damaged = self._first_good(wanted)
-        state = self._state(chosen, like)
+        run, version = self._run_and_version()
+        chosen, notes, damaged = self._states.first_good(wanted, run, sealed=version > 1)
+        state = self._states.read(chosen, like)
         ours = self._ours()
         for other, problem in damaged.items():
             say(
@@ -346,58 +302,12 @@ class Run:
                 f"on from the one of step {chosen}"
             )
             if other in ours:
-                self._remove(other)
+                self._states.remove(other)
         return chosen, state, notes
-
-    def _first_good(self, steps: list[int]) -> tuple[int, dict[str, Any], dict[int, str]]:
-        """The first state that is as it was written, its notes, and what is wrong with others."""
-        begun = self._begun_with()
-        damaged = {}
-        for step in steps:
-            where = self.directory / _STATES / str(step)
-            if begun[_sealed_json.VERSION] == 1 and not (where / "seal.json").exists():
-                return step, {}, damaged
-            try:
-                return step, _sealed_states.checked(where, step, begun.get(_ID)).notes, damaged
-            except _sealed_json.NewerVersionError:
-                raise
-            except ValueError as error:
-                damaged[step] = str(error)
-        raise ValueError(
-            f"every checkpoint in {self.directory} is damaged: "
-            + "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
-            + ". Begin the run again"
-        )
-
-    def _state(self, step: int, like: Any) -> Any:
-        leaves, structure = _paths.arrays(like)
-        expected = {
-            path: _arrays.abstract(leaf.shape, leaf.dtype, getattr(leaf, "sharding", None))
-            for path, leaf in leaves.items()
-        }
-        arrays = _arrays.read(self.directory / _STATES / str(step) / _ARRAYS, expected)
-        return jax.tree.unflatten(structure, [arrays[path] for path in leaves])
-
-    def _there(self) -> list[int]:
-        """The steps of all states in the folder, also damaged ones and another run's."""
-        states = self.directory / _STATES
-        names = [path.name for path in states.iterdir()] if states.is_dir() else []
-        return [int(name) for name in names if name.isdecimal() and name == str(int(name))]
 
     def _ours(self) -> dict[int, bool]:
         """The steps of this run's states, damaged ones too, and whether each was the best."""
-        if not (there := self._there()):
-            return {}
-        run, ours = self._begun_with().get(_ID), {}
-        for step in there:
-            try:
-                seal = _sealed_states.read(self.directory / _STATES / str(step))
-            except ValueError:
-                ours[step] = False
-            else:
-                if seal.run == run:
-                    ours[step] = seal.best
-        return ours
+        return self._states.of(lambda: self._begun_with().get(_ID))
 
 
 def _finite(content: Any) -> Any:
