@@ -4,8 +4,9 @@
 
 `mutmut` plants the bugs (`[tool.mutmut]` in pyproject.toml says in which files) and finds out which
 tests reach each. They are judged here, because a fresh process a bug spends most of its time on
-imports: one process imports everything but jlora, and forks for each bug. JAX starts no device
-before its first array, so that a fork is safe. Stopped and called again it goes on where it was:
+imports: one process imports everything but jlora, and forks for each bug (about a second of one
+core). JAX starts no device before its first array, so that a fork is safe. First all the tests run
+so without a bug, and have to pass. Stopped and called again it goes on where it was:
 `mutants/judged.jsonl` has a line a bug. `rm -r mutants` begins anew, as a changed file asks for.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import collections
 import contextlib
 import fnmatch
+import gc
 import importlib
 import json
 import os
@@ -88,12 +90,23 @@ def judge(name: str, reach: Reach) -> None:
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    os.environ["MUTANT_UNDER_TEST"] = name
+    os.environ |= {"MUTANT_UNDER_TEST": name, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     import pytest
 
     quiet = ["--rootdir=.", "--tb=no", "-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
-    rewritten = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    os._exit(int(pytest.main([*quiet, *rewritten, *reach.tests])))
+    plain = ["--assert=plain", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    for tests in rounds(reach.tests):
+        if status := int(pytest.main([*quiet, *plain, *tests])):
+            break
+    os._exit(status)
+
+
+def rounds(tests: list[str], first: int = 12) -> list[list[str]]:
+    """Few tests of few files, which notice most bugs, and then the rest: importing a file takes long."""
+    files = list(dict.fromkeys(test.partition("::")[0] for test in tests))[:2]
+    early = [test for test in tests if test.partition("::")[0] in files][:first]
+    late = [test for test in tests if test not in set(early)]
+    return [early, late] if late else [early]
 
 
 def verdict(status: int) -> str:
@@ -108,6 +121,8 @@ def judged(bugs: dict[str, Reach], children: int):
     """(name, verdict, seconds) of each bug, as it ends."""
     for module in IMPORTED:
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # no child looks through what all share
     waiting, running = list(bugs), {}
     while waiting or running:
         while waiting and len(running) < children:
@@ -129,6 +144,13 @@ def judged(bugs: dict[str, Reach], children: int):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
         time.sleep(0.05)
+
+
+def passes_without(bugs: dict[str, Reach]) -> bool:
+    """Whether the tests pass where no bug is active."""
+    tests = list(dict.fromkeys(test for reach in bugs.values() for test in reach.tests))
+    [(_, said, _)] = judged({"none": Reach(tests, 3600)}, 1)
+    return said == SURVIVED
 
 
 def table(verdicts: dict[str, str]) -> str:
@@ -164,6 +186,8 @@ def main() -> None:
     before = {line["name"]: line["verdict"] for line in map(json.loads, said_before)}
     verdicts = {name: said for name, said in before.items() if name in bugs}
     left = {name: reach for name, reach in bugs.items() if name not in verdicts}
+    if left and not passes_without(left):
+        sys.exit("the tests fail without a bug: run pytest on those of [tool.mutmut]")
     with record.open("a") as lines:
         for name, said, seconds in judged(left, args.children):
             verdicts[name] = said

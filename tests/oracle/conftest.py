@@ -1,9 +1,18 @@
 """The real model, once in jlora and once in transformers on torch."""
 
-import jax
-import pytest
+import os
 
-from jlora import models
+# what they hold is here: nothing is looked up elsewhere
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from jlora import models  # noqa: E402
+
+# The models are tiny: more threads would wait for one another, for longest on a busy machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
