@@ -102,7 +102,7 @@ def judge(name: str, reach: Reach) -> None:
 
 
 def rounds(tests: list[str], first: int = 12) -> list[list[str]]:
-    """Few tests of few files, which notice most bugs, and then the rest: importing a file takes long."""
+    """Few tests of few files, which notice most bugs, and then the rest: imports take long."""
     files = list(dict.fromkeys(test.partition("::")[0] for test in tests))[:2]
     early = [test for test in tests if test.partition("::")[0] in files][:first]
     late = [test for test in tests if test not in set(early)]
