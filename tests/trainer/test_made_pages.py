@@ -12,10 +12,12 @@ from jlora.finetune import Settings
 from jlora.models._families import ENCODERS, FAMILIES
 
 ROOT = DOCS.parent
-TEXTS = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *pages()]}
-TEXTS |= {path: path.read_text(encoding="utf-8") for path in DOCS.glob("*/*.md")}
+TEXTS = {
+    path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *DOCS.rglob("*.md")]
+}
 README = TEXTS[ROOT / "README.md"]
-USED = {tuple(found.split()) for text in TEXTS.values() for found in re.findall("made: (.+) -->", text)}
+MARKS = re.compile(r"^<!-- made: (.+) -->$", re.MULTILINE)
+USED = {tuple(found.split()) for text in TEXTS.values() for found in MARKS.findall(text)}
 CALLS = re.compile(r"^(?:python train\.py|python -m jlora (\w+))( .*)?$", re.MULTILINE)
 
 
@@ -72,6 +74,29 @@ def test_every_stored_result_stands_in_a_page():
         assert its["versions"].startswith("Python 3.")
         assert its["machine"]
         assert {len(row) for row in its["rows"]} == {len(its["columns"])}
+
+
+def rows_of(name):
+    return json.loads((results.RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+
+
+def test_the_figures_in_sentences_are_those_that_are_stored():
+    [peft], [compiled] = (
+        [row[-2:] for row in rows_of(name) if row[0].startswith("PEFT")]
+        for name in ("against-peft", "against-peft-compiled")
+    )
+    sentences = " ".join(README.split())
+    ratio, spread = peft[0].split(" ", 1)
+    assert f"{ratio} of its tokens/s {spread} and {peft[1]} of its memory" in sentences
+    assert f"{compiled[0].split()[0]} and {compiled[1]} where PEFT is compiled" in sentences
+    first, *others = rows_of("default-run")
+    _, before, after, matched_before, matched, minutes, _, memory = first
+    for page in (sentences, " ".join(TEXTS[DOCS / "guides/train.md"].split())):
+        assert f"before {before} {matched_before} after {after} {matched}" in page
+        assert f"{minutes} minutes with both evaluations" in page
+        assert f"{memory} of memory at most" in page
+    train = TEXTS[DOCS / "guides/train.md"]
+    assert all(row[4] in train for row in others)
 
 
 def test_the_families_are_all_there_and_readme_counts_them():
