@@ -12,7 +12,9 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 exclude_patterns = []
 html_theme = "sphinx_book_theme"
 html_title = f"jlora {release}"
-html_static_path = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"navbar_persistent": []}  # its search stands in the sidebar as well
 
 default_role = "literal"  # a name in single quotes of ours is code
 autodoc_typehints = "signature"

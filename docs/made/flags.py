@@ -39,12 +39,9 @@ def table(command: str, first: str = "", until: str = "") -> str:
         if name not in names:
             raise ValueError(f"{command} has no {name}: expected one of {', '.join(names)}")
     chosen = chosen[names.index(first) if first else 0 : names.index(until) if until else None]
-    rows = "".join(
-        f"| `{its.name}`{f' {its.value}' if its.value else ''} | {_cell(its.text)} "
-        f"| {_cell(its.default) if ' ' in its.default else _code(its.default)} |\n"
-        for its in chosen
-    )
-    return f"| flag | what it does | default |\n|---|---|---|\n{rows}"
+    head, width = ["flag", "what it does", "default"], 3 if any(f.default for f in chosen) else 2
+    rows = [head, ["---"] * 3, *map(_row, chosen)]
+    return "".join(f"| {' | '.join(row[:width])} |\n" for row in rows)
 
 
 @functools.cache
@@ -82,6 +79,12 @@ def _flag(left: str, text: str) -> Flag:
         default, named = ("" if last in NOTHING else last), last in NOTHING
     choice = ", ".join(filter(None, value.strip("{}").split(","))) if "{" in value else value
     return Flag(names, VALUES.get(choice, choice), text, default)
+
+
+def _row(its: Flag) -> list[str]:
+    """The flag and its values, what it does, its default: as code where that is one word."""
+    default = _cell(its.default) if " " in its.default else _code(its.default)
+    return [f"{_code(its.name)} {its.value}".strip(), _cell(its.text), default]
 
 
 def _cell(text: str) -> str:
