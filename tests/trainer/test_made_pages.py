@@ -90,12 +90,13 @@ def test_the_figures_in_sentences_are_those_that_are_stored():
     assert f"{ratio} of its tokens/s {spread} and {peft[1]} of its memory" in sentences
     assert f"{compiled[0].split()[0]} and {compiled[1]} where PEFT is compiled" in sentences
     first, *others = rows_of("default-run")
-    _, before, after, matched_before, matched, minutes, _, memory = first
+    _, before, after, matched_before, matched, minutes, speed, memory = first
     for page in (sentences, " ".join(TEXTS[DOCS / "guides/train.md"].split())):
         assert f"before {before} {matched_before} after {after} {matched}" in page
         assert f"{minutes} minutes with both evaluations" in page
         assert f"{memory} of memory at most" in page
     train = TEXTS[DOCS / "guides/train.md"]
+    assert f"{speed} tokens/s in training" in train
     assert all(row[4] in train for row in others)
 
 
