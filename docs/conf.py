@@ -22,6 +22,7 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 90
 highlight_language = "text"
+smartquotes = False  # what is said stays as it is written, --flags above all
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 myst_heading_anchors = 3
