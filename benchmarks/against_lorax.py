@@ -1,7 +1,7 @@
 """What a LoRA train step costs with jax-lorax, beside by hand: the compiler's own figures.
 
-lorax runs on no current JAX, so this script stands alone and needs an environment of its own, on
-Python 3.11:
+lorax runs on no current JAX, so this script imports nothing of jlora and needs an environment of
+its own, on Python 3.11:
 
     pip install jax-lorax==0.3.1 qax==0.3.1 jax==0.4.26 jaxlib==0.4.26 optax "plum-dispatch<2.9"
     python benchmarks/against_lorax.py
@@ -16,6 +16,7 @@ the end. This JAX's own report of memory on the CPU is all zeros, so memory is r
 buffer assignment; and it counts no FLOPs in oneDNN's products, so XLA's own stand in for them.
 """
 
+import argparse
 import functools
 import importlib.metadata
 import os
@@ -30,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import lorax
 import optax
+from _shared.table import Table, add_save, versions
 from jax import lax
 
 LAYERS, WIDTH, HEADS, OUTPUTS, RANK, ALPHA = 4, 256, 4, 512, 8, 16.0
@@ -202,6 +204,9 @@ def movement(way: Way) -> tuple[float, float]:
 
 def main() -> None:
     """The table in Markdown, each figure as a multiple of the hand-written step's."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add_save(parser)
+    given = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     with tempfile.TemporaryDirectory() as dump:
         # read when JAX computes for the first time
@@ -212,16 +217,14 @@ def main() -> None:
         every = ways(init(jax.random.PRNGKey(0)))
         costs = {name: cost(way, Path(dump)) for name, way in every.items()}
     hand = costs.pop("by hand")
-    print(
-        "| | FLOPs | bytes read and written | temporary bytes | arguments |\n|---|---|---|---|---|"
-    )
+    table = Table("", "FLOPs", "bytes read and written", "temporary bytes", "arguments")
     cells = [f"{hand[0] / 1e9:.3f} G", *(f"{size / 1e6:.2f} MB" for size in hand[1:])]
-    print(f"| **transformer, {LAYERS} layers**, by hand | {' | '.join(cells)} |")
+    table.row(f"**transformer, {LAYERS} layers**, by hand", *cells)
     for name, its in costs.items():
-        print(f"| {name} | {' | '.join(f'{a / b:.3f}' for a, b in zip(its, hand, strict=True))} |")
-    packages = ("jax", "jax-lorax", "qax", "optax", "plum-dispatch")
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
-    print(f"\n{jax.default_backend()}; {versions}; rank {RANK}")
+        table.row(name, *(f"{a / b:.3f}" for a, b in zip(its, hand, strict=True)))
+    known = versions("jax", "jax-lorax", "qax", "optax", "plum-dispatch")
+    print(f"\n{jax.default_backend()}; {known}; rank {RANK}")
+    table.keep(f"against-lorax-qax-{importlib.metadata.version('qax')}", given.save, known)
     w, pair = movement(every["lorax, its optimizer"])
     print(f"one step of lorax's optimizer moves W by {w:.1e} and A or B by {pair:.1e} at most")
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._shared.table import Table, add_save, versions
+
 RANK, ALPHA, RATE = 8, 16.0, 1e-3
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -125,6 +127,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="torch.compile for PEFT")
+    add_save(parser)
     parser.add_argument("--worker", choices=STEPS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
@@ -145,16 +148,34 @@ def main() -> None:
     for process in processes.values():
         process.communicate()
     ratios = [b["seconds"] / a["seconds"] for a, b in zip(seen["jlora"], seen["PEFT"], strict=True)]
-    print("| | seconds a step | tokens/s | peak memory | first loss |\n|---|---|---|---|---|")
+    table = Table(
+        "",
+        "seconds a step",
+        "tokens/s",
+        "peak memory",
+        "first loss",
+        "jlora's tokens/s, of PEFT's",
+        "its memory",
+    )
+    peaks = {name: max(one["peak"] for one in rounds) for name, rounds in seen.items()}
+    compared = {
+        "PEFT": (
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            f"{peaks['jlora'] / peaks['PEFT']:.2f}",
+        )
+    }
     for name, rounds in seen.items():
         seconds = statistics.median(one["seconds"] for one in rounds)
-        peak = max(one["peak"] for one in rounds)
-        print(f"| {name} | {seconds:.2f} | {given.rows * given.length / seconds:.0f} "
-              f"| {peak / 2**30:.2f} GiB | {losses[name]:.4f} |")  # fmt: skip
-    memory = [max(one["peak"] for one in seen[name]) for name in STEPS]
-    print(f"\njlora takes {statistics.median(ratios):.2f} times as many tokens a second "
-          f"({min(ratios):.2f} to {max(ratios):.2f}, {given.rounds} rounds), "
-          f"with {memory[0] / memory[1]:.2f} of the memory")  # fmt: skip
+        table.row(
+            name + ", compiled" * (given.compile and name == "PEFT"),
+            f"{seconds:.2f}",
+            f"{given.rows * given.length / seconds:.0f}",
+            f"{peaks[name] / 2**30:.2f} GiB",
+            f"{losses[name]:.4f}",
+            *compared.get(name, ("", "")),
+        )
+    name = "against-peft" + "-compiled" * given.compile
+    table.keep(name, given.save, versions("jax", "peft", "torch", "transformers"))
 
 
 if __name__ == "__main__":

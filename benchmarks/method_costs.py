@@ -6,6 +6,7 @@ Nothing runs: the figures are the compiler's own, memory for a llama of 4 scanne
 one of 1 layer, because the compiler counts the body of a loop once.
 """
 
+import argparse
 import dataclasses
 import functools
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 import jlora
+from benchmarks._shared.table import Table, add_save, versions
 from jlora import trainer
 from jlora.models import Decoder, DecoderConfig
 
@@ -71,17 +73,21 @@ def cost(name: str, layers: int) -> tuple[float, float, float]:
 
 def main() -> None:
     """The table in Markdown."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add_save(parser)
+    given = parser.parse_args()
     costs = {}
-    print("| | FLOPs | temporary bytes | adapter and optimizer state, kB |\n|---|---|---|---|")
+    table = Table("", "FLOPs", "temporary bytes", "adapter and optimizer state, kB")
     for name in METHODS:
         flops, _, _ = cost(name, 1)
         _, memory, kept = cost(name, LLAMA.layers)
         costs[name] = flops, memory
         of_flops, of_memory = (a / b for a, b in zip(costs[name], costs["LoRA"], strict=True))
-        print(f"| {name} | {of_flops:.3f} | {of_memory:.3f} | {kept / 1e3:.0f} |", flush=True)
+        table.row(name, f"{of_flops:.3f}", f"{of_memory:.3f}", f"{kept / 1e3:.0f}")
     flops, memory = costs["LoRA"]
     print(f"\nLoRA: {flops / 1e9:.2f} GFLOP a layer and head, {memory / 1e6:.1f} MB temporary; "
           f"JAX {jax.__version__}, {jax.default_backend()}")  # fmt: skip
+    table.keep("method-costs", given.save, versions("jax", "flax"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks._shared.table import Table, add_save, versions
+
 METHODS = {
     "LoRA": [],
     "rsLoRA": ["--rslora"],
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--steps", type=int, default=480)
     parser.add_argument("--seeds", type=int, default=3)
+    add_save(parser)
     given = parser.parse_args()
     measured: dict[str, list[dict]] = {name: [] for name in METHODS}
     for seed in range(given.seeds):
@@ -56,11 +59,13 @@ def main() -> None:
             after = measured[name][-1]["after"]
             print(f"{name}, seed {seed}: loss {after['loss']:.4f}, exact match "
                   f"{100 * after['exact_match']:.1f} %", flush=True)  # fmt: skip
-    print("\n| | exact match, % | loss per token |\n|---|---|---|")
+    print()
+    table = Table("", "exact match, %", "loss per token")
     for name, runs in measured.items():
         matches = [100 * run["after"]["exact_match"] for run in runs]
         losses = [run["after"]["loss"] for run in runs]
-        print(f"| {name} | {spread(matches, 1)} | {spread(losses, 3)} |")
+        table.row(name, spread(matches, 1), spread(losses, 3))
+    table.keep("method-scores", given.save, versions("jax", "flax", "optax"))
 
 
 if __name__ == "__main__":

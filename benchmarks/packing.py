@@ -21,10 +21,11 @@ import numpy as np
 import optax
 
 import jlora
-from benchmarks._shared.flops import flops
 from benchmarks._shared.llamas import LLAMAS, outlined
+from benchmarks._shared.table import Table, add_save, versions
 from benchmarks._shared.turns import seconds_in_turns
 from jlora import data, models, trainer
+from jlora.trainer._flops import flops
 
 SMALL = models.DecoderConfig(
     vocabulary=4096, width=256, layers=6, heads=4, kv_heads=2, head_dim=64, mlp_width=688,
@@ -89,10 +90,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", type=int, default=1920)
     parser.add_argument("--rounds", type=int, default=5)
+    add_save(parser)
     given = parser.parse_args()
     run = stepping()
-    print("| rows | batches | shapes | updates an epoch | real | GFLOP a token | tokens/s |")
-    print("|---|---|---|---|---|---|---|")
+    table = Table(
+        "rows",
+        "batches",
+        "shapes",
+        "updates an epoch",
+        "real positions",
+        "GFLOP a token",
+        "tokens/s",
+    )
     for name, make, length in (
         ("20 to 2000 tokens", long_tailed, 2048),
         ("the default task", default_task, 512),
@@ -115,12 +124,17 @@ def main() -> None:
             held = sum(batch["tokens"].size * count for _, (batch, count) in its)
             work = sum(flops_of(batch) * count for _, (batch, count) in its)
             seconds = sum(statistics.median(times[way, shape]) * count for shape, (_, count) in its)
-            print(
-                f"| {name} | {way} | {len(its)} | {batches.per_epoch} | {100 * tokens / held:.1f} %"
-                f" | {work / tokens / 1e9:.2f} | {tokens / seconds:.0f} |",
-                flush=True,
+            table.row(
+                name,
+                way,
+                str(len(its)),
+                str(batches.per_epoch),
+                f"{100 * tokens / held:.1f} %",
+                f"{work / tokens / 1e9:.2f}",
+                f"{tokens / seconds:.0f}",
             )
     print(f"\n{jax.default_backend()}, JAX {jax.__version__}, {given.rows} rows")
+    table.keep("packing", given.save, versions("jax", "flax", "grain"))
 
 
 def shapes_of(batches: Any) -> dict[Any, tuple[data.Batch, int]]:

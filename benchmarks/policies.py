@@ -12,6 +12,7 @@ import argparse
 import jax
 
 from benchmarks._shared.llamas import LLAMAS
+from benchmarks._shared.table import Table, add_save, versions
 from benchmarks.speed._step import job, shapes_of, step_of
 from jlora import models, trainer
 
@@ -24,17 +25,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rank", type=int, default=8)
+    add_save(parser)
     given = parser.parse_args()
     options = {name: getattr(given, name) for name in ("rows", "length", "rank")}
-    print("| remat | temporary MiB | TFLOP |\n|---|---|---|")
+    keeps = {"none": "everything", "products": "its products' results", "full": "its input"}
+    table = Table("`remat`", "a layer keeps", "temporary MiB", "TFLOP a step")
     for remat in models.REMATS:
         its = job(LLAMAS[given.model], given.dtype, "LoRA", remat=remat, **options)
         outlook = trainer.outlook(step_of(its), *shapes_of(its))
-        print(
-            f"| {remat} | {outlook.temporary / 2**20:.0f} | {outlook.flops / 1e12:.3f} |",
-            flush=True,
-        )
+        memory, work = f"{outlook.temporary / 2**20:.0f}", f"{outlook.flops / 1e12:.3f}"
+        table.row(f'`"{remat}"`', keeps[remat], memory, work)
     print(f"\n{jax.default_backend()}, JAX {jax.__version__}; {given.rows} rows of {given.length}")
+    table.keep("policies", given.save, versions("jax", "flax"))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ go through W + s A B, which makes a gradient of W's size; "formed, thin gradient
 gradient that never does. In turn in one process; medians, FLOPs by the compiler's own count.
 """
 
+import argparse
 import functools
 import statistics
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks._shared.table import Table, add_save, versions
 from benchmarks._shared.turns import seconds_in_turns
 
 RANK, SCALING, ROUNDS = 8, 2.0, 15
@@ -49,8 +51,10 @@ formed_thin_gradient.defvjp(_forward, _backward)
 
 def main():
     """Prints a row for each size: tokens, inputs, outputs; milliseconds and FLOPs of each way."""
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, rank {RANK}, float32")
-    print(f"{'tokens x in x out':<20}{'way':<24}{'ms':>8}{'ratio':>8}{'GFLOP':>9}{'ratio':>8}")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add_save(parser)
+    given = parser.parse_args()
+    table = Table("tokens x inputs x outputs", "way", "ms", "of beside", "GFLOP", "of beside")
     for tokens, inputs, outputs in ((256, 576, 1536), (1024, 576, 1536), (2048, 2048, 2048)):
         key = jax.random.key(0)
         x = jax.random.normal(key, (tokens, inputs))
@@ -71,10 +75,15 @@ def main():
             ms = 1e3 * statistics.median(times[name])
             flops = run.cost_analysis()["flops"]
             first_ms, first_flops = first_ms or ms, first_flops or flops
-            print(
-                f"{f'{tokens} x {inputs} x {outputs}':<20}{name.replace('_', ' '):<24}"
-                f"{ms:8.1f}{ms / first_ms:8.2f}{flops / 1e9:9.2f}{flops / first_flops:8.3f}"
+            table.row(
+                f"{tokens} x {inputs} x {outputs}",
+                name.replace("_", " "),
+                f"{ms:.1f}",
+                f"{ms / first_ms:.2f}",
+                f"{flops / 1e9:.2f}",
+                f"{flops / first_flops:.3f}",
             )
+    table.keep("product-order", given.save, versions("jax"))
 
 
 if __name__ == "__main__":

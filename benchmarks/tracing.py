@@ -5,6 +5,7 @@
 Both are traced in turn in one process; medians and their ratio are printed. Nothing is compiled.
 """
 
+import argparse
 import statistics
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 import jlora
+from benchmarks._shared.table import Table, add_save, versions
 from benchmarks._shared.turns import seconds_in_turns
 
 LAYERS, WIDTH, ROUNDS = 32, 64, 8
@@ -38,6 +40,9 @@ def trace(fn, *args):
 
 def main():
     """Prints the medians, the ratio and what was measured."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add_save(parser)
+    given = parser.parse_args()
     model, tokens = Model(), jnp.zeros((2, 16), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), tokens)
     axes = jlora.trace_axes(model.apply, params, tokens)
@@ -61,12 +66,11 @@ def main():
     times = seconds_in_turns(cases, ROUNDS)
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"jax {jax.__version__}, {LAYERS} layers unrolled, {len(lora)} adapted leaves")
-    for name, value in medians.items():
-        print(f"{name:<18}{value:8.3f} s")
-    print(f"lifted / model            {medians['lifted'] / medians['model']:.2f}")
-    print(
-        f"lifted / model, gradient  {medians['lifted, gradient'] / medians['model, gradient']:.2f}"
-    )
+    table = Table("traced", "the model, seconds", "lifted, seconds", "lifted / the model")
+    for title, of in (("forward", ""), ("with the gradient", ", gradient")):
+        alone, lifted_too = medians[f"model{of}"], medians[f"lifted{of}"]
+        table.row(title, f"{alone:.3f}", f"{lifted_too:.3f}", f"{lifted_too / alone:.2f}")
+    table.keep("tracing", given.save, versions("jax", "flax"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ minute to three. `--models 8B --slices v5e:4x4 h100:1` compiles these alone, fit
 """
 
 import argparse
-import importlib.metadata
 import os
 
 # Before JAX starts: no device is asked for, and none is here that two processes could not share.
@@ -19,6 +18,7 @@ os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 
 from benchmarks._shared.llamas import LLAMAS, outlined
+from benchmarks._shared.table import Table, add_save, versions
 from benchmarks.ahead._compiled import Figures, compiled, held
 from benchmarks.ahead._layout import SHARING, mesh_of
 from benchmarks.ahead._slices import SLICES, Slice
@@ -26,8 +26,17 @@ from benchmarks.ahead._steps import Step, full_step, lora_step
 
 STEPS = {"LoRA": lora_step, "full": full_step}
 COLUMNS = (
-    "| model | slice | mesh | trains | weights | adapters | optimizer | temporary "
-    "| peak, GB a chip | TFLOP a chip | FLOPs, compiled / traced |"
+    "model",
+    "slice",
+    "mesh",
+    "trains",
+    "weights",
+    "adapters",
+    "optimizer",
+    "temporary",
+    "peak, GB a chip",
+    "TFLOP a chip",
+    "FLOPs, compiled / traced",
 )
 
 
@@ -39,29 +48,30 @@ def main() -> None:
     parser.add_argument("--slices", nargs="*", choices=every, metavar="", help="these alone")
     parser.add_argument("--generations", nargs="*", choices=SLICES, default=list(SLICES))
     parser.add_argument("--trains", nargs="*", choices=STEPS, default=list(STEPS))
+    add_save(parser)
     given = parser.parse_args()
-    print(COLUMNS + "\n|" + "---|" * (COLUMNS.count("|") - 1), flush=True)
+    table = Table(*COLUMNS)
     chosen = [each for s in SLICES.values() for each in s if str(each) in (given.slices or ())]
     for model in given.models:
         for trains in given.trains:
             for each in chosen:
-                row(model, trains, each, step_for(model, trains, each))
+                row(table, model, trains, each, step_for(model, trains, each))
             for generation in () if chosen else given.generations:
-                walk(model, trains, SLICES[generation])
-    packages = ("jax", "libtpu", "jax-cuda12-plugin", "flax", "optax")
-    versions = (f"{package} {importlib.metadata.version(package)}" for package in packages)
-    print(f"\n{', '.join(versions)}. *: some products in loops over chips, each counted once")
+                walk(table, model, trains, SLICES[generation])
+    known = versions("jax", "libtpu", "jax-cuda12-plugin", "flax", "optax")
+    table.keep("ahead", given.save, known)
+    print(f"\n{known}. *: some products in loops over chips, each counted once")
 
 
-def walk(model: str, trains: str, slices: list[Slice]) -> None:
+def walk(table: Table, model: str, trains: str, slices: list[Slice]) -> None:
     """From the first slice that can hold what stays between steps, up to the first that fits."""
     for each in slices:
         step = step_for(model, trains, each)
-        if sum(held(step)) < each.memory and row(model, trains, each, step).fits:
+        if sum(held(step)) < each.memory and row(table, model, trains, each, step).fits:
             return
 
 
-def row(model: str, trains: str, each: Slice, step: Step) -> Figures:
+def row(table: Table, model: str, trains: str, each: Slice, step: Step) -> Figures:
     """Compiles and prints one row."""
     its = compiled(step, each)
     temporary = "does not fit" if its.temporary is None else f"{its.temporary / 1e9:.2f}"
@@ -76,7 +86,7 @@ def row(model: str, trains: str, each: Slice, step: Step) -> Figures:
         f"{its.flops / 1e12:.1f}",
         "" if its.repeated is None else f"{its.repeated:.2f}{'*' * its.in_turns}",
     ]
-    print(f"| {' | '.join(cells)} |", flush=True)
+    table.row(*cells)
     return its
 
 

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks._shared.table import Table, add_save, versions
 from benchmarks.bad_input._damage import Damage
 from benchmarks.bad_input._kinds import KINDS, Kind
 
@@ -73,10 +74,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="damaged files, of all kinds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    add_save(parser)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    columns = ("kind", READ, REFUSED, *WRONG, "seconds")
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+    table = Table("kind", READ, REFUSED, *WRONG, "seconds")
     failed: list[str] = []
     for name in given.kinds:
         rng, began = random.Random(f"{given.seed}/{name}"), time.monotonic()
@@ -88,8 +89,9 @@ def main() -> None:
                 what, told = outcome(KINDS[name], specimen, rng, Path(folder, str(number)))
                 counts[what] += 1
                 failed += [f"{name} {number}, {what}: {told}"] if what in WRONG else []
-        cells = [str(counts[column]) for column in columns[1:-1]]
-        print(f"| {name} | {' | '.join(cells)} | {time.monotonic() - began:.0f} |", flush=True)
+        cells = [str(counts[column]) for column in table.columns[1:-1]]
+        table.row(name, *cells, f"{time.monotonic() - began:.0f}")
+    table.keep("bad-input", given.save, versions("jax"))
     print("\n".join(failed))
     sys.exit(bool(failed))
 

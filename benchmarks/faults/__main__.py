@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 
+from benchmarks._shared.table import Table, add_save, versions
 from benchmarks.bad_input._kinds import model_folder
 from benchmarks.faults import _disturb, _process
 from benchmarks.faults._kinds import (
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a sample, below a minute")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="runs at once")
+    add_save(parser)
     args = parser.parse_args()
     gc.set_threshold(20_000, 20, 20)  # tracing makes many small objects
     with tempfile.TemporaryDirectory() as name:
@@ -93,10 +95,10 @@ def report(folder: Path, counts: dict[str, int], args: argparse.Namespace) -> in
         os.waitpid(worker, 0)
     lines = [line for path in folder.glob("*.judged") for line in path.read_text().splitlines()]
     good = collections.Counter(kind for kind, problem in map(json.loads, lines) if not problem)
-    print("| the run was disturbed by | runs | ended as if it had not been | did not |")
-    print("|---|---|---|---|")
+    table = Table("the run was disturbed by", "runs", "ended as if it had not been", "did not")
     for kind, count in counts.items():
-        print(f"| {kind} | {count} | {good[kind]} | {count - good[kind]} |")
+        table.row(kind, str(count), str(good[kind]), str(count - good[kind]))
+    table.keep("faults", args.save, versions("jax", "orbax-checkpoint"))
     print(f"\n{time.perf_counter() - began:.0f} s")
     return int(sum(good.values()) < len(jobs))
 

@@ -14,12 +14,12 @@ as FLOPs over a rate that is taken at the base point alone.
 
 import argparse
 import dataclasses
-import importlib.metadata
 import os
 import platform
 import statistics
 from pathlib import Path
 
+from benchmarks._shared.table import Table, add_save, versions
 from benchmarks._shared.turns import seconds_in_turns
 from benchmarks.growth import _theory
 from benchmarks.growth._figure import draw
@@ -41,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/growth"), metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each point that are timed")
+    add_save(parser)
     given = parser.parse_args()
     steps = {point: step_of(point) for points in GRIDS.values() for point in points}
     runs = {point: step.run for point, step in steps.items()}
@@ -51,15 +52,20 @@ def main() -> None:
     flops = {point: _theory.flops(point.config, point.rank, point.length) for point in steps}
     rate = flops[BASE] / measured[BASE].seconds
     theory = {p: Cost(flops[p] / rate, _theory.memory(p.config, p.rank, p.length)) for p in steps}
-    print("| | seconds a step | of theory's | memory, MB | of theory's | GFLOP | of theory's |")
-    print("|---|---|---|---|---|---|---|")
+    share = "of theory's"
+    table = Table("", "seconds a step", share, "memory, MB", share, "GFLOP", share)
     for name, points in GRIDS.items():
         for point in points:
             its, expected, counted = measured[point], theory[point], steps[point].flops
-            print(f"| {name} {getattr(point, name)} "
-                  f"| {its.seconds:.3f} | {its.seconds / expected.seconds:.2f} "
-                  f"| {its.memory / 1e6:.0f} | {its.memory / expected.memory:.2f} "
-                  f"| {counted / 1e9:.2f} | {counted / flops[point]:.2f} |")  # fmt: skip
+            table.row(
+                f"{name} {getattr(point, name)}",
+                f"{its.seconds:.3f}",
+                f"{its.seconds / expected.seconds:.2f}",
+                f"{its.memory / 1e6:.0f}",
+                f"{its.memory / expected.memory:.2f}",
+                f"{counted / 1e9:.2f}",
+                f"{counted / flops[point]:.2f}",
+            )
     notes = {
         "title": f"A LoRA train step of a llama of width {LLAMA.width}; where it does not vary: "
         f"rank {BASE.rank}, {BASE.layers} layers, {BASE.length} tokens",
@@ -68,6 +74,7 @@ def main() -> None:
         "footer": f"{machine()}; median of {given.rounds} steps",
     }
     print(f"\n{notes['footer']}; {rate / 1e9:.1f} GFLOP/s at the base point")
+    table.keep("growth", given.save, versions("jax", "flax"))
     given.out.mkdir(parents=True, exist_ok=True)
     draw(given.out / "growth.png", BASE, GRIDS, measured, theory, notes)
 
@@ -79,10 +86,7 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         processor = names[0] if names else processor
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "jlora"))
-    return (
-        f"{os.cpu_count()} CPU cores ({processor}), Python {platform.python_version()}, {versions}"
-    )
+    return f"{os.cpu_count()} CPU cores ({processor}), {versions('jax', 'jlora')}"
 
 
 if __name__ == "__main__":

@@ -9,18 +9,25 @@ step needs: the products of one that keeps everything for its gradient, whatever
 """
 
 import argparse
-import importlib.metadata
 
 import jax
 
 from benchmarks._shared.llamas import LLAMAS
+from benchmarks._shared.table import Table, add_save, versions
 from benchmarks.speed._ceiling import ceiling
 from benchmarks.speed._step import job, needed, seconds
 from jlora.models import REMATS
 
 COLUMNS = (
-    "| model | weights | trains | seconds a step | tokens/s | TFLOP a step needs | TFLOP/s "
-    "| of the ceiling | memory, GB |"
+    "model",
+    "weights",
+    "trains",
+    "seconds a step",
+    "tokens/s",
+    "TFLOP a step needs",
+    "TFLOP/s",
+    "of the ceiling",
+    "memory, GB",
 )
 
 
@@ -36,24 +43,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--remat", choices=REMATS, default="products")
     parser.add_argument("--attention", choices=["blocks", "xla", "cudnn"], default="blocks")
+    add_save(parser)
     given = parser.parse_args()
     asked = ("rows", "length", "rank", "remat", "attention")
     options = {name: getattr(given, name) for name in asked}
-    print(COLUMNS + "\n|" + "---|" * (COLUMNS.count("|") - 1), flush=True)
+    table = Table(*COLUMNS)
     for model in given.models:
         for dtype in given.dtypes:
             most = ceiling(LLAMAS[model], given.rows * given.length, dtype, given.rounds)
             for trains in given.trains:
                 its = job(LLAMAS[model], dtype, trains, **options)
                 flops, (once, memory) = needed(its), seconds(its, given.rounds)
-                print(
-                    f"| {model} | {dtype} | {trains} | {once:.3f} | {its.tokens / once:.0f} "
-                    f"| {flops / 1e12:.3f} | {flops / once / 1e12:.3f} "
-                    f"| {flops / once / most:.0%} of {most / 1e12:.3f} | {memory / 1e9:.2f} |",
-                    flush=True,
+                table.row(
+                    model,
+                    dtype,
+                    trains,
+                    f"{once:.2f}",
+                    f"{its.tokens / once:.0f}",
+                    f"{flops / 1e12:.3f}",
+                    f"{flops / once / 1e12:.3f}",
+                    f"{flops / once / most:.0%} of {most / 1e12:.3f}",
+                    f"{memory / 1e9:.2f}",
                 )
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "flax", "optax"))
-    print(f"\n{jax.devices()[0].device_kind}; {versions}; {given.rows} rows of {given.length} "
+    known = versions("jax", "flax", "optax")
+    table.keep("speed", given.save, known)
+    print(f"\n{jax.devices()[0].device_kind}; {known}; {given.rows} rows of {given.length} "
           f"tokens, rank {given.rank}, attention: {given.attention}")  # fmt: skip
 
 

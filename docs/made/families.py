@@ -1,19 +1,12 @@
-"""Writes the table of model families in `guides/models.md`, out of the registry.
-
-python docs/families.py
-"""
+"""The table of model families, out of the registry."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import pkgutil
-from pathlib import Path
 
 from jlora.models import _families
-
-PAGE = Path(__file__).parent / "guides" / "models.md"
-BEGIN, END = "<!-- made by docs/families.py -->\n", "<!-- until here -->\n"
 
 
 def table() -> str:
@@ -38,16 +31,3 @@ def _about() -> dict[str, str]:
             if isinstance(value, _families.Family) and f"\n{name} = " in source:
                 about[value.architecture] = (module.__doc__ or "").splitlines()[0].removesuffix(".")
     return about
-
-
-def written(page: str) -> str:
-    """The page with the table as it should be."""
-    before, _, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"{PAGE} lacks {BEGIN!r} or {END!r}")
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

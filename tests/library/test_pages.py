@@ -1,0 +1,59 @@
+"""The site's pages: code runs and prints what it says, links go somewhere, each is in the index."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jlora.peft import _fields
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+# test_readme.py runs the guides, of which many go on from README's first example
+ALONE = [page for page in PAGES if page.parent.name in ("docs", "commands", "migrating")]
+WITH_CODE = [page for page in ALONE if "```python\n" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: f"{page.parent.name}/{page.stem}")
+def test_a_page_runs_by_itself(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec("\n".join(code), {"__name__": page.stem})
+    printed = capsys.readouterr().out
+    for promised in re.findall(
+        r"^\s*print\(.*\)(?:\s+# |\n# )(.+)$", "\n".join(code), re.MULTILINE
+    ):
+        assert promised in printed
+
+
+def anchors(text):
+    """What a link can name behind #, as MyST makes it of headings."""
+    titles = re.findall(r"^#{1,3} (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.M)
+    plain = [re.sub(r"[`*]", "", title).lower() for title in titles]
+    slugs = {re.sub(r"[^\w\- ]", "", title).strip().replace(" ", "-") for title in plain}
+    return slugs | set(re.findall(r"^\((.+)\)=$", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
+def test_links_and_anchors_of_a_page_go_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_every_page_is_in_the_index():
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    index += "".join(f"{page.parent.name}/{page.read_text()}" for page in DOCS.glob("*/index.md"))
+    for page in PAGES:
+        assert page.stem == "index" or re.search(rf"(^|/){page.stem}$", index, re.MULTILINE), page
+
+
+def test_the_page_for_users_of_peft_names_every_field_of_its_configuration():
+    page = (DOCS / "migrating/peft.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)(?:=[^`]*)?`", page))
+    known = {*_fields.HONOURED, *_fields.HARMLESS, *_fields.FIXED} - {"peft_version"}
+    assert known - named == set()
