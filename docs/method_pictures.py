@@ -18,7 +18,7 @@ FILLS = {FROZEN: "#cbd5e1", TRAINS: "#fdba74", MADE: "#ffffff"}
 TOP, MIDDLE, BOTTOM = 76, 132, 188  # where a row of shapes has its middle
 
 
-def text(x: float, y: float, words: str, *, size: int = 15, at: str = "middle") -> str:
+def text(x: float, y: float, words: str, *, size: int = 18, at: str = "middle") -> str:
     """Words with their middle, start or end at a point."""
     where = f'x="{x}" y="{y + size / 3:.0f}" text-anchor="{at}"'
     return f'\n<text {where} font-size="{size}" stroke="none" fill="{INK}">{words}</text>'
@@ -45,7 +45,7 @@ def vector(x: float, y: float, words: str, kind: str, *, h: float = 62) -> str:
 
 def sign(x: float, y: float, words: str) -> str:
     """A sum or a product of what meets here."""
-    return f'<circle cx="{x}" cy="{y}" r="15" fill="{FILLS[MADE]}"/>' + text(x, y, words, size=17)
+    return f'<circle cx="{x}" cy="{y}" r="15" fill="{FILLS[MADE]}"/>' + text(x, y, words, size=20)
 
 
 def arrow(*points: tuple[float, float]) -> str:
@@ -72,15 +72,15 @@ def beside(second: str, *, a: str = TRAINS, b: str = TRAINS, note: str = "") -> 
         + box(300, TOP, "W", FROZEN, w=376)
         + factor(154, BOTTOM, "A", a, narrows=True)
         + arrow((196, BOTTOM), (252, BOTTOM))
-        + text(224, BOTTOM - 14, "rank", size=12)
+        + text(224, BOTTOM - 14, "rank", size=14)
         + factor(296, BOTTOM, "B", b, narrows=False)
-        + arrow((338, BOTTOM), (372, BOTTOM))
-        + box(430, BOTTOM, second, MADE, h=40)
+        + arrow((338, BOTTOM), (366, BOTTOM))
+        + box(432, BOTTOM, second, MADE, w=130, h=40)
         + arrow((488, TOP), (550, TOP), (550, MIDDLE - 17))
-        + arrow((486, BOTTOM), (550, BOTTOM), (550, MIDDLE + 17))
+        + arrow((497, BOTTOM), (550, BOTTOM), (550, MIDDLE + 17))
         + sign(550, MIDDLE, "+")
         + result(566)
-        + text(300, MIDDLE, note, size=13)
+        + text(300, MIDDLE, note, size=15)
     )
 
 
@@ -114,10 +114,10 @@ def dora() -> tuple[str, str]:
         + factor(142, BOTTOM, "B", TRAINS, narrows=False, w=64)
         + arrow((151, TOP), (222, TOP), (222, MIDDLE - 17))
         + arrow((174, BOTTOM), (222, BOTTOM), (222, MIDDLE + 17))
-        + text(192, BOTTOM - 12, "s", size=13)
+        + text(192, BOTTOM - 12, "s", size=15)
         + sign(222, MIDDLE, "+")
         + arrow((238, MIDDLE), (268, MIDDLE))
-        + box(344, MIDDLE, "columns / norm", MADE, w=146)
+        + box(344, MIDDLE, "by its norm", MADE, w=146)
         + arrow((417, MIDDLE), (462, MIDDLE))
         + sign(480, MIDDLE, "·")
         + vector(480, BOTTOM + 8, "m", TRAINS, h=50)
@@ -132,16 +132,16 @@ def decomposed() -> tuple[str, str]:
     """A and B begin as the main part of W."""
     drawn = (
         box(96, MIDDLE, "W", MADE, h=96)
-        + text(96, MIDDLE + 66, "before", size=13)
+        + text(96, MIDDLE + 66, "before", size=15)
         + arrow((151, MIDDLE), (190, MIDDLE), (190, TOP), (238, TOP))
         + arrow((151, MIDDLE), (190, MIDDLE), (190, BOTTOM), (238, BOTTOM))
-        + text(214, TOP - 14, "rest", size=13)
-        + text(214, BOTTOM - 14, "main", size=13)
+        + text(214, TOP - 14, "rest", size=15)
+        + text(214, BOTTOM - 14, "main", size=15)
         + box(380, TOP, "W - s A B", FROZEN, w=280)
         + factor(284, BOTTOM, "A", TRAINS, narrows=True)
         + factor(376, BOTTOM, "B", TRAINS, narrows=False)
         + arrow((418, BOTTOM), (560, BOTTOM), (560, MIDDLE + 17))
-        + text(480, BOTTOM - 14, "times s", size=13)
+        + text(480, BOTTOM - 14, "times s", size=15)
         + arrow((520, TOP), (560, TOP), (560, MIDDLE - 17))
         + sign(560, MIDDLE, "+")
         + arrow((576, MIDDLE), (606, MIDDLE))
@@ -153,19 +153,19 @@ def decomposed() -> tuple[str, str]:
 def from_data() -> tuple[str, str]:
     """A few batches say where A, or A and B, point."""
     drawn = (
-        box(110, BOTTOM, "a few batches", MADE, w=130)
+        box(110, BOTTOM, "batches", MADE, w=130)
         + arrow((175, BOTTOM), (238, BOTTOM))
-        + text(206, BOTTOM - 14, "start", size=13)
+        + text(206, BOTTOM - 14, "start", size=15)
         + box(376, TOP, "W", FROZEN, w=276)
         + factor(284, BOTTOM, "A", TRAINS, narrows=True)
         + factor(376, BOTTOM, "B", TRAINS, narrows=False)
         + arrow((418, BOTTOM), (560, BOTTOM), (560, MIDDLE + 17))
-        + text(480, BOTTOM - 14, "times s", size=13)
+        + text(480, BOTTOM - 14, "times s", size=15)
         + arrow((514, TOP), (560, TOP), (560, MIDDLE - 17))
         + sign(560, MIDDLE, "+")
         + arrow((576, MIDDLE), (598, MIDDLE))
-        + text(632, MIDDLE, "weight", size=14)
-        + text(320, MIDDLE, "EVA: activations.   LoRA-GA: gradients.", size=13)
+        + text(632, MIDDLE, "weight", size=16)
+        + text(320, MIDDLE, "EVA: activations.   LoRA-GA: gradients.", size=15)
     )
     return "EVA, LoRA-GA: data says where A and B begin", drawn
 
@@ -186,7 +186,7 @@ def vera() -> tuple[str, str]:
         + arrow((426, BOTTOM), (550, BOTTOM), (550, MIDDLE + 17))
         + sign(550, MIDDLE, "+")
         + result(566)
-        + text(310, MIDDLE, "one A and one B for all layers", size=13)
+        + text(310, MIDDLE, "one A and one B for all layers", size=15)
     )
     return "y = x W + ((x A) · d) B · b", drawn
 
@@ -216,11 +216,11 @@ def whole() -> tuple[str, str]:
     )
     drawn = (
         rows
-        + text(120, 206, "rows of an embedding: tokens", size=13)
+        + text(120, 206, "rows of a table: tokens", size=15)
         + vector(330, 123, "", TRAINS, h=130)
-        + text(330, 206, "a bias or a norm", size=13)
+        + text(330, 206, "a bias or a norm", size=15)
         + box(520, 123, "head", TRAINS, w=150, h=130)
-        + text(520, 206, "a whole leaf: train", size=13)
+        + text(520, 206, "a whole leaf: train", size=15)
     )
     return "Beside A and B: what trains as it is", drawn
 
@@ -243,7 +243,7 @@ def svg(title: str, drawn: str) -> str:
     """The picture: its formula above, what the colours mean below."""
     kinds = "".join(
         f'<rect x="{x}" y="236" width="16" height="16" rx="3" fill="{FILLS[kind]}"/>'
-        + text(x + 24, 244, kind, size=13, at="start")
+        + text(x + 24, 244, kind, size=15, at="start")
         for x, kind in ((212, FROZEN), (314, TRAINS), (408, MADE))
     )
     return (
