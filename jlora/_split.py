@@ -28,10 +28,10 @@ def split(
 ) -> tuple[Any, Lora]:
     """The pair (frozen, lora): a fresh delta for each targeted leaf, and what stays as it is.
 
-    The adapted function equals the base function. Most starts have B zero, and ``frozen`` is
-    ``params``; PiSSA and OLoRA take the delta out of it (in float32, rounded to the weight's
-    dtype), and `rebase` turns what they trained into an adapter of the original. The start of each
-    leaf depends on ``key`` and the leaf's path alone.
+    The adapted function equals the base function. Most starts have B zero, and ``frozen`` holds
+    the arrays of ``params``; PiSSA and OLoRA take the delta out of it (in float32, rounded to the
+    weight's dtype), and `rebase` turns what they trained into an adapter of the original. The start
+    of each leaf depends on ``key`` and the leaf's path alone.
 
     Args:
         params: any pytree of arrays. ShapeDtypeStructs will do under ``jax.eval_shape``.
@@ -42,7 +42,8 @@ def split(
             more dimensions needs it.
 
     Returns:
-        frozen: has the structure of ``params``.
+        frozen: has the structure of ``params``; its containers are its own, so that a module
+            that is updated in place leaves it alone.
         lora: a flat dict from a leaf's path to its node, in most cases a `LoraWeight`.
 
     Raises:
@@ -62,7 +63,6 @@ def split(
     plan = _targets.plan(leaves, config, axes)
     method = method_class(str(config.method))
     lora: Lora = {}
-    moved = False  # weight went into the adapter
     for path, leaf in leaves.items():
         if path in plan.adapted:
             start = leaf_of(path, leaf, key, config, *plan.adapted[path])
@@ -70,7 +70,7 @@ def split(
                 start = dataclasses.replace(start, weight=leaf)
             lora[path], residual = _started(method, start)
             if residual is not None:
-                leaves[path], moved = replaced(leaf, lambda _, new: new, residual), True
+                leaves[path] = replaced(leaf, lambda _, new: new, residual)
         elif path in plan.biases:
             weight, ranks = plan.biases[path]
             lora[path] = BiasDelta.from_bias(leaf, _layer_scaling(config, weight, ranks))
@@ -84,7 +84,7 @@ def split(
     ]
     for name, factor in method.shared(adapted, key).items():
         lora[shared_name(name)] = factor
-    return jax.tree.unflatten(structure, leaves.values()) if moved else params, lora
+    return jax.tree.unflatten(structure, leaves.values()), lora
 
 
 def leaf_of(

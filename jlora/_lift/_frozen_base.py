@@ -27,6 +27,7 @@ class FrozenBase(Base):
     """
 
     stored: FrozenLeaf
+    sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # the leaf's shape
     dims: tuple[int | None, ...] = dataclasses.field(metadata={"static": True})
     dtype: Any = dataclasses.field(metadata={"static": True})
     origin: str = dataclasses.field(metadata={"static": True})
@@ -39,16 +40,17 @@ class FrozenBase(Base):
     @classmethod
     def from_leaf(cls, leaf: FrozenLeaf, origin: str) -> FrozenBase:
         """The leaf as it stands in the tree."""
-        return cls(leaf, tuple(range(len(leaf.shape))), jnp.dtype(leaf.dtype), origin)
+        sizes = tuple(leaf.shape)
+        return cls(leaf, sizes, tuple(range(len(sizes))), jnp.dtype(leaf.dtype), origin)
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore
-        return tuple(1 if dim is None else self.stored.shape[dim] for dim in self.dims)
+        return tuple(1 if dim is None else self.sizes[dim] for dim in self.dims)
 
     @property
     def leaf(self) -> FrozenLeaf:
         """The leaf with all axes of its arrays."""
-        return _completed(self.stored, self.lacking)
+        return _completed(self.stored, self.sizes, self.lacking)
 
     def astype(self, dtype: Any) -> FrozenBase:
         return dataclasses.replace(self, dtype=jnp.dtype(dtype))
@@ -63,7 +65,7 @@ class FrozenBase(Base):
         self, product: Callable[..., Any], *operands: Any, kept: tuple[int | None, ...]
     ) -> Any:
         def multiply(stored, *rest):
-            return _completed(stored, self.lacking).multiply(here, *rest, kept=own)
+            return _completed(stored, self.sizes, self.lacking).multiply(here, *rest, kept=own)
 
         def here(w, *rest):
             return product(self._here(w), *rest)
@@ -122,8 +124,9 @@ class FrozenBase(Base):
             array = jnp.expand_dims(lax.transpose(new.array, order), gone)
             arrays[name] = array
             sizes |= {dim: n for dim, n in zip(dims, array.shape, strict=True) if dim != RANK}
-        shape = tuple(sizes.get(dim, size) for dim, size in enumerate(leaf.shape))
-        return dataclasses.replace(self, stored=leaf.with_arrays(arrays, shape), lacking=())
+        shape = tuple(sizes.get(dim, size) for dim, size in enumerate(self.sizes))
+        stored = leaf.with_arrays(arrays, shape)
+        return dataclasses.replace(self, stored=stored, sizes=shape, lacking=())
 
     def rows(self, dim: int, choose: Callable[[Any, int], Any]) -> jax.Array:
         """The plain array of places along a dimension: ``choose(stored array, axis)`` of each."""
@@ -141,12 +144,13 @@ class FrozenBase(Base):
             raise Decline("the layers of a frozen leaf can't be taken apart")
         fields = {n: d.index(first) for n, d in leaf.dimensions().items() if first in d}
         scanned = {n: jnp.moveaxis(getattr(leaf, n), axis, 0) for n, axis in fields.items()}
-        shape = tuple(1 if dim == first else n for dim, n in enumerate(leaf.shape))
+        shape = tuple(1 if dim == first else n for dim, n in enumerate(self.sizes))
 
         def one(part: Any) -> FrozenBase:
             return dataclasses.replace(
                 self,
                 stored=leaf.with_arrays(part, shape),
+                sizes=shape,
                 dims=self.dims[1:],
                 lacking=tuple(fields.items()),
             )
@@ -154,9 +158,11 @@ class FrozenBase(Base):
         return scanned, one
 
 
-def _completed(stored: FrozenLeaf, lacking: tuple[tuple[str, int], ...]) -> FrozenLeaf:
+def _completed(
+    stored: FrozenLeaf, shape: tuple[int, ...], lacking: tuple[tuple[str, int], ...]
+) -> FrozenLeaf:
     """The leaf with the axes of size 1 that its arrays lack."""
     if not lacking:
         return stored
     arrays = {name: jnp.expand_dims(getattr(stored, name), axis) for name, axis in lacking}
-    return stored.with_arrays(arrays, tuple(stored.shape))
+    return stored.with_arrays(arrays, shape)

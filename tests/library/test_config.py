@@ -24,6 +24,7 @@ import jlora
         ({"targets": ""}, "targets is empty: expected a pattern"),
         ({"targets": ()}, "targets is empty: expected a pattern"),
         ({"targets": ("",)}, "targets is empty: expected a pattern"),
+        ({"targets": ("all-linear", "w")}, "targets has 'all-linear' among patterns"),
         ({"targets": 8}, "targets is 8: expected a pattern or several, as text"),
         ({"targets": ("q", 8)}, "targets is ('q', 8): expected a pattern or several, as text"),
         ({"exclude": b"head"}, "exclude is b'head': expected a pattern or several, as text"),

@@ -85,3 +85,17 @@ def test_a_pure_dict_of_the_state_serves_as_well():
     frozen, lora = adapted(params, targets="kernel")
     assert list(lora) == ["kernel"]
     check_law_1(apply, frozen, lora, jnp.ones((5, 7)), factored=1)
+
+
+def test_a_module_that_takes_the_merged_weights_leaves_the_frozen_ones_alone():
+    net = nnx.Linear(7, 5, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(net)
+    x = jax.random.normal(jax.random.key(2), (3, 7))
+    config = jlora.LoraConfig(targets="kernel", rank=2)
+    frozen, lora = jlora.split(params, config, jax.random.key(1))
+    lora = jax.tree.map(lambda leaf: leaf + 0.1, lora)
+    apply = jlora.lift(lambda params, x: nnx.merge(graph, params)(x))
+    before = apply(frozen, lora, x)
+    nnx.update(net, jlora.merge(frozen, lora))
+    np.testing.assert_array_equal(apply(frozen, lora, x), before)
+    np.testing.assert_allclose(net(x), before, rtol=1e-5, atol=1e-5)

@@ -33,7 +33,7 @@ def test_splitting_and_merging_give_the_parameters_back(init):
     assert jax.tree.structure(frozen) == jax.tree.structure(params)
     merged = jlora.merge(frozen, lora)
     if init in ("kaiming", "gaussian"):
-        assert frozen is params
+        assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a is b, frozen, params)))
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, merged, params)))
     else:
         assert_close(merged, params, 1e-6)

@@ -5,11 +5,11 @@ import os
 # what they hold is here: nothing is looked up elsewhere
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import jax
+import pytest
+import torch
 
-from jlora import models  # noqa: E402
+from jlora import models
 
 # The models are tiny: more threads would wait for one another, for longest on a busy machine.
 torch.set_num_threads(1)
