@@ -55,6 +55,17 @@ MULTIPLIERS = {
     "logits_scaling": 7.0,
 }
 GEMMA = {"sliding_window": 7, "query_pre_attn_scalar": 13}
+GEMMA3N = {
+    "num_hidden_layers": 7,
+    "sliding_window": 7,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"] + MIXED,
+    "activation_sparsity_pattern": [0.6, 0.8, 0.0, 0.9, 0.0, 0.7, 0.0],
+    "altup_num_inputs": 3,
+    "laurel_rank": 5,
+    "vocab_size_per_layer_input": 71,
+    "hidden_size_per_layer_input": 6,
+}
 PHI = {"hidden_size": 60, "head_dim": None}
 VISION = {
     "vision_config": {
@@ -206,6 +217,35 @@ VARIANTS = {
     "gemma3, untied": (
         "gemma3",
         {"text_config": {**SMALL, **GEMMA}, **VISION, "tie_word_embeddings": False},
+    ),
+    "gemma3n_text": ("gemma3n_text", GEMMA3N),
+    "gemma3n_text, nothing shared, all local": (
+        "gemma3n_text",
+        {
+            **GEMMA3N,
+            "num_kv_shared_layers": 0,
+            "layer_types": ["sliding_attention"] * 7,
+            "activation_sparsity_pattern": [0.0] * 7,
+            "intermediate_size": [52] * 7,
+            "final_logit_softcapping": 4.0,
+            "vocab_size_per_layer_input": 83,
+            "altup_num_inputs": 4,
+            "hidden_activation": "gelu",
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma3n_text, global keys far before the local ones": (
+        "gemma3n_text",
+        {
+            **GEMMA3N,
+            "layer_types": ["full_attention", *MIXED[::2], *MIXED, "full_attention"],
+            "num_kv_shared_layers": 4,
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 40.0},
+            },
+        },
     ),
     "gemma": ("gemma", {}),
     "gemma, as the first releases say it": (

@@ -21,6 +21,7 @@ from jlora.models._families._family import Family as Family
 from jlora.models._families._gemma import GEMMA
 from jlora.models._families._gemma2 import GEMMA2
 from jlora.models._families._gemma3 import GEMMA3, GEMMA3_TEXT
+from jlora.models._families._gemma3n import GEMMA3N, GEMMA3N_TEXT
 from jlora.models._families._glm4 import GLM4
 from jlora.models._families._gpt2 import GPT2
 from jlora.models._families._gpt_oss import GPT_OSS
@@ -67,6 +68,8 @@ FAMILIES: dict[str, Family] = {
         "gemma2": GEMMA2,
         "gemma3_text": GEMMA3_TEXT,
         "gemma3": GEMMA3,
+        "gemma3n_text": GEMMA3N_TEXT,
+        "gemma3n": GEMMA3N,
         "phi3": PHI3,
         "olmo2": OLMO2,
         "olmo3": OLMO3,
