@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from random_models import PROMPTS, TOKENS, assert_near, both, flat, logits_of, per_layer
+from random_models import (
+    PROMPTS,
+    TOKENS,
+    assert_near,
+    both,
+    flat,
+    logits_of,
+    opened_by_transformers,
+    per_layer,
+)
 from variants import EAGER, VARIANTS
 
 import jlora
 from jlora.models._families import FAMILIES
-from jlora.models._files._stacking import layers_of
 from jlora.models._files._torch_tensors import oriented
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
@@ -57,7 +65,7 @@ def test_gradients_of_adapters_are_those_of_torch_through_the_merged_weights(fam
     lifted = jlora.lift(loss, strict=True)
     ours, grads = jax.jit(jax.value_and_grad(lifted, argnums=1))(frozen, lora)
 
-    oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, **EAGER)
+    oracle = opened_by_transformers(folder, **EAGER)
     parameters = dict(oracle.named_parameters())
     merged = flat(jlora.merge(frozen, lora))
     for path in lora:

@@ -133,7 +133,7 @@ LLAMA4 = {
     "floor_scale": 40,  # beyond the prompts: transformers counts padding among the positions
     "attn_scale": 0.9,
 }
-STARTS = {"gpt2": GPT2, "gemma3": {}}  # of a family's settings, where they are not SMALL
+STARTS = {"gpt2": GPT2, "gemma3": {}, "gemma3n": {}, "llama4": {}}  # of a family's settings, where they are not SMALL
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 VARIANTS = {
     "llama": ("llama", {}),
@@ -219,6 +219,21 @@ VARIANTS = {
         {"text_config": {**SMALL, **GEMMA}, **VISION, "tie_word_embeddings": False},
     ),
     "gemma3n_text": ("gemma3n_text", GEMMA3N),
+    "gemma3n": (
+        "gemma3n",
+        {
+            "text_config": {**SMALL, **GEMMA3N, "num_kv_shared_layers": 3},
+            "vision_config": {"hidden_size": 12},
+            "audio_config": {
+                "hidden_size": 16,
+                "input_feat_size": 8,
+                "sscp_conv_channel_size": (4, 4),
+                "conf_num_attention_heads": 2,
+                "conf_num_hidden_layers": 1,
+                "conf_attention_chunk_size": 4,
+            },
+        },
+    ),
     "gemma3n_text, nothing shared, all local": (
         "gemma3n_text",
         {
@@ -393,6 +408,23 @@ VARIANTS = {
         {**DEEPSEEK, **BOTH_BIASES, "q_lora_rank": None, "topk_method": "greedy"},
     ),
     "llama4_text": ("llama4_text", LLAMA4),
+    "llama4": (
+        "llama4",
+        {
+            "text_config": {**SMALL, **LLAMA4, "interleave_moe_layer_step": 2},
+            "vision_config": {
+                "hidden_size": 12,
+                "intermediate_size": 48,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 8,
+                "patch_size": 4,
+                "vision_output_dim": 14,
+                "projector_input_dim": 14,
+                "projector_output_dim": 14,
+            },
+        },
+    ),
     "llama4_text, alternating": (
         "llama4_text",
         {

@@ -30,7 +30,7 @@ from jlora.models._families._granitemoe import GRANITEMOE
 from jlora.models._families._hunyuan import HUNYUAN_V1_DENSE
 from jlora.models._families._labels import classifying
 from jlora.models._families._llama import LLAMA
-from jlora.models._families._llama4 import LLAMA4_TEXT
+from jlora.models._families._llama4 import LLAMA4, LLAMA4_TEXT
 from jlora.models._families._ministral import MINISTRAL
 from jlora.models._families._mistral import MISTRAL
 from jlora.models._families._mixtral import MIXTRAL
@@ -56,6 +56,7 @@ FAMILIES: dict[str, Family] = {
     for name, family in {
         "llama": LLAMA,
         "llama4_text": LLAMA4_TEXT,
+        "llama4": LLAMA4,
         "mistral": MISTRAL,
         "ministral": MINISTRAL,
         "mixtral": MIXTRAL,
