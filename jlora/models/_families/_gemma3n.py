@@ -6,10 +6,13 @@ The towers for pictures and sound beside the decoder are left aside.
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from jlora.models._families._family import Family, Nested
 from jlora.models._families._gemma2 import GEMMA_LEAVES
+from jlora.models._families._gguf_route import WINDOWS, Gguf
 from jlora.models._families._llama import HEAD_NORMS
 from jlora.models._families._rope_settings import LocalAndGlobalRope
 from jlora.models._families._settings import Activation, Biases, Heads, Same, Settings
@@ -46,13 +49,20 @@ class _OneWidth:
 
 @dataclasses.dataclass(frozen=True)
 class _Sparsity:
-    """``activation_sparsity_pattern``: without it, 0.95 in the first ten layers of more than ten."""
+    """``activation_sparsity_pattern``: without it, 0.95 in the first ten layers of more than ten.
+
+    In a GGUF file stand the standard deviations that have such shares below them.
+    """
 
     def read(self, settings: Settings) -> dict[str, Any]:
         """sparsity."""
         layers = settings.get("num_hidden_layers", 0)
         sparse = 10 if layers > 10 else 0
         missing = [0.95] * sparse + [0.0] * (layers - sparse)
+        limits = settings.get("activation_sparsity_scale")
+        if limits is not None:
+            limits = limits if isinstance(limits, list) else [limits] * layers
+            missing = [round(statistics.NormalDist().cdf(limit), 6) for limit in limits]
         shares = tuple(map(float, settings.get("activation_sparsity_pattern", missing)))
         if len(shares) != layers:
             settings.problems.append(
@@ -88,6 +98,21 @@ class _LayerInputs:
             "hidden_size_per_layer_input": inputs.width,
             **settings,
         }
+
+
+def _as_llama_cpp_takes_it(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the published models alone: 20 layers have keys and values of their own."""
+    return {
+        "rope_local_base_freq": 10000.0,
+        "final_logit_softcapping": 30.0,
+        "layer_types": None,
+        "laurel_rank": 64,
+        "altup_num_inputs": 4,
+        "altup_active_idx": 0,
+        "num_kv_shared_layers": max(0, (given["num_hidden_layers"] or 0) - 20),
+        "activation_sparsity_scale": None,
+        "vocab_size_per_layer_input": given["vocab_size"],  # rows of zeros are added
+    }
 
 
 GEMMA3N_TEXT = Family(
@@ -169,6 +194,24 @@ GEMMA3N_TEXT = Family(
     only={"altup_active_idx": (0,), "altup_correct_scale": (True,)},
     # The first two count in training alone. Attention does not scale its scores.
     settings_aside=frozenset({"altup_coef_clip", "altup_lr_multiplier", "query_pre_attn_scalar"}),
+    gguf=Gguf(
+        "gemma3n",
+        entries={
+            **WINDOWS,
+            "rope.freq_base_swa": "rope_local_base_freq",
+            "final_logit_softcapping": "final_logit_softcapping",
+            "altup.num_inputs": "altup_num_inputs",
+            "altup.active_idx": "altup_active_idx",
+            "embedding_length_per_layer_input": "hidden_size_per_layer_input",
+            "attention.shared_kv_layers": "num_kv_shared_layers",
+            "activation_sparsity_scale": "activation_sparsity_scale",
+        },
+        missing=_as_llama_cpp_takes_it,
+        stacked={
+            "to_stream_{}/kernel": "altup_proj.weight",
+            "from_stream_{}/kernel": "altup_unembd_proj.weight",
+        },
+    ),
 )
 
 GEMMA3N = dataclasses.replace(
@@ -178,6 +221,7 @@ GEMMA3N = dataclasses.replace(
         path: dataclasses.replace(leaf, name=leaf.name.replace("model.", "model.language_model."))
         for path, leaf in GEMMA3N_TEXT.leaves.items()
     },
+    gguf=None,  # llama.cpp keeps the towers in a file of their own
     tensors_aside=("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio."),
     nested=Nested(setting="text_config", model_type="gemma3n_text"),
 )

@@ -23,16 +23,15 @@ from jlora.models._files import (
     _tensor_names,
     _weight_files,
 )
+from jlora.models._files._left_over import left_over
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened, expected_shapes
-from jlora.models._net._borrowing import lenders
 from jlora.models._net._config import DecoderConfig
 
 # What older files hold beside the parameters: rotary frequencies, causal masks, places.
 _BUFFERS = re.compile(
     r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|embeddings\.(position|token_type)_ids$"
 )
-_KEYS_AND_VALUES = re.compile("layers/attn/[kv]_")
 _DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")
 _DOWNLOADED = (*_DESCRIPTION, "*.safetensors")
 _TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -100,7 +99,7 @@ def opened(directory: Path, *, tensors: Mapping[str, Header] | None = None) -> O
     beside = (*family.beside(family.flat(settings), config.layers), *family.heads_aside)
     aside = _aside(shapes, beside, family, config)
     ignored = {*aside, *(name for name in shapes if _BUFFERS.search(name))}
-    ignored |= _left_over(family, config)
+    ignored |= left_over(family.leaves, config)
     head = family.leaves["head/kernel"].name if config.tied else None
 
     def read(name: str) -> np.ndarray:
@@ -188,14 +187,6 @@ def _aside(
         return []
     own = {family.leaves[path].name for path in expected_shapes(config) if path in family.leaves}
     return [name for name in found if name not in own]
-
-
-def _left_over(family: _families.Family, config: Any) -> set[str]:
-    """What files hold beside it: keys and values of layers that read those of others."""
-    if not isinstance(config, DecoderConfig):
-        return set()
-    own = [leaf for path, leaf in family.leaves.items() if _KEYS_AND_VALUES.match(path)]
-    return {leaf.name.format(layer) for leaf in own for layer in lenders(config)}
 
 
 def _told(where: str, aside: Iterable[str], beside: tuple[str, ...], read: str) -> tuple[str, ...]:
