@@ -72,7 +72,7 @@ FAMILIES = {
     "gemma3_text": {},
     "gemma3": {},
     "gemma3n_text": {"train": "layer_input/scale"},
-    "gemma3n": {"layers": (0, 3, 6)},
+    "gemma3n": {"targets": "layers/.*_proj", "layers": (0, 3, 6)},
     "phi3, longrope, a long text": {},
     "llama, yarn": {},
     "phi3": {},

@@ -119,7 +119,7 @@ ADAPTERS = {
     "gemma3n_text": {
         "variant": "gemma3n_text",
         "target_modules": "all-linear",
-        "rank_pattern": {"correction_coefs": 2},
+        "rank_pattern": {"correction_coefs": 2, "prediction_coefs": 3, "modality_router": 3},
         "trainable_token_indices": [8, 2],
     },
     "gemma3n, the decoder": {
