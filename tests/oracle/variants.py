@@ -133,7 +133,12 @@ LLAMA4 = {
     "floor_scale": 40,  # beyond the prompts: transformers counts padding among the positions
     "attn_scale": 0.9,
 }
-STARTS = {"gpt2": GPT2, "gemma3": {}, "gemma3n": {}, "llama4": {}}  # of a family's settings, where they are not SMALL
+STARTS = {
+    "gpt2": GPT2,
+    "gemma3": {},
+    "gemma3n": {},
+    "llama4": {},
+}  # of a family's settings, where they are not SMALL
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 VARIANTS = {
     "llama": ("llama", {}),
