@@ -43,6 +43,7 @@ from jlora.models._net._config import DecoderConfig as DecoderConfig
 from jlora.models._net._config import DeltaRule as DeltaRule
 from jlora.models._net._config import Experts as Experts
 from jlora.models._net._config import Latent as Latent
+from jlora.models._net._config import LayerInputs as LayerInputs
 from jlora.models._net._config import Sharpening as Sharpening
 from jlora.models._net._decoder import Decoder as Decoder
 from jlora.models._net._encoder import Encoder as Encoder

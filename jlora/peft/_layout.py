@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -200,5 +201,14 @@ class Layout:
 
     @property
     def elsewhere(self) -> list[str]:
-        """Modules that may stand beside ours, under the same last names: a vision tower's."""
-        return [f"{part}{name.rpartition('.')[2]}" for part in self.aside for name in self.modules]
+        """Modules that are none of ours, and may have the same last names.
+
+        A vision tower's; and those that hold ours, such as ``layers.0``.
+        """
+        beside = [
+            f"{part}{name.rpartition('.')[2]}" for part in self.aside for name in self.modules
+        ]
+        holding = {
+            name[: found.start()] for name in self.modules for found in re.finditer(r"\.", name)
+        }
+        return [*beside, *sorted(holding - {*self.modules})]

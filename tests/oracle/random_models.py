@@ -29,10 +29,40 @@ def settings_of(variant):
     return family, settings
 
 
+class Tower(transformers.PreTrainedModel):
+    """In the place of Gemma 3n's vision tower, which is another library's."""
+
+    config_class = transformers.models.gemma3n.Gemma3nVisionConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.dense = torch.nn.Linear(3, config.hidden_size)
+        self.post_init()
+
+
+transformers.AutoModel.register(Tower.config_class, Tower, exist_ok=True)
+
+
+# What Llama 4 with a vision tower reads of its text's output, which has none.
+transformers.modeling_outputs.MoeCausalLMOutputWithPast.image_outputs = None
+
+
+def class_of(config):
+    """What makes a model with all of its parts; of llama4 the other class makes the text alone."""
+    whole = config.model_type == "llama4"
+    return transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM
+
+
+def opened_by_transformers(folder, **options):
+    """The model in a folder, with all of its parts."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    return class_of(config).from_pretrained(folder, **options)
+
+
 def randomised(config):
     """A random model in torch."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, **EAGER)
+    model = class_of(config).from_config(config, **EAGER)
     for parameter in model.parameters():  # norms and biases too: a one or zero would hide itself
         torch.nn.init.normal_(parameter, std=0.2)
     for name, buffer in model.named_buffers():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from random_models import TOKENS, both
+from random_models import TOKENS, both, opened_by_transformers
 
 import jlora
 from jlora import checkpoint, models
@@ -44,7 +44,7 @@ def moved(array):
 
 def assert_same_logits(model, lora, folder, tokens):
     """Of transformers on the folder, of jlora on the merged parameters; nothing is left over."""
-    theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
+    theirs, loading = opened_by_transformers(
         folder,
         dtype=torch.float32,
         attn_implementation="eager",
@@ -71,6 +71,8 @@ FAMILIES = {
     "gemma2": {},
     "gemma3_text": {},
     "gemma3": {},
+    "gemma3n_text": {"train": "layer_input/scale"},
+    "gemma3n": {"targets": "layers/.*_proj", "layers": (0, 3, 6)},
     "phi3, longrope, a long text": {},
     "llama, yarn": {},
     "phi3": {},
@@ -96,6 +98,7 @@ FAMILIES = {
     "nemotron": {"train": "norm"},
     "arcee": {},
     "llama4_text, alternating": {"layers": (0, 3, 4)},
+    "llama4": {},
     "qwen3_next": {"exclude": "shared_gate", "train": "A_log|filter"},
     "qwen3_moe, some layers dense": {"layers": (1, 3)},
     "deepseek_v3": {"layers": (0, 2), "train": "kv_a_norm"},

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-import transformers
 from random_models import (
     both,
     flat,
     logits_of,
     of_the_decoder,
+    opened_by_transformers,
     per_layer,
     settings_of,
 )
@@ -38,14 +38,11 @@ def test_what_we_write_is_what_transformers_writes_and_reads(variant, tmp_path):
     ours = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     save_file({**theirs, **ours}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     token_ids = {f"{name}_token_id": SMALL[f"{name}_token_id"] for name in ("bos", "eos", "pad")}
-    vision = {name: given[name] for name in VISION if name in given}
-    settings = {**models.to_huggingface(model.config), **token_ids, **vision}
+    others = {name: given[name] for name in (*VISION, "audio_config") if name in given}
+    settings = {**models.to_huggingface(model.config), **token_ids, **others}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     # both fresh: transformers' rotary frequencies remember what the model has read so far
-    read, again = (
-        transformers.AutoModelForCausalLM.from_pretrained(each, **EAGER)
-        for each in (tmp_path, folder)
-    )
+    read, again = (opened_by_transformers(each, **EAGER) for each in (tmp_path, folder))
     np.testing.assert_array_equal(logits_of(read), logits_of(again))
 
 

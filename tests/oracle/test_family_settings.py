@@ -29,6 +29,17 @@ OLDER = {
         "rope_scaling": {"rope_type": "linear", "factor": 8.0},
         "sliding_window_pattern": 3,
     },
+    "gemma3n_text": {
+        **SMALL,
+        "num_hidden_layers": 11,
+        "num_kv_shared_layers": 5,
+        "intermediate_size": [52] * 11,
+        "rope_theta": 500.0,
+        "rope_local_base_freq": 30.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "altup_lr_multiplier": 1.0,
+        "query_pre_attn_scalar": 256,
+    },
     "llama": {**SMALL, "rope_theta": 700.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
     "phi3": {**SMALL, "head_dim": 7, "rope_theta": 90.0, "partial_rotary_factor": 0.5},
     "phi3, longrope": {

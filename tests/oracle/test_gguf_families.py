@@ -16,7 +16,7 @@ import torch
 import transformers
 import variants
 from random_models import TOKENS, assert_near, logits_of
-from variants import BOTH_BIASES, DEEPSEEK, EAGER, LINEAR, LLAMA3, MIXTRAL, MOE
+from variants import BOTH_BIASES, DEEPSEEK, EAGER, GEMMA3N, LINEAR, LLAMA3, MIXTRAL, MOE
 
 from jlora import models
 from jlora.models._families import FAMILIES
@@ -100,6 +100,18 @@ VARIANTS = {
             "num_hidden_layers": 7,
             "sliding_window": 7,
             "query_pre_attn_scalar": 10,
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 40.0},
+            },
+        },
+    ),
+    "gemma3n_text": (
+        "gemma3n_text",
+        {
+            **GEMMA3N,
+            "laurel_rank": 64,
+            "vocab_size_per_layer_input": 83,
             "rope_parameters": {
                 "full_attention": LINEAR,
                 "sliding_attention": {"rope_type": "default", "rope_theta": 40.0},

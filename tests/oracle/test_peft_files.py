@@ -116,6 +116,17 @@ ADAPTERS = {
         "alpha_pattern": {"down_proj": 3},
         "modules_to_save": ["q_norm"],
     },
+    "gemma3n_text": {
+        "variant": "gemma3n_text",
+        "target_modules": "all-linear",
+        "rank_pattern": {"correction_coefs": 2, "prediction_coefs": 3, "modality_router": 3},
+        "trainable_token_indices": [8, 2],
+    },
+    "gemma3n, the decoder": {
+        "variant": "gemma3n",
+        "target_modules": r".*language_model.*(q_proj|k_proj|altup_projections\.1|linear_left)",
+        "modules_to_save": ["post_laurel_norm", "per_layer_projection_norm"],
+    },
     "phi3": {
         "variant": "phi3",
         "target_modules": ["qkv_proj", "gate_up_proj"],
@@ -257,6 +268,11 @@ ADAPTERS = {
         "variant": "llama4_text, alternating",
         "target_modules": ["feed_forward.up_proj", "shared_expert.down_proj"],
         "target_parameters": ["experts.gate_up_proj", "router.weight"],
+    },
+    "llama4, the decoder": {
+        "variant": "llama4",
+        "target_modules": r".*language_model.*(q_proj|v_proj|down_proj)",
+        "target_parameters": ["experts.gate_up_proj"],
     },
     "qwen3_next": {
         "variant": "qwen3_next",

@@ -55,6 +55,17 @@ MULTIPLIERS = {
     "logits_scaling": 7.0,
 }
 GEMMA = {"sliding_window": 7, "query_pre_attn_scalar": 13}
+GEMMA3N = {
+    "num_hidden_layers": 7,
+    "sliding_window": 7,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"] + MIXED,
+    "activation_sparsity_pattern": [0.6, 0.8, 0.0, 0.9, 0.0, 0.7, 0.0],
+    "altup_num_inputs": 3,
+    "laurel_rank": 5,
+    "vocab_size_per_layer_input": 71,
+    "hidden_size_per_layer_input": 6,
+}
 PHI = {"hidden_size": 60, "head_dim": None}
 VISION = {
     "vision_config": {
@@ -122,7 +133,12 @@ LLAMA4 = {
     "floor_scale": 40,  # beyond the prompts: transformers counts padding among the positions
     "attn_scale": 0.9,
 }
-STARTS = {"gpt2": GPT2, "gemma3": {}}  # of a family's settings, where they are not SMALL
+STARTS = {
+    "gpt2": GPT2,
+    "gemma3": {},
+    "gemma3n": {},
+    "llama4": {},
+}  # of a family's settings, where they are not SMALL
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 VARIANTS = {
     "llama": ("llama", {}),
@@ -206,6 +222,50 @@ VARIANTS = {
     "gemma3, untied": (
         "gemma3",
         {"text_config": {**SMALL, **GEMMA}, **VISION, "tie_word_embeddings": False},
+    ),
+    "gemma3n_text": ("gemma3n_text", GEMMA3N),
+    "gemma3n": (
+        "gemma3n",
+        {
+            "text_config": {**SMALL, **GEMMA3N, "num_kv_shared_layers": 3},
+            "vision_config": {"hidden_size": 12},
+            "audio_config": {
+                "hidden_size": 16,
+                "input_feat_size": 8,
+                "sscp_conv_channel_size": (4, 4),
+                "conf_num_attention_heads": 2,
+                "conf_num_hidden_layers": 1,
+                "conf_attention_chunk_size": 4,
+            },
+        },
+    ),
+    "gemma3n_text, nothing shared, all local": (
+        "gemma3n_text",
+        {
+            **GEMMA3N,
+            "num_kv_shared_layers": 0,
+            "layer_types": ["sliding_attention"] * 7,
+            "activation_sparsity_pattern": [0.0] * 7,
+            "intermediate_size": [52] * 7,
+            "final_logit_softcapping": 4.0,
+            "vocab_size_per_layer_input": 83,
+            "altup_num_inputs": 4,
+            "hidden_activation": "gelu",
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma3n_text, global keys far before the local ones": (
+        "gemma3n_text",
+        {
+            **GEMMA3N,
+            "layer_types": ["full_attention", *MIXED[::2], *MIXED, "full_attention"],
+            "num_kv_shared_layers": 4,
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 40.0},
+            },
+        },
     ),
     "gemma": ("gemma", {}),
     "gemma, as the first releases say it": (
@@ -353,6 +413,23 @@ VARIANTS = {
         {**DEEPSEEK, **BOTH_BIASES, "q_lora_rank": None, "topk_method": "greedy"},
     ),
     "llama4_text": ("llama4_text", LLAMA4),
+    "llama4": (
+        "llama4",
+        {
+            "text_config": {**SMALL, **LLAMA4, "interleave_moe_layer_step": 2},
+            "vision_config": {
+                "hidden_size": 12,
+                "intermediate_size": 48,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 8,
+                "patch_size": 4,
+                "vision_output_dim": 14,
+                "projector_input_dim": 14,
+                "projector_output_dim": 14,
+            },
+        },
+    ),
     "llama4_text, alternating": (
         "llama4_text",
         {

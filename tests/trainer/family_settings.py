@@ -48,9 +48,22 @@ LLAMA4 = {
     "interleave_moe_layer_step": 2,
     "attention_chunk_size": 5,
 }
+GEMMA3N = {
+    **SIZES,
+    "num_hidden_layers": 6,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention"] * 2 + ["full_attention", "sliding_attention"] * 2,
+    "sliding_window": 5,
+    "activation_sparsity_pattern": [0.8, 0.0, 0.6, 0.0, 0.7, 0.0],
+    "altup_num_inputs": 3,
+    "laurel_rank": 7,
+    "vocab_size_per_layer_input": 31,
+    "hidden_size_per_layer_input": 8,
+}
 SETTINGS = {
     "llama": SIZES,
     "llama4_text": LLAMA4,
+    "llama4": {"text_config": LLAMA4},
     "mistral": {**SIZES, "sliding_window": 5},
     "qwen2": SIZES,
     "qwen3": SIZES,
@@ -71,6 +84,8 @@ SETTINGS = {
         "text_config": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2},
         "eos_token_id": [1, 2],
     },
+    "gemma3n_text": GEMMA3N,
+    "gemma3n": {"text_config": GEMMA3N, "eos_token_id": [1, 2]},
     "phi3": SIZES,
     "gpt_oss": {
         **SIZES,

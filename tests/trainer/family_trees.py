@@ -126,6 +126,60 @@ GATED_ATTENTION = {
     "attn/q_norm/scale": (10,),
     "attn/k_norm/scale": (10,),
 }
+LLAMA4 = {
+    **NO_LAYERS,
+    **stack("0-2-2", 2, {**ATTENTION, **DENSE}),
+    **stack(
+        "1-3-2",
+        2,
+        {
+            **ATTENTION,
+            "mlp/router/kernel": (22, 6),
+            "mlp/experts/gate_up_proj/kernel": (6, 22, 14),
+            "mlp/experts/down_proj/kernel": (6, 7, 22),
+            "mlp/shared/gate_proj/kernel": (22, 7),
+            "mlp/shared/up_proj/kernel": (22, 7),
+            "mlp/shared/down_proj/kernel": (7, 22),
+        },
+    ),
+    **stack("4-4", 1, {**ATTENTION, **DENSE}),
+}
+GEMMA3N_LAYER = {
+    **DENSE,
+    "attn/q_proj/kernel": (22, 40),
+    "attn/q_norm/scale": (10,),
+    "attn/o_proj/kernel": (40, 22),
+    "attn_norm/scale": (22,),
+    "attn_post_norm/scale": (22,),
+    "mlp_norm/scale": (22,),
+    "mlp_post_norm/scale": (22,),
+    "altup/router_norm/scale": (22,),
+    "altup/router/kernel": (22, 3),
+    "altup/prediction/kernel": (3, 9),
+    "altup/correction/kernel": (3, 3),
+    "laurel/left_proj/kernel": (22, 7),
+    "laurel/right_proj/kernel": (7, 22),
+    "laurel/norm/scale": (22,),
+    "layer_input/scale": (22,),
+    "layer_input/gate_proj/kernel": (22, 8),
+    "layer_input/out_proj/kernel": (8, 22),
+    "layer_input/norm/scale": (22,),
+}
+OWN_KEYS = {
+    "attn/k_proj/kernel": (22, 20),
+    "attn/v_proj/kernel": (22, 20),
+    "attn/k_norm/scale": (10,),
+}
+GEMMA3N = {
+    **without_head(NO_LAYERS),
+    "layer_inputs/embed/embedding": (31, 48),
+    "layer_inputs/proj/kernel": (22, 48),
+    "layer_inputs/norm/scale": (8,),
+    **{f"{path}_stream_{at}/kernel": (22, 22) for path in ("to", "from") for at in range(2)},
+    **stack("0-1", 2, {**GEMMA3N_LAYER, **OWN_KEYS}),
+    **stack("2-3", 2, {**GEMMA3N_LAYER, **OWN_KEYS}),  # which the last two read too
+    **stack("4-5", 2, GEMMA3N_LAYER),
+}
 TREES = {
     "llama": LLAMA,
     "qwen3_next": {
@@ -133,24 +187,8 @@ TREES = {
         **stack("0-2-2", 2, {**QWEN3_NEXT, **LINEAR_ATTENTION}),
         **stack("1-3-2", 2, {**QWEN3_NEXT, **GATED_ATTENTION}),
     },
-    "llama4_text": {
-        **NO_LAYERS,
-        **stack("0-2-2", 2, {**ATTENTION, **DENSE}),
-        **stack(
-            "1-3-2",
-            2,
-            {
-                **ATTENTION,
-                "mlp/router/kernel": (22, 6),
-                "mlp/experts/gate_up_proj/kernel": (6, 22, 14),
-                "mlp/experts/down_proj/kernel": (6, 7, 22),
-                "mlp/shared/gate_proj/kernel": (22, 7),
-                "mlp/shared/up_proj/kernel": (22, 7),
-                "mlp/shared/down_proj/kernel": (7, 22),
-            },
-        ),
-        **stack("4-4", 1, {**ATTENTION, **DENSE}),
-    },
+    "llama4_text": LLAMA4,
+    "llama4": LLAMA4,
     "mistral": LLAMA,
     "qwen2": {**LLAMA, **QKV_BIASES},
     "qwen3": {**LLAMA, **HEAD_NORMS},
@@ -172,6 +210,8 @@ TREES = {
     "gemma2": GEMMA2,
     "gemma3_text": {**GEMMA2, **HEAD_NORMS},
     "gemma3": {**GEMMA2, **HEAD_NORMS},
+    "gemma3n_text": GEMMA3N,
+    "gemma3n": GEMMA3N,
     "phi3": {
         "embed/embedding": (37, 22),
         "head/kernel": (22, 37),

@@ -3,6 +3,9 @@
 Nothing here is taken from jlora: the facts are the converter's, the names the `gguf` package's.
 """
 
+import math
+import statistics
+
 import gguf
 import numpy as np
 
@@ -12,6 +15,7 @@ ARCHITECTURES = {
     "qwen2_moe": "qwen2moe",
     "qwen3_moe": "qwen3moe",
     "gemma3_text": "gemma3",
+    "gemma3n_text": "gemma3n",
     "olmo3": "olmo2",
     "cohere": "command-r",
     "hunyuan_v1_dense": "hunyuan-dense",
@@ -163,6 +167,21 @@ class _Entries:
         self.put("final_logit_softcapping", self.settings.get("final_logit_softcapping"))
         self.put("sliding_window", self.settings["sliding_window"])
 
+    def gemma3n(self):
+        given = self.settings
+        self.gemma3()
+        self.put("altup_active_idx", given["altup_active_idx"])
+        self.put("altup_num_inputs", given["altup_num_inputs"])
+        self.put("embedding_length_per_layer_input", given["hidden_size_per_layer_input"])
+        self.put("shared_kv_layers", given["num_kv_shared_layers"])
+        normal = statistics.NormalDist()
+        limits = [
+            normal.inv_cdf(share) if share else -math.inf
+            for share in given["activation_sparsity_pattern"]
+        ]
+        self.put("activation_sparsity_scale", limits)
+        self.put("sliding_window_pattern", [t == "sliding_attention" for t in given["layer_types"]])
+
     def qwen2moe(self):
         self.put("expert_feed_forward_length", self.settings["moe_intermediate_size"])
         shared = self.settings.get("shared_expert_intermediate_size")
@@ -270,7 +289,7 @@ def _tensors(tensors, settings, architecture, layers):
     """The file's tensors: (name, array)."""
     keys = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
     known = gguf.get_tensor_name_map(keys[architecture], layers)
-    for name, tensor in tensors.items():
+    for name, tensor in _stacked(tensors).items():
         for part, changed in _changed(name, tensor, settings, architecture):
             bare, suffix = part, ".weight"
             for ending in (".weight", ".bias"):
@@ -279,6 +298,20 @@ def _tensors(tensors, settings, architecture, layers):
             found = known.get_name(bare)
             assert found is not None, f"llama.cpp has no name for {part}"
             yield found + suffix, changed
+
+
+def _stacked(tensors):
+    """AltUp's products for all streams in one tensor."""
+    stacks, others = {}, {}
+    for name, tensor in tensors.items():
+        stem, _, number = name.removesuffix(".weight").rpartition(".")
+        if stem.endswith(("altup_projections", "altup_unembed_projections")):
+            stacks.setdefault(f"{stem}.weight", {})[int(number)] = tensor
+        else:
+            others[name] = tensor
+    return others | {
+        name: np.stack([each[at] for at in sorted(each)]) for name, each in stacks.items()
+    }
 
 
 def _changed(name, tensor, settings, architecture):

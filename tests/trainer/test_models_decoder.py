@@ -51,6 +51,10 @@ THE_REST = dataclasses.replace(
     embedding_scale=2.0,
     residual_scale=0.7,
 )
+# Its input is added to the one stream; global keys lie far before the local ones.
+ONE_STREAM = dataclasses.replace(
+    config_of("gemma3n_text"), streams=None, windows=(None, 4, 4, 4, None, 4), laurel_rank=None
+)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,7 @@ THE_REST = dataclasses.replace(
     [
         *(EVERYTHING, THE_REST, config_of("gpt2"), config_of("mistral"), config_of("olmo2")),
         *(config_of("deepseek_v3"), config_of("llama4_text", floor_scale=3)),
-        config_of("qwen3_next"),
+        *(config_of("qwen3_next"), config_of("gemma3n_text"), ONE_STREAM),
     ],
 )
 def test_tokens_in_pieces_through_the_cache_are_as_all_at_once_and_in_blocks(config, monkeypatch):

@@ -63,6 +63,38 @@ def test_settings_come_back_from_the_configuration(family):
             ],
         ),
         (
+            "gemma3n_text",
+            {
+                "intermediate_size": [26, 26, 27, 26, 26, 26],
+                "activation_sparsity_pattern": [0.9],
+                "altup_active_idx": 1,
+                "altup_correct_scale": False,
+                "laurel_rank": None,
+            },
+            [
+                "intermediate_size has 6 entries, 2 of them different: expected the same one",
+                "activation_sparsity_pattern has 1 entries, expected 6",
+                "altup_active_idx is 1, but only 0 is supported",
+                "altup_correct_scale is False, but only True is supported",
+                "laurel_rank is missing",
+            ],
+        ),
+        (
+            "gemma3n_text",
+            {"num_kv_shared_layers": 4, "altup_num_inputs": 1, "layer_types": None},
+            [
+                "streams is 1: expected at least 2",
+                "the last 4 layers have windows (5, 5, None, 5): expected each among those of the "
+                "layers before, (5, 5)",
+            ],
+        ),
+        ("gemma3n_text", {"num_kv_shared_layers": 6}, ["borrowing is 6: expected at least 1 of 6"]),
+        (
+            "gemma3n_text",
+            {"activation_sparsity_pattern": [1.0] * 6, "hidden_size_per_layer_input": 0},
+            ["sparsity is (1.0, ", "width=0): expected numbers of at least 1"],
+        ),
+        (
             "smollm3",
             {"no_rope_layers": [1, 0], "mlp_bias": True, "hidden_act": "mish"},
             ["no_rope_layers has 2 entries, expected at least 3", "hidden_act is 'mish'"],

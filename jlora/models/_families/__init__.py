@@ -21,6 +21,7 @@ from jlora.models._families._family import Family as Family
 from jlora.models._families._gemma import GEMMA
 from jlora.models._families._gemma2 import GEMMA2
 from jlora.models._families._gemma3 import GEMMA3, GEMMA3_TEXT
+from jlora.models._families._gemma3n import GEMMA3N, GEMMA3N_TEXT
 from jlora.models._families._glm4 import GLM4
 from jlora.models._families._gpt2 import GPT2
 from jlora.models._families._gpt_oss import GPT_OSS
@@ -29,7 +30,7 @@ from jlora.models._families._granitemoe import GRANITEMOE
 from jlora.models._families._hunyuan import HUNYUAN_V1_DENSE
 from jlora.models._families._labels import classifying
 from jlora.models._families._llama import LLAMA
-from jlora.models._families._llama4 import LLAMA4_TEXT
+from jlora.models._families._llama4 import LLAMA4, LLAMA4_TEXT
 from jlora.models._families._ministral import MINISTRAL
 from jlora.models._families._mistral import MISTRAL
 from jlora.models._families._mixtral import MIXTRAL
@@ -55,6 +56,7 @@ FAMILIES: dict[str, Family] = {
     for name, family in {
         "llama": LLAMA,
         "llama4_text": LLAMA4_TEXT,
+        "llama4": LLAMA4,
         "mistral": MISTRAL,
         "ministral": MINISTRAL,
         "mixtral": MIXTRAL,
@@ -67,6 +69,8 @@ FAMILIES: dict[str, Family] = {
         "gemma2": GEMMA2,
         "gemma3_text": GEMMA3_TEXT,
         "gemma3": GEMMA3,
+        "gemma3n_text": GEMMA3N_TEXT,
+        "gemma3n": GEMMA3N,
         "phi3": PHI3,
         "olmo2": OLMO2,
         "olmo3": OLMO3,

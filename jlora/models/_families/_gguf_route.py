@@ -96,6 +96,17 @@ class Gguf:
     # Whether a file of an architecture that others have too is this family's.
     only_where: Callable[[Entry], bool] | None = None
     joined: tuple[Joined, ...] = (GATE_UP,)
+    # Tensors that hold several of our leaves, one behind the other, with {} for the number of each.
+    stacked: Mapping[str, str] = dataclasses.field(default_factory=dict)  # our path -> the tensor
+
+    def in_a_stack(self, path: str) -> tuple[str, int] | None:
+        """The tensor that holds this leaf among others, and its place there."""
+        for ours, tensor in self.stacked.items():
+            start, _, end = ours.partition("{}")
+            number = path.removeprefix(start).removesuffix(end)
+            if path == ours.format(number) and number.isdecimal():
+                return tensor, int(number)
+        return None
 
 
 def halves(rows: np.ndarray, config: DecoderConfig) -> np.ndarray:

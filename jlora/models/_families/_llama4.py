@@ -1,4 +1,7 @@
-"""Llama 4's text (Meta 2025): experts weighted on their input, chunks in the rotated layers."""
+"""Llama 4's text (Meta 2025): experts weighted on their input, chunks in the rotated layers.
+
+The published models have a vision tower beside their decoder, which is left aside.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jlora.models._families._family import Family
+from jlora.models._families._family import Family, Nested
 from jlora.models._families._gguf_route import Gguf, mixture
 from jlora.models._families._llama import ATTENTION_BIASES, DEFAULTS, LEAVES, without_mlp
 from jlora.models._families._rope_settings import Rope
@@ -149,4 +152,16 @@ LLAMA4_TEXT = Family(
         },
         missing=_as_llama_cpp_takes_it,
     ),
+)
+
+LLAMA4 = dataclasses.replace(
+    LLAMA4_TEXT,
+    architecture="Llama4ForConditionalGeneration",
+    leaves={
+        path: dataclasses.replace(leaf, name=f"language_model.{leaf.name}")
+        for path, leaf in LLAMA4_TEXT.leaves.items()
+    },
+    tensors_aside=("vision_model.", "multi_modal_projector."),
+    gguf=None,  # llama.cpp keeps the vision tower in a file of its own
+    nested=Nested(setting="text_config", model_type="llama4_text"),
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jlora import _words
 from jlora.models._files import _gguf_fields, _gguf_header, _gguf_rope, _gguf_tensors
+from jlora.models._files._left_over import left_over
 from jlora.models._files._stacking import Opened
 from jlora.models._text import _from_gguf
 
@@ -35,6 +36,6 @@ def opened(path: Path) -> Opened:
         shapes=tensors.shapes,
         read=tensors.read,
         dtype=tensors.dtype,
-        ignored=_gguf_rope.honoured(config),
+        ignored={*_gguf_rope.honoured(config), *left_over(leaves, config)},
         where=where,
     )

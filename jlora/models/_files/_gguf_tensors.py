@@ -26,13 +26,22 @@ def leaves_of(family: Family, route: Gguf) -> dict[str, Stored]:
     gguf = requires("gguf")
     architectures = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
     known = gguf.get_tensor_name_map(architectures[route.architecture], 1)
+
+    def name(path: str, stored: Stored) -> str:
+        if (place := route.in_a_stack(path)) is not None:
+            return _part(*place)
+        suffix = ".bias" if stored.name.endswith("bias") else ".weight"
+        return _named(path, stored, known) + suffix
+
     return {
-        path: Stored(
-            _named(path, stored, known) + (".bias" if stored.name.endswith("bias") else ".weight"),
-            _KINDS.get(stored.kind, stored.kind),
-        )
+        path: Stored(name(path, stored), _KINDS.get(stored.kind, stored.kind))
         for path, stored in family.leaves.items()
     }
+
+
+def _part(tensor: str, at: int) -> str:
+    """A name for one of those that the tensor holds."""
+    return f"{tensor}, {at}"
 
 
 def _named(path: str, stored: Stored, known: Any) -> str:
@@ -55,6 +64,7 @@ class _Tensor:
     shape: tuple[int, ...]
     undo: tuple[Undo, ...]
     joined: Joined | None = None  # how its parts are one
+    at: int | None = None  # the place in a tensor that holds several
 
 
 class Tensors:
@@ -76,6 +86,11 @@ class Tensors:
             name: _Tensor((name,), tuple(map(int, tensor.shape))[::-1], ())
             for name, tensor in tensors.items()
         }
+        for name in {*route.stacked.values()} & self._here.keys():
+            count, *shape = self._here.pop(name).shape
+            self._here |= {
+                _part(name, at): _Tensor((name,), tuple(shape), (), at=at) for at in range(count)
+            }
         for path, stored in leaves.items():
             undo = tuple(each for way, each in route.undo.items() if re.fullmatch(way, path))
             for layer in range(min(config.layers, len(tensors)) if "{}" in stored.name else 1):
@@ -83,7 +98,7 @@ class Tensors:
         self.shapes = {name: tensor.shape for name, tensor in self._here.items()}
 
     def _add(self, name: str, stored: Stored, undo: tuple[Undo, ...]) -> None:
-        if name in self._here:
+        if name in self._here and self._here[name].at is None:
             shape = self._here[name].shape
             one_row = stored.kind in ("linear", "router") and len(shape) == 1
             self._here[name] = _Tensor((name,), (1, *shape) if one_row else shape, undo)
@@ -103,6 +118,8 @@ class Tensors:
         ]
         if tensor.joined is not None:
             array = tensor.joined.join(found, self._config)
+        elif tensor.at is not None:
+            array = found[0].reshape(-1, *tensor.shape)[tensor.at]
         else:
             array = found[0].reshape(tensor.shape)
         for each in tensor.undo:

@@ -23,6 +23,7 @@ from jlora.models._files import (
     _tensor_names,
     _weight_files,
 )
+from jlora.models._files._left_over import left_over
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened, expected_shapes
 from jlora.models._net._config import DecoderConfig
@@ -98,6 +99,7 @@ def opened(directory: Path, *, tensors: Mapping[str, Header] | None = None) -> O
     beside = (*family.beside(family.flat(settings), config.layers), *family.heads_aside)
     aside = _aside(shapes, beside, family, config)
     ignored = {*aside, *(name for name in shapes if _BUFFERS.search(name))}
+    ignored |= left_over(family.leaves, config)
     head = family.leaves["head/kernel"].name if config.tied else None
 
     def read(name: str) -> np.ndarray:

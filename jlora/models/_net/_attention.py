@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jlora.models._net import _fused_attention
+from jlora.models._net._borrowing import BORROWED, LENT, OWN, Keys
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._latent import queries_keys_values
+from jlora.models._net._layer_differences import Layer
 from jlora.models._net._norms import by_root_mean_square, norm
 from jlora.models._net._remat import product
 from jlora.models._net._rotary import rotate
@@ -43,27 +45,25 @@ class Attention(nn.Module):
 
     config: DecoderConfig
     attention: str = "blocks"
+    keys: Keys = OWN
 
     @nn.compact
     def __call__(self, x, layer, cache, slot):
-        config, rotary, mask, gate = self.config, layer.rotary, layer.mask, None
-        turn = functools.partial(rotate, rotary=rotary, interleaved=config.interleaved)
+        config, mask, gate = self.config, layer.mask, None
+        turn = functools.partial(rotate, rotary=layer.rotary, interleaved=config.interleaved)
         if config.latent is not None:
             query, key, value = queries_keys_values(config, config.latent, x, turn)
         else:
-            query, key, value = self._project(x)
+            query, *own = self._project(x)
             if config.gated_attention:
                 query, gate = query[:, :, ::2], query[:, :, 1::2]
-            if config.qk_norm and not config.qk_norm_after:
-                query, key = self._normed("q_norm", query), self._normed("k_norm", key)
-            query, key = turn(query), turn(key)
-            if config.qk_norm and config.qk_norm_after:
-                query, key = self._normed("q_norm", query), self._normed("k_norm", key)
-            if config.qk_rms and rotary is not None:
-                query, key = self._divided(query, layer.turns), self._divided(key, layer.turns)
+            query, *turned = self._turned([query, *own[:1]], layer, turn)
+            key, value = layer.lent if self.keys == BORROWED else (*turned, own[1])
+            if config.value_rms and self.keys != BORROWED:
+                value = by_root_mean_square(value, config.norm_epsilon).astype(value.dtype)
         if layer.sharper is not None:
             query = (query * layer.sharper).astype(query.dtype)
-        if cache is not None:
+        if cache is not None and self.keys != BORROWED:
             key = jax.lax.dynamic_update_slice(cache[0], key, (0, slot, 0, 0))
             value = jax.lax.dynamic_update_slice(cache[1], value, (0, slot, 0, 0))
             cache = key, value
@@ -78,7 +78,19 @@ class Attention(nn.Module):
         if gate is not None:
             mixed = mixed * jax.nn.sigmoid(gate.reshape(mixed.shape))
         out = nn.Dense(config.width, use_bias=config.o_bias, name="o_proj")(mixed)
-        return product(out), cache
+        return product(out), (key, value) if self.keys == LENT else cache
+
+    def _turned(self, queries_and_keys: list[jax.Array], layer: Layer, turn) -> list[jax.Array]:
+        """Queries, and keys where the layer has its own, normed and rotated."""
+        config, both = self.config, dict(zip(("q_norm", "k_norm"), queries_and_keys, strict=False))
+        if config.qk_norm and not config.qk_norm_after:
+            both = {name: self._normed(name, x) for name, x in both.items()}
+        both = {name: turn(x) for name, x in both.items()}
+        if config.qk_norm and config.qk_norm_after:
+            both = {name: self._normed(name, x) for name, x in both.items()}
+        if config.qk_rms and layer.rotary is not None:
+            both = {name: self._divided(x, layer.turns) for name, x in both.items()}
+        return list(both.values())
 
     def _in_blocks(self, query, key, value, mask, cached: bool, sinks) -> jax.Array:
         """What queries gather from the values: (batch, length, kv_heads, groups, value_dim)."""
@@ -129,10 +141,14 @@ class Attention(nn.Module):
         return divided if turns is None else jnp.where(turns, divided, x)
 
     def _project(self, x: jax.Array) -> list[jax.Array]:
-        """Queries, keys and values, each (batch, length, its heads, head_dim)."""
+        """Queries, keys and values, each (batch, length, its heads, head_dim).
+
+        Queries alone where keys and values are borrowed.
+        """
         config = self.config
         queries = 2 * config.heads if config.gated_attention else config.heads
         counts = {"q": queries, "k": config.kv_heads, "v": config.kv_heads}
+        counts = {"q": queries} if self.keys == BORROWED else counts
 
         def project(name: str, heads: int) -> jax.Array:
             features = heads * config.head_dim

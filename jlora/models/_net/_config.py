@@ -154,6 +154,20 @@ class Sharpening:
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerInputs:
+    """A short vector for each layer, of each token's own and of its embedding ("Gemma 3n", 2025).
+
+    Example:
+        >>> from jlora import models
+        >>> models.LayerInputs(vocabulary=262144, width=256)  # Gemma 3n
+        LayerInputs(vocabulary=262144, width=256)
+    """
+
+    vocabulary: int  # tokens that have vectors of their own; all others have the first one's
+    width: int  # of one layer's vector
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """The shape and features of a decoder-only transformer; what is off costs nothing.
 
@@ -203,16 +217,24 @@ class DecoderConfig:
     gated_attention: bool = False  # what a head gathers is gated by what lies beside its query
     sinks: bool = False  # each head gives a learned share of its attention to nothing
     mlp_bias: bool = False
+    # By layer: the share of the gate's values that are cut off, as if they were normal; 0: none.
+    sparsity: tuple[float, ...] | None = None
 
     norm: str = "rms"  # one of NORMS; plus_one multiplies by 1 + scale
     qk_norm: bool = False  # each head's query and key are normed before they are rotated
     qk_norm_joint: bool = False  # over all heads at once
     qk_norm_after: bool = False  # after they are rotated
     qk_rms: bool = False  # rotated layers divide both by their root mean square, once rotated
+    value_rms: bool = False  # each head's value is divided by its root mean square
     pre_norms: bool = True  # what attention and MLP get is normed
     post_norms: bool = False  # what attention and MLP give is normed before it is added
     parallel: bool = False  # attention and MLP both read the layer's input, by one norm
+    streams: int | None = None  # hidden states side by side, of which a layer computes one (AltUp)
+    laurel_rank: int | None = None  # of a product that is added beside attention (LAuReL)
+    layer_inputs: LayerInputs | None = None  # what each layer gets of the tokens themselves
 
+    # The last layers, which read the keys and values of the last one before them that sees as far.
+    borrowing: int | None = None
     learned_positions: bool = False  # added to the embedding, in place of the rotary ones
     rotary_share: float = 1.0  # of a head's dimensions are rotated, the first ones
     interleaved: bool = False  # neighbours are rotated together, not the two halves
@@ -307,7 +329,7 @@ class DecoderConfig:
                 problems.append(f"{name} are {each}: expected each None or at least 1")
         if self.windows is not None and self.chunks is not None:
             problems.append("windows and chunks exclude each other")
-        for name in ("rotated", "expert_layers", "linear_layers"):
+        for name in ("rotated", "expert_layers", "linear_layers", "sparsity"):
             if (each := getattr(self, name)) is not None and len(each) != self.layers:
                 problems.append(
                     f"{name} has {len(each)} entries: expected {self.layers}, one a layer"
@@ -326,6 +348,8 @@ class DecoderConfig:
         problems += (
             self._problems_of_linear()
             + self._problems_of_latent()
+            + self._problems_of_streams()
+            + self._problems_of_borrowing()
             + problems_of_labels(self.labels)
         )
         if self.labels and self.tied:
@@ -368,7 +392,42 @@ class DecoderConfig:
         others = {"fused_qkv": self.fused_qkv, "qk_norm": self.qk_norm, "qk_rms": self.qk_rms}
         others |= {"gated_attention": self.gated_attention}
         others |= {"rotary_share": self.rotary_share != 1, "sinks": self.sinks}
+        others |= {"value_rms": self.value_rms}
         problems += [f"latent and {name} exclude each other" for name, on in others.items() if on]
+        return problems
+
+    def _problems_of_streams(self) -> list[str]:
+        problems = []
+        if self.streams is not None and self.streams < 2:
+            problems.append(f"streams is {self.streams}: expected at least 2")
+        if self.laurel_rank is not None and self.laurel_rank < 1:
+            problems.append(f"laurel_rank is {self.laurel_rank}: expected at least 1")
+        if self.parallel and self.laurel_rank is not None:
+            problems.append("laurel_rank and parallel exclude each other")
+        if self.layer_inputs is not None and min(dataclasses.astuple(self.layer_inputs)) < 1:
+            problems.append(f"{self.layer_inputs}: expected numbers of at least 1")
+        if any(not 0 <= share < 1 for share in self.sparsity or ()):
+            problems.append(f"sparsity is {self.sparsity}: expected shares from 0 to below 1")
+        if self.sparsity is not None and (self.experts is not None or not self.gated):
+            problems.append("sparsity is of the MLP's gate: expected gated, and no experts")
+        return problems
+
+    def _problems_of_borrowing(self) -> list[str]:
+        if (count := self.borrowing) is None:
+            return []
+        if not 0 < count < self.layers:
+            return [f"borrowing is {count}: expected at least 1 of {self.layers} layers, not all"]
+        others = {"linear": self.linear is not None, "latent": self.latent is not None}
+        others |= {"fused_qkv": self.fused_qkv, "chunks": self.chunks is not None}
+        others |= {"rotated": self.rotated is not None}
+        problems = [f"borrowing and {name} exclude each other" for name, on in others.items() if on]
+        windows = self.windows or (None,) * self.layers
+        lenders, borrowers = windows[: self.layers - count], windows[self.layers - count :]
+        if len(windows) == self.layers and set(borrowers) - set(lenders):
+            problems.append(
+                f"the last {count} layers have windows {borrowers}: expected each among those of "
+                f"the layers before, {lenders}, whose keys and values they read"
+            )
         return problems
 
 

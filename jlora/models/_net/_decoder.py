@@ -12,11 +12,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jlora.models._net._altup import AltUp, gathered, spread
 from jlora.models._net._attention import Attention, capped
+from jlora.models._net._borrowing import BORROWED, LENT, OWN, Keys
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._experts import Mixture
+from jlora.models._net._laurel import Laurel
 from jlora.models._net._layer_differences import of_layer, prepare
+from jlora.models._net._layer_inputs import InputsOfLayers, LayerInput
 from jlora.models._net._linear_attention import LinearAttention, empty_state
 from jlora.models._net._mlp import MLP
 from jlora.models._net._norms import norm
@@ -25,39 +30,58 @@ from jlora.models._net._stacks import Stack, runs, stacks
 from jlora.models._net._texts import texts_of
 
 # Keys (layers, batch, slots, kv_heads, head_dim) and values, the same of value_dim, or what linear
-# attention keeps; of several stacks a tuple of such pairs.
+# attention keeps; of several stacks a tuple of such pairs, empty where keys are borrowed.
 Cache = tuple[Any, ...]
 
 
 class Block(nn.Module):
     """One layer: attention and MLP, each on its normed input and added to it.
 
-    ``parallel``: both on the same input (Wang and Komatsuzaki 2021).
+    ``parallel``: both on the same input (Wang and Komatsuzaki 2021). Of several streams it computes
+    the first.
     """
 
     config: DecoderConfig
     attention: str = "blocks"
+    keys: Keys = OWN
 
     @nn.compact
     def __call__(self, x, shared, own, cache, slot):
-        config = self.config
+        config, altup, predicted = self.config, None, x
         layer = of_layer(shared, own)
+        if config.streams is not None:
+            altup = AltUp(config, config.streams, name="altup")
+            predicted = altup.predicted(x)
+            x = predicted[0]
         normed = norm(config, "attn_norm")(x) if config.pre_norms else x
         if config.linear is None:
-            attend = Attention(config, self.attention, name="attn")
+            attend = Attention(config, self.attention, self.keys, name="attn")
             mixed, cache = attend(normed, layer, cache, slot)
         else:
             attend = LinearAttention(config, config.linear, name="linear_attn")
             mixed, kept = attend(normed, layer.real, cache)
             cache = None if cache is None else kept
         x = x + self._given("attn_post_norm", mixed)
+        if config.laurel_rank is not None:
+            beside = Laurel(config, config.laurel_rank, name="laurel")(normed)
+            x = (x + beside) * jnp.asarray(math.sqrt(0.5), x.dtype)
         if not config.parallel:
             normed = norm(config, "mlp_norm")(x) if config.pre_norms else x
         if config.experts is None:
-            mixed = MLP(config, name="mlp")(normed)
+            mixed = MLP(config, name="mlp")(normed, layer.sparsity)
         else:
             mixed = Mixture(config, config.experts, name="mlp")(normed)
-        return x + self._given("mlp_post_norm", mixed), cache
+        x = x + self._given("mlp_post_norm", mixed)
+        x = x if altup is None else altup.corrected(predicted, x)
+        return x if layer.given is None else self._with_input(x, layer.given), cache
+
+    def _with_input(self, x: jax.Array, given: jax.Array) -> jax.Array:
+        """Of several streams the first says what is added to the others."""
+        several = self.config.streams is not None
+        change = LayerInput(self.config, scaled=several, name="layer_input")
+        if not several:
+            return x + change(x, given)
+        return jnp.concatenate([x[:1], x[1:] + change(x[0], given)])
 
     def _given(self, name: str, mixed: jax.Array) -> jax.Array:
         """What attention or MLP gives, as it is added."""
@@ -87,7 +111,7 @@ class Period(nn.Module):
         for at, block in enumerate(self.blocks):
             x, kept = block(x, shared, own[at], None if cache is None else cache[at], slot)
             caches.append(kept)
-        return x, None if cache is None else tuple(caches)
+        return x, tuple(caches)
 
 
 class Stacks(nn.Module):
@@ -99,21 +123,39 @@ class Stacks(nn.Module):
 
     @nn.compact
     def __call__(self, x, shared, own, cache, slot):
-        block, caches = rematerialised(Block, self.remat), []
+        block, caches, lent = rematerialised(Block, self.remat), [], {}
         for run in runs(self.config):
+            if run[0].keys == BORROWED:
+                shared = shared._replace(lent=_joined(lent))
             times = len(run[0].layers)
             its = tuple(_of_layers(own, stack.layers) for stack in run)
             held = None if cache is None else cache[len(caches) :][: len(run)]
             if len(run) == 1:
                 layer = _scanned(block, times)
-                layers = layer(run[0].config, self.attention, name=run[0].name)
+                layers = layer(run[0].config, self.attention, run[0].keys, name=run[0].name)
                 x, kept = layers(x, shared, its[0], held and held[0], slot)
-                caches.append(kept)
+                kept = (kept,)
             else:
-                turns = [block(stack.config, self.attention, name=stack.name) for stack in run]
+                turns = [
+                    block(stack.config, self.attention, stack.keys, name=stack.name)
+                    for stack in run
+                ]
                 x, kept = _scanned(Period, times)(tuple(turns))(x, shared, its, held, slot)
-                caches += kept or [None] * len(run)
+            caches += kept
+            for stack, its_own in zip(run, kept, strict=True):
+                lent |= {stack.layers: its_own} if stack.keys == LENT else {}
         return x, None if cache is None else tuple(caches)
+
+
+def _joined(lent: dict[range, Any]) -> Any:
+    """Keys and values of all layers that lend theirs, in the order of the layers."""
+    if len(lent) == 1:
+        return next(iter(lent.values()))
+    order = np.argsort([layer for layers in lent for layer in layers])
+    joined = jax.tree.map(lambda *each: jnp.concatenate(each), *lent.values())
+    if (order[:-1] < order[1:]).all():
+        return joined
+    return jax.tree.map(lambda each: each[order], joined)
 
 
 def _of_layers(own: Any, layers: range) -> Any:
@@ -157,6 +199,13 @@ class Decoder(nn.Module):
             )
         else:
             self.layers = Stacks(config, self.remat, self.attention)
+        if config.layer_inputs is not None:
+            self.layer_inputs = InputsOfLayers(config, config.layer_inputs)
+        if config.streams is not None:
+            self.to_stream, self.from_stream = (
+                [nn.Dense(config.width, use_bias=False) for _ in range(config.streams - 1)]
+                for _ in range(2)
+            )
         self.norm = norm(config)
         if config.labels:
             self.classifier = nn.Dense(len(config.labels), use_bias=False)
@@ -246,7 +295,11 @@ class Decoder(nn.Module):
         if lengths is None:  # one text a row
             lengths = positions.max(axis=-1, keepdims=True) + 1
         shared, own = prepare(config, positions, lengths, mask, slot, x.dtype)
+        if config.layer_inputs is not None:
+            own = own._replace(given=self.layer_inputs(tokens, x))
+        x = x if config.streams is None else spread(x, self.to_stream)
         x, cache = self.layers(x, shared, own, cache, slot)
+        x = x if config.streams is None else gathered(x, self.from_stream)
         return self.norm(x), cache
 
 
@@ -261,8 +314,10 @@ def _last(hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
 def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any) -> Cache:
     """Room for the keys and values of so many slots in each row."""
 
-    def room(stack: Stack) -> tuple[jax.Array, jax.Array]:
+    def room(stack: Stack) -> tuple[jax.Array, ...]:
         layers = len(stack.layers)
+        if stack.keys == BORROWED:
+            return ()
         if (rule := stack.config.linear) is not None:
             one = empty_state(rule, batch, dtype)
             return jax.tree.map(lambda each: jnp.zeros((layers, *each.shape), each.dtype), one)

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jlora.models._net._borrowing import lenders
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._rotary import Rotary, rotary
+from jlora.models._net._sparse_gate import Sparsity, sparsity_of
 
 _PLAIN, _LOCAL, _NONE = "plain", "window's", "none"  # ways in which a layer is rotated
 
@@ -26,6 +28,8 @@ class Shared(NamedTuple):
     positions: jax.Array | None = None  # (batch, length), where their chunks do
     sharper: jax.Array | None = None  # (batch, length, 1, 1), of queries that are not rotated
     real: jax.Array | None = None  # (batch, length), whether a token is none of the padding's
+    # Keys and values of the layers that lend theirs: (lenders, batch, slots, kv_heads, head_dim).
+    lent: tuple[jax.Array, jax.Array] | None = None
 
 
 class Own(NamedTuple):
@@ -35,6 +39,9 @@ class Own(NamedTuple):
     chunk: jax.Array | None = None
     rotated: tuple[jax.Array, ...] = ()  # whether in each of the ways but the first
     turns: jax.Array | None = None  # whether it is rotated, where that decides more
+    lender: jax.Array | None = None  # which of the lenders it reads, where it borrows
+    sparsity: Sparsity | None = None  # of its gate
+    given: jax.Array | None = None  # (batch, length, width), what it gets of the tokens
 
 
 class Layer(NamedTuple):
@@ -45,6 +52,9 @@ class Layer(NamedTuple):
     turns: jax.Array | None  # () bool, whether it is rotated; None: all or none are
     real: jax.Array | None  # (batch, length), where there may be padding that matters
     sharper: jax.Array | None  # what queries are multiplied by, beside (batch, length, heads, 1)
+    lent: tuple[jax.Array, jax.Array] | None  # keys and values of another layer
+    sparsity: Sparsity | None
+    given: jax.Array | None
 
 
 def prepare(
@@ -69,8 +79,21 @@ def prepare(
     if config.linear is not None and slot is not None:  # padding does not see itself
         real = (mask & (distance == 0)).any(axis=-1)
         both = both[0]._replace(real=real), both[1]
+    both = both[0], _with_lenders_and_sparsity(config, both[1])
     both = _with_windows(*both, _at_most(slots, config.windows), distance)
     return _with_chunks(*both, _at_most(slots, config.chunks), distance, positions)
+
+
+def _with_lenders_and_sparsity(config: DecoderConfig, own: Own) -> Own:
+    if config.borrowing is not None:
+        its = lenders(config)
+        order = sorted(set(its.values()))
+        own = own._replace(
+            lender=jnp.array([order.index(its.get(at, order[0])) for at in range(config.layers)])
+        )
+    if config.sparsity is not None and any(config.sparsity):
+        own = own._replace(sparsity=sparsity_of(config.sparsity))
+    return own
 
 
 def _at_most(slots: int, each: tuple[int | None, ...] | None) -> list[int]:
@@ -158,4 +181,8 @@ def of_layer(shared: Shared, own: Own) -> Layer:
         mask = mask & _in_chunk(distance, shared.positions, own.chunk)
     if own.turns is not None and sharper is not None:
         sharper = jnp.where(own.turns, 1.0, sharper)
-    return Layer(tables, mask, own.turns, shared.real, sharper)
+    lent = shared.lent
+    if lent is not None and own.lender is not None:
+        one = lambda each: jax.lax.dynamic_index_in_dim(each, own.lender, keepdims=False)  # noqa: E731
+        lent = one(lent[0]), one(lent[1])
+    return Layer(tables, mask, own.turns, shared.real, sharper, lent, own.sparsity, own.given)

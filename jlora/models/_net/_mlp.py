@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._remat import product
+from jlora.models._net._sparse_gate import Sparsity, largest
 
 ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -28,7 +29,7 @@ class MLP(nn.Module):
     width: int | None = None  # between the two; None: the family's mlp_width
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, sparsity: Sparsity | None = None) -> jax.Array:
         config, act = self.config, ACTIVATION[self.config.activation]
         width = self.width or config.mlp_width
 
@@ -40,8 +41,12 @@ class MLP(nn.Module):
         elif config.fused_gate_up:
             both = product(dense("gate_up", 2 * width)(x))
             gate, up = jnp.split(both, 2, axis=-1)
-            hidden = act(gate) * up
+            hidden = act(_kept(gate, sparsity)) * up
         else:
             gate = product(dense("gate", width)(x))
-            hidden = act(gate) * product(dense("up", width)(x))
+            hidden = act(_kept(gate, sparsity)) * product(dense("up", width)(x))
         return product(dense("down", config.width)(hidden))
+
+
+def _kept(gate: jax.Array, sparsity: Sparsity | None) -> jax.Array:
+    return gate if sparsity is None else largest(gate, sparsity)

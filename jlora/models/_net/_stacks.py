@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jlora.models._net._borrowing import OWN, Keys, keys_of
 from jlora.models._net._config import DecoderConfig
 
 _LONGEST_PERIOD = 16
@@ -22,6 +23,7 @@ class Stack(NamedTuple):
 
     layers: range  # their numbers
     config: DecoderConfig  # by which each of them computes
+    keys: Keys = OWN  # whose keys and values they read
 
     @property
     def name(self) -> str:
@@ -32,13 +34,16 @@ class Stack(NamedTuple):
 
 def runs(config: DecoderConfig) -> tuple[tuple[Stack, ...], ...]:
     """The stacks that are scanned together, in the order in which they are run."""
-    kinds = [_kind(config, layer) for layer in range(config.layers)]
-    configs = {kind: _of_kind(config, kind) for kind in set(kinds)}
+    keys = keys_of(config)
+    kinds = [(_parts(config, layer), keys[layer]) for layer in range(config.layers)]
+    configs = {parts: _with_parts(config, parts) for parts, _ in kinds}
     found, first = [], 0
     for period, times in _periods(kinds):
         end = first + period * times
         starts = range(first, first + period)
-        found.append(tuple(Stack(range(at, end, period), configs[kinds[at]]) for at in starts))
+        found.append(
+            tuple(Stack(range(at, end, period), configs[kinds[at][0]], keys[at]) for at in starts)
+        )
         first = end
     return tuple(found)
 
@@ -51,14 +56,14 @@ def stacks(config: DecoderConfig) -> tuple[Stack, ...]:
 _PARTS = {"experts": "expert_layers", "linear": "linear_layers"}  # that only some layers may have
 
 
-def _kind(config: DecoderConfig, layer: int) -> tuple[bool, ...]:
+def _parts(config: DecoderConfig, layer: int) -> tuple[bool, ...]:
     """Which of the parts this layer has, where the model has them."""
     which = (getattr(config, layers) for layers in _PARTS.values())
     return tuple(layers is None or layers[layer] for layers in which)
 
 
-def _of_kind(config: DecoderConfig, kind: tuple[bool, ...]) -> DecoderConfig:
-    without = {part: None for part, has in zip(_PARTS, kind, strict=True) if not has}
+def _with_parts(config: DecoderConfig, parts: tuple[bool, ...]) -> DecoderConfig:
+    without = {part: None for part, has in zip(_PARTS, parts, strict=True) if not has}
     return dataclasses.replace(config, **dict.fromkeys(_PARTS.values()), **without)
 
 
