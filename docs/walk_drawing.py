@@ -65,7 +65,7 @@ def _row(shapes: list, left: float, middle: float) -> list[str]:
             f'<rect x="{left:g}" y="{middle - high / 2:g}" width="{wide}" height="{high}" '
             f'fill="{colour}" stroke="#444"/>'
         )
-        below = f"{name} {rows}×{columns}".strip()
+        below = f"{name} {rows}&#215;{columns}".strip()
         parts.append(
             _text(left + wide / 2, middle + high / 2 + 13, below, size=11, anchor="middle")
         )

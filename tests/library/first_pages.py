@@ -17,11 +17,12 @@ def printed(page: Path):
     All blocks of a page share one namespace of their own.
     """
     namespace: dict = {"__name__": "__main__"}
-    for code, promised in BLOCK.findall(page.read_text(encoding="utf-8")):
+    for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        code, promised = block.groups()
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             exec(compile(code, page.name, "exec"), namespace)
-        yield promised or None, out.getvalue()
+        yield promised, out.getvalue()
 
 
 def says_the_same(promised: str, found: str) -> bool:

@@ -1,4 +1,4 @@
-"""The pages Start and How it works: their code runs and prints what they say, their links lead somewhere."""
+"""The pages Start and How it works: code prints what they say, links lead somewhere."""
 
 import functools
 import importlib.util
