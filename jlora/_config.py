@@ -208,8 +208,8 @@ def _problems(config: LoraConfig):
             yield from _problems_of_patterns(field, patterns)
         if field == "targets" and len(patterns) > 1 and ALL_LINEAR in patterns:
             yield (
-                f"targets has {ALL_LINEAR!r} among patterns, and it stands alone: give it by itself "
-                "or leave it out"
+                f"targets has {ALL_LINEAR!r} among patterns, and it stands alone: give it by "
+                "itself or leave it out"
             )
     for field in ("rank_pattern", "alpha_pattern", "tokens"):
         yield from _problems_of_patterns(field, getattr(config, field))

@@ -1,0 +1,68 @@
+"""The pages Start and How it works: code prints what they say, links lead somewhere."""
+
+import functools
+import importlib.util
+import re
+
+import pytest
+from first_pages import DOCS, printed, says_the_same
+
+ROOMS = ("start", "explanation")
+PAGES = sorted(page for room in ROOMS for page in (DOCS / room).glob("*.md"))
+# The others train or compile more: tests/wide runs them.
+SHORT = [DOCS / "start/install.md", DOCS / "explanation/walk.md"]
+
+
+@pytest.mark.parametrize("page", SHORT, ids=lambda page: page.stem)
+@pytest.mark.usefixtures("compiled_as_ever")
+def test_a_page_prints_what_it_says(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for promised, found in printed(page):
+        assert promised is None or says_the_same(promised, found), found
+
+
+@pytest.mark.parametrize(
+    ("promised", "found", "same"),
+    [
+        ("loss 0.41, 7 rows", "loss 0.42,  7 rows\n", True),
+        ("loss 0.41, 7 rows", "loss 0.52, 7 rows", False),
+        ("loss 0.41, 7 rows", "loss 0.41, 8 rows", False),
+        ("loss 0.41, 7 rows", "gain 0.41, 7 rows", False),
+        ("apart 2e-07", "apart 9e-07", True),
+        ("apart 2e-07", "apart 9e-05", False),
+    ],
+)
+def test_numbers_near_are_the_same_and_words_are_words(promised, found, same):
+    assert says_the_same(promised, found) == same
+
+
+@functools.cache
+def anchors(page):
+    """What `page#...` may name: its headings, as the site and GitHub spell them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_each_link_leads_to_a_file_and_each_anchor_to_a_heading(page):
+    text = re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_first_page_leads_to_every_other(page):
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    assert f"\n{page.relative_to(DOCS).with_suffix('')}\n" in index
+
+
+def test_the_drawing_is_what_its_script_draws():
+    spec = importlib.util.spec_from_file_location("walk_drawing", DOCS / "walk_drawing.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.PICTURE.read_text(encoding="utf-8") == script.drawing()
