@@ -16,7 +16,7 @@ import torch
 import transformers
 import variants
 from random_models import TOKENS, assert_near, logits_of
-from variants import BOTH_BIASES, DEEPSEEK, EAGER, LINEAR, LLAMA3, MIXTRAL, MOE
+from variants import BOTH_BIASES, DEEPSEEK, EAGER, LINEAR, LLAMA3, MIXTRAL, MOE, QWEN3_NEXT
 
 from jlora import models
 from jlora.models._families import FAMILIES
@@ -84,6 +84,19 @@ VARIANTS = {
     "qwen2_moe": ("qwen2_moe", {**SHARED, **MOE, "shared_expert_intermediate_size": 9}),
     "qwen3": ("qwen3", {"rms_norm_eps": 1e-3}),
     "qwen3_moe": ("qwen3_moe", {**MOE, "norm_topk_prob": True, "rope_parameters": BASE}),
+    "qwen3_next": ("qwen3_next", {**QWEN3_NEXT, "rms_norm_eps": 1e-3}),
+    "qwen3_next, of its own interval": (
+        "qwen3_next",
+        {
+            **QWEN3_NEXT,
+            "full_attention_interval": 4,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "linear_conv_kernel_dim": 3,
+            "linear_num_value_heads": 6,
+            "rope_parameters": {**YARN, "partial_rotary_factor": 0.4},
+        },
+    ),
     "gemma": ("gemma", {}),
     "gemma2": (
         "gemma2",
