@@ -85,7 +85,7 @@ VARIANTS = {
     "qwen3": ("qwen3", {"rms_norm_eps": 1e-3}),
     "qwen3_moe": ("qwen3_moe", {**MOE, "norm_topk_prob": True, "rope_parameters": BASE}),
     "qwen3_next": ("qwen3_next", {**QWEN3_NEXT, "rms_norm_eps": 1e-3}),
-    "qwen3_next, of its own interval": (
+    "qwen3_next, biases": (
         "qwen3_next",
         {
             **QWEN3_NEXT,
@@ -273,6 +273,38 @@ def test_llama_3_stretches_frequencies_by_a_tensor_of_divisors(tmp_path):
     further = {"rope_freqs.weight": divisors}
     path = written(oracle, tmp_path / "model.gguf", further=further)
     assert_near(applied(models.load(path)), logits_of(oracle), 1e-4)
+
+
+def in_one(oracle):
+    """Qwen3-Next's projections as older files hold them: as transformers does."""
+    whole, name = {}, "linear_attn.in_proj_qkvz.weight"
+    for layer in range(oracle.config.num_hidden_layers):
+        parameter = f"model.layers.{layer}.{name}"
+        if parameter in dict(oracle.named_parameters()):
+            whole[f"blk.{layer}.ssm_in.weight"] = oracle.get_parameter(parameter).detach().numpy()
+            whole |= {f"blk.{layer}.attn_{part}.weight": None for part in ("qkv", "gate")}
+    return whole
+
+
+def test_qwen3_next_s_projections_may_lie_in_one(tmp_path):
+    oracle = oracle_of("qwen3_next")
+    whole = in_one(oracle)
+    assert len(whole) == 9  # three layers of five
+    apart = models.load(written(oracle, tmp_path / "apart.gguf"))
+    model = models.load(written(oracle, tmp_path / "model.gguf", further=whole))
+    assert jax.tree.all(jax.tree.map(np.array_equal, apart.params, model.params))
+
+
+def test_parts_that_are_not_those_of_the_header_are_named(tmp_path):
+    parts = {
+        "blk.0.attn_qkv.weight": np.ones((43, 48)),
+        "blk.0.attn_gate.weight": np.ones((21, 48)),
+    }
+    further = {name: value.astype(np.float32) for name, value in parts.items()}
+    path = written(oracle_of("qwen3_next"), tmp_path / "model.gguf", further=further)
+    named = r"blk.0.attn_qkv.weight of shape \(43, 48\), blk.0.attn_gate.weight of shape \(21, 48\)"
+    with pytest.raises(ValueError, match=named + ": together they are not blk.0.ssm_in.weight"):
+        models.load(path)
 
 
 def random_mxfp4(experts, inputs, outputs):

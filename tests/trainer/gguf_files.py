@@ -38,7 +38,8 @@ def write(
         architecture: where it is not the converter's.
         header: further entries, as (method of the writer, arguments).
         left_out: entries that are not written, as methods of the writer.
-        further: further or other tensors, by their names in the file; with its type a packed one.
+        further: further or other tensors, by their names in the file; with its type a packed one;
+            None for one that is left out.
         tokenizer: see `_add_tokenizer`.
     """
     named = ARCHITECTURES.get(settings["model_type"], settings["model_type"])
@@ -49,6 +50,8 @@ def write(
         getattr(writer, method)(*arguments)
     further = further or {}
     for name, tensor in further.items():
+        if tensor is None:
+            continue
         data, kind = tensor if isinstance(tensor, tuple) else (tensor, None)
         writer.add_tensor(name, data, raw_dtype=kind)
     layers = settings.get("num_hidden_layers", settings.get("n_layer"))

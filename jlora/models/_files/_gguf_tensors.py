@@ -117,11 +117,11 @@ class Tensors:
         try:
             return joined.join(found, self._config)
         except ValueError:
-            parts = self._here[name].parts
-            shapes = ", ".join(
-                f"{each} of shape {part.shape}" for each, part in zip(parts, found, strict=True)
-            )
-            raise ValueError(f"{shapes}: together they are not {name} as the header has it") from None
+            pairs = zip(self._here[name].parts, found, strict=True)
+            parts = ", ".join(f"{part} of shape {array.shape}" for part, array in pairs)
+            raise ValueError(
+                f"{parts}: together they are no {name} of the sizes in the header"
+            ) from None
 
     def dtype(self, name: str) -> np.dtype:
         """Of what `read` gives.
