@@ -14,6 +14,8 @@ from jlora import data, models
 from jlora.tasks._rows import own_rows
 from jlora.tasks._task import Task
 
+_HEAD = "^classifier/"
+
 
 class Classify(Task):
     """Rows of ``text``, perhaps ``second``, and ``label``; measured by accuracy and macro F1.
@@ -38,6 +40,7 @@ class Classify(Task):
 
     unread = ("pack", "template", "train_on", "train_reasoning", "max_new_tokens")
     labels: tuple[str, ...] = ()  # known once `rows` was called
+    _fresh: tuple[str, ...] = ()  # what `model` made anew of one
 
     def rows(self) -> tuple[Sequence[Any], Sequence[Any]]:
         """All rows that can be used; some of them held out."""
@@ -56,11 +59,14 @@ class Classify(Task):
             )
         if getattr(model.config, "labels", None) == self.labels:
             return model
-        return models.with_classifier(model, self.labels, jax.random.key(its.seed))
+        made = models.with_classifier(model, self.labels, jax.random.key(its.seed))
+        self._fresh = models.fresh_leaves(model, made)
+        return made
 
     def trains(self, model: Any) -> tuple[str, ...]:
-        """The head."""
-        return ("^classifier/",)
+        """The head, and a pooler that the model had not."""
+        beside = (each for each in self._fresh if not each.startswith(_HEAD))
+        return (_HEAD, *beside)
 
     def measurable(self, held_out: Sequence[Any], model: Any) -> Sequence[Any]:
         """All of them: what is too long is cut."""
