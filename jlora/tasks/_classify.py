@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ class Classify(Task):
 
     def rows(self) -> tuple[Sequence[Any], Sequence[Any]]:
         """All rows that can be used; some of them held out."""
-        rows, held_out = own_rows(self, _read)
-        self.labels = self.settings.labels or data.labels_of([*rows, *held_out])
+        rows, held_out = own_rows(self, data.open_labelled)
+        self.labels = self.settings.labels or data.labels_of(itertools.chain(rows, held_out))
         return rows, held_out
 
     def model(self, load: Callable[..., Any]) -> Any:
@@ -130,8 +131,3 @@ class Classify(Task):
             loss = f"{'-':>8}" if its["loss"] is None else f"{its['loss']:8.3f}"
             lines.append(f"  {name:<16}  {loss}  {shares}")
         return "\n".join(lines)
-
-
-def _read(source: str, *, folder: Path | None, again: bool, **options: Any) -> Sequence[Any]:
-    """Rows with labels; all are in memory."""
-    return data.read_labelled(source, **options)
