@@ -77,8 +77,13 @@ class Classify(Task):
         self, rows: Collection[Any], model: Any, *, folder: Path | None = None
     ) -> tuple[Sequence[Any], Any]:
         """Tokens within the tokenizer's frame, with the label's number."""
-        limit = self.settings.max_length
-        return data.encode_labelled(rows, model.tokenizer, labels=self.labels, max_length=limit)
+        return data.encode_labelled(
+            rows,
+            model.tokenizer,
+            labels=self.labels,
+            max_length=self.settings.max_length,
+            folder=folder,
+        )
 
     def batches(self, examples: Sequence[Any], *, shuffle: bool = True) -> data.LabelledBatches:
         """Batches of few lengths, in an order from the seed."""
