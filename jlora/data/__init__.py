@@ -18,6 +18,7 @@ from jlora.data._labelled import LabelledBatches as LabelledBatches
 from jlora.data._labelled import LabelReport as LabelReport
 from jlora.data._labelled import encode_labelled as encode_labelled
 from jlora.data._labelled_rows import labels_of as labels_of
+from jlora.data._labelled_rows import open_labelled as open_labelled
 from jlora.data._labelled_rows import read_labelled as read_labelled
 from jlora.data._messages import Messages as Messages
 from jlora.data._messages import text_of as text_of

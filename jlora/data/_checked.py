@@ -1,18 +1,18 @@
-"""The conversations of what was read, or one error that counts what can't be used."""
+"""The rows of what was read in one form, or one error that counts what can't be used."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from jlora import _words
 from jlora.data._formats import Record
-from jlora.data._messages import Notes
+from jlora.data._messages import Messages, Notes
 from jlora.data._shapes import KEYS, conversation_of
 from jlora.data._sources import Source, sources
 
-EXPECTED = (
+_EXPECTED = (
     "Expected one JSON object a line, UTF-8: "
     '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, '
     '{"prompt": ..., "completion": ...} or {"instruction": ..., "input": ..., "output": ...}; or '
@@ -22,30 +22,39 @@ Row = TypeVar("Row")
 _SHOWN = 5  # bad rows that an error spells out
 
 
+class Form(NamedTuple, Generic[Row]):
+    """What a row may be, and how it is read."""
+
+    # What a row holds, for its value, the columns and what is left aside.
+    read: Callable[[Any, Mapping[str, str], Notes], Row]
+    keys: Sequence[str]  # our names
+    expected: str  # what an error says of rows as they should be
+
+
+CONVERSATIONS: Form[Messages] = Form(conversation_of, KEYS, _EXPECTED)
+
+
 def checked(
     source: str | Path,
     columns: Mapping[str, str],
     say: Callable[[str], object],
-    among: Callable[[Source], Source] = lambda its: its,
+    form: Form[Row],
     *,
-    read: Callable[[Any, Mapping[str, str], Notes], Row] = conversation_of,
-    keys: Sequence[str] = KEYS,
-    expected: str = EXPECTED,
+    among: Callable[[Source], Source] = lambda its: its,
 ) -> Iterator[tuple[Source, Record, Row]]:
-    """Each row of the source as it was read, and what it holds: its conversation.
+    """Each row of the source as it was read, and what it holds.
 
     Args:
         source: as in `jlora.data.read_rows`.
         columns: names of keys, ours to the rows' own.
         say: called with a line about what was left aside.
+        form: of the rows.
         among: may give another source for one: what was read before, say.
-        read: gives what a row holds, for its value, the columns and what is left aside.
-        keys: our names.
-        expected: what an error says of rows as they should be.
 
     Raises:
         ValueError: as in `jlora.data.read_rows`; of rows that can't be used once all were read.
     """
+    keys, expected = form.keys, form.expected
     if unknown := sorted(columns.keys() - set(keys)):
         raise ValueError(
             f"columns: {unknown[0]!r} is none of {', '.join(keys)}. The name here comes first, "
@@ -55,7 +64,7 @@ def checked(
     try:
         found = [among(its) for its in sources(source)]
         for its in found:
-            for record, row in _usable(its.name, its.records, columns, say, read, expected):
+            for record, row in _usable(its.name, its.records, columns, say, form):
                 count += 1
                 yield its, record, row
     except ValueError as error:
@@ -72,8 +81,7 @@ def _usable(
     records: Iterable[Record],
     columns: Mapping[str, str],
     say: Callable[[str], object],
-    read: Callable[[Any, Mapping[str, str], Notes], Row],
-    expected: str,
+    form: Form[Row],
 ) -> Iterator[tuple[Record, Row]]:
     problems: list[str] = []  # the first few
     bad, count, unit = 0, 0, "row"
@@ -84,7 +92,7 @@ def _usable(
         try:
             if isinstance(record.value, ValueError):
                 raise record.value
-            row = read(record.value, columns, notes)
+            row = form.read(record.value, columns, notes)
         except ValueError as error:
             bad += 1
             if bad <= _SHOWN:
@@ -97,7 +105,7 @@ def _usable(
         more = [f"and {bad - _SHOWN} more"] if bad > _SHOWN else []
         raise ValueError(
             f"{name}: {bad} of {count} {units} can't be used:"
-            f"{_words.first_few([*problems, *more], _SHOWN + 1)}\n{expected}"
+            f"{_words.first_few([*problems, *more], _SHOWN + 1)}\n{form.expected}"
         )
     if notes:
         aside = _words.named((f"{what} ({times} times)" for what, times in notes.items()), 8)

@@ -52,7 +52,7 @@ def encode(
     train_reasoning: bool = False,
     train_on: str = "all",
     folder: str | Path | None = None,
-) -> tuple[Examples, EncodeReport]:
+) -> tuple[Examples[Example], EncodeReport]:
     """The examples of at most ``max_length`` tokens, and a report of what was cut.
 
     Each turn of the assistant is an answer, from its first token to the one that ends the turn; or
@@ -93,7 +93,7 @@ def encode(
     """
     if train_on not in TRAINED_TURNS:
         raise ValueError(f"train_on is {train_on!r}: expected one of {', '.join(TRAINED_TURNS)}")
-    examples = Collected(folder)
+    examples = Collected(Example, folder)
     cut = dropped = made = reasoning = 0
     for number, row in enumerate(rows, start=1):
         try:
@@ -108,7 +108,7 @@ def encode(
                 answers = [position for position in answers if position + 1 < max_length]
                 cut, dropped = (cut + 1, dropped) if answers else (cut, dropped + 1)
             if answers:
-                examples.append(tokens, answers)
+                examples.append(Example(tokens, answers))
     report = EncodeReport(len(rows), cut, dropped, max_length, made, reasoning)
     if not len(examples):
         raise ValueError(f"no row has an answer within the length limit: {report}")

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import array
+import itertools
 import operator
+import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import SupportsIndex, overload
+from typing import Any, Generic, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
 from jlora.data._turn import Example
 
 IN_MEMORY = 1 << 24  # numbers of 4 bytes, of tokens and of answers
+Each = TypeVar("Each", bound=tuple[Any, ...])  # a named tuple of lists of numbers, and of numbers
 
 
-class Examples(Sequence[Example]):
-    """What `encode` makes: a sequence of `Example`, 4 bytes a token.
+class Examples(Sequence[Each], Generic[Each]):
+    """What `encode` and `encode_labelled` make: a sequence of examples, 4 bytes a token.
 
     Example:
         >>> from jlora.data import Example, Examples
@@ -25,61 +28,80 @@ class Examples(Sequence[Example]):
         (2, Example(tokens=[5, 4], answers=[0]))
     """
 
-    def __init__(self, tokens: np.ndarray, answers: np.ndarray, ends: np.ndarray):
-        self._tokens, self._answers = tokens, answers  # int32, one example after the other
-        self._ends = ends  # (examples + 1, 2) int64: of tokens and answers; those of none first
+    def __init__(self, kind: type[Each], fields: Sequence[np.ndarray], ends: np.ndarray):
+        self._kind, self._alone = kind, _alone(kind)
+        self._fields = fields  # of each field int32, one example after the other
+        self._ends = ends  # (examples + 1, fields) int64; those of none first
 
     @classmethod
-    def of(cls, examples: Iterable[Example]) -> Examples:
-        """These examples.
+    def of(cls, examples: Iterable[Each]) -> Examples[Each]:
+        """These examples, all of one kind.
 
         Args:
             examples: in any iterable.
         """
-        collected = Collected(None)
-        for tokens, answers in examples:
-            collected.append(tokens, answers)
-        return collected.whole()
+        rest = iter(examples)
+        first = list(itertools.islice(rest, 1))
+        return _of(type(first[0]) if first else Example, itertools.chain(first, rest))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     @overload
-    def __getitem__(self, at: SupportsIndex) -> Example: ...
+    def __getitem__(self, at: SupportsIndex) -> Each: ...
     @overload
-    def __getitem__(self, at: slice) -> Examples: ...
-    def __getitem__(self, at: SupportsIndex | slice) -> Example | Examples:
+    def __getitem__(self, at: slice) -> Examples[Each]: ...
+    def __getitem__(self, at: SupportsIndex | slice) -> Each | Examples[Each]:
         if isinstance(at, slice):
-            return Examples.of(self[each] for each in range(len(self))[at])
+            return _of(self._kind, (self[each] for each in range(len(self))[at]))
         at = operator.index(at)
         if not -len(self) <= at < len(self):
             raise IndexError(f"example {at} of {len(self)}")
         at %= len(self)
-        (token, answer), (last_token, last_answer) = self._ends[at : at + 2].tolist()
-        return Example(
-            self._tokens[token:last_token].tolist(), self._answers[answer:last_answer].tolist()
+        begins, ends = self._ends[at : at + 2].tolist()
+        lists = (
+            numbers[begin:end].tolist()
+            for numbers, begin, end in zip(self._fields, begins, ends, strict=True)
+        )
+        return self._kind(
+            *(each[0] if alone else each for each, alone in zip(lists, self._alone, strict=True))
         )
 
 
-class Collected:
-    """Examples while they are made; without a folder all are in memory."""
+def _alone(kind: Any) -> tuple[bool, ...]:
+    """Which fields are one number."""
+    types = typing.get_type_hints(kind)
+    return tuple(types[name] is int for name in kind._fields)
 
-    def __init__(self, folder: str | Path | None):
-        self._tokens, self._answers = (
-            _Numbers(None if folder is None else Path(folder) / f"{name}.int32")
-            for name in ("tokens", "answers")
-        )
-        self._ends = array.array("q", [0, 0])
+
+def _of(kind: Any, examples: Iterable[Any]) -> Examples[Any]:
+    collected = Collected(kind, None)
+    for each in examples:
+        collected.append(each)
+    return collected.whole()
+
+
+class Collected(Generic[Each]):
+    """Examples of one kind while they are made; without a folder all are in memory."""
+
+    def __init__(self, kind: type[Each], folder: str | Path | None):
+        names = kind._fields  # type: ignore[attr-defined]
+        self._kind, self._alone = kind, _alone(kind)
+        self._fields = [
+            _Numbers(None if folder is None else Path(folder) / f"{name}.int32") for name in names
+        ]
+        self._ends = array.array("q", [0] * len(names))
 
     def __len__(self) -> int:
-        return len(self._ends) // 2 - 1
+        return len(self._ends) // len(self._fields) - 1
 
-    def append(self, tokens: Sequence[int], answers: Sequence[int]) -> None:
-        self._ends.extend((self._tokens.extend(tokens), self._answers.extend(answers)))
+    def append(self, example: Each) -> None:
+        for numbers, value, alone in zip(self._fields, example, self._alone, strict=True):
+            self._ends.append(numbers.extend([value] if alone else value))
 
-    def whole(self) -> Examples:
-        ends = np.frombuffer(self._ends, np.int64).reshape(-1, 2)
-        return Examples(self._tokens.whole(), self._answers.whole(), ends)
+    def whole(self) -> Examples[Each]:
+        ends = np.frombuffer(self._ends, np.int64).reshape(-1, len(self._fields))
+        return Examples(self._kind, [numbers.whole() for numbers in self._fields], ends)
 
 
 class _Numbers:

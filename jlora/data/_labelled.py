@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from jlora import _words
 from jlora.data._batches import Batch
+from jlora.data._examples import Collected, Examples
 from jlora.data._labelled_rows import name_of, row_of
 from jlora.data._messages import Notes
 from jlora.data._plan import Plan, Planned
@@ -67,15 +69,17 @@ def encode_labelled(
     *,
     labels: Sequence[str],
     max_length: int,
-) -> tuple[list[Labelled], LabelReport]:
+    folder: str | Path | None = None,
+) -> tuple[Examples[Labelled], LabelReport]:
     """The rows as tokens within the tokenizer's own frame, and a report of what was cut.
 
     Args:
-        rows: from `read_labelled`.
+        rows: from `read_labelled` or `open_labelled`.
         tokenizer: a model's.
         labels: their names, in the order of the model's scores. A row's label is one of them, or a
             number that says which, where none has that number for a name.
         max_length: the most tokens; a longer text loses its end, of two texts the longer one first.
+        folder: for the tokens once they are more than some 100 MB; in memory without one.
 
     Raises:
         ValueError: naming the row without a text or with a label that is none of these; when there
@@ -103,7 +107,7 @@ def encode_labelled(
         raise ValueError("there are no rows")
     numbers = {name: number for number, name in enumerate(labels)}
     counts = dict.fromkeys(labels, 0)
-    examples: list[Labelled] = []
+    examples = Collected(Labelled, folder)
     problems: list[str] = []
     cut = 0
     for number, row in enumerate(rows, start=1):
@@ -126,7 +130,7 @@ def encode_labelled(
         raise ValueError(
             f"{len(problems)} of {len(rows)} rows can't be used:{_words.first_few(problems, 5)}"
         )
-    return examples, LabelReport(counts, cut, max_length)
+    return examples.whole(), LabelReport(counts, cut, max_length)
 
 
 class LabelledBatches(Planned):
@@ -164,7 +168,7 @@ class LabelledBatches(Planned):
         shapes: int = 3,
         shuffle: bool = True,
     ):
-        self.examples = list(examples)
+        self.examples = examples if isinstance(examples, Examples) else list(examples)
         lengths = (len(each.tokens) for each in self.examples)
         super().__init__(
             Plan(lengths, batch_size=batch_size, seed=seed, shapes=shapes, shuffle=shuffle)

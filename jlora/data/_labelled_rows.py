@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jlora import _words
-from jlora.data._checked import checked
+from jlora.data._checked import Form, checked
 from jlora.data._messages import Notes, found_keys, kind
+from jlora.data._on_disk import Rows, opened
 from jlora.data._shapes import renamed
 
 KEYS = ("text", "second", "label")
@@ -30,7 +31,7 @@ def read_labelled(
     """The rows of texts with labels of a file, a folder, standard input or a hub data set.
 
     A row holds ``text`` and ``label``, and ``second`` where it is a pair of texts. A label is a
-    text, a number or true or false.
+    text, a number or true or false. All are in memory: `open_labelled` leaves them on disk.
 
     Args:
         source: as in `read_rows`.
@@ -50,15 +51,49 @@ def read_labelled(
         ...     jlora.data.read_labelled(path, columns={"text": "sentence"})
         [{'text': 'Well done', 'label': 'good'}]
     """
-    found = checked(source, columns or {}, say, read=row_of, keys=KEYS, expected=_EXPECTED)
-    return [row for _, _, row in found]
+    return [row for _, _, row in checked(source, columns or {}, say, LABELLED)]
 
 
-def labels_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def open_labelled(
+    source: str | Path,
+    *,
+    folder: str | Path,
+    again: bool = False,
+    columns: Mapping[str, str] | None = None,
+    say: Callable[[str], object] = warnings.warn,
+) -> Rows[LabelledRow]:
+    """The rows that `read_labelled` gives, left on disk as `open_rows` leaves conversations.
+
+    Args:
+        source: as in `read_rows`.
+        folder: as in `open_rows`.
+        again: as in `open_rows`.
+        columns: as in `read_labelled`.
+        say: as in `read_labelled`.
+
+    Raises:
+        ValueError: as in `read_rows`.
+        OSError: when the folder can't be written.
+
+    Example:
+        >>> import pathlib
+        >>> import tempfile
+        >>> import jlora
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "rows.jsonl")
+        ...     _ = path.write_text('{"sentence": "Well done", "label": "good"}')
+        ...     rows = jlora.data.open_labelled(path, folder=folder, columns={"text": "sentence"})
+        ...     len(rows), rows[0]
+        (1, {'text': 'Well done', 'label': 'good'})
+    """
+    return opened(source, LABELLED, folder=Path(folder), again=again, columns=columns, say=say)
+
+
+def labels_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """The labels that occur in the rows, in the order of their numbers or of the alphabet.
 
     Args:
-        rows: from `read_labelled`.
+        rows: from `read_labelled` or `open_labelled`.
 
     Raises:
         ValueError: when there is one label only: then there is nothing to tell apart.
@@ -100,6 +135,9 @@ def row_of(row: Any, columns: Mapping[str, str], notes: Notes) -> LabelledRow:
         raise ValueError(f"'label' is a {kind(given['label'])}: expected a text or a number")
     notes.update(f"{key!r}" for key in sorted(given.keys() - set(KEYS)))
     return {name: given[name] for name in KEYS if name in given}
+
+
+LABELLED: Form[LabelledRow] = Form(row_of, KEYS, _EXPECTED)
 
 
 def name_of(label: Any) -> str:

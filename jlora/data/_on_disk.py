@@ -15,12 +15,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from jlora.data._checked import checked
+from jlora.data._checked import CONVERSATIONS, Form, checked
 from jlora.data._formats import Record, loaded, records
 from jlora.data._messages import Messages, Notes, key_of
-from jlora.data._shapes import conversation_of
 from jlora.data._sources import Source, version_of
-from jlora.data._view import View
+from jlora.data._view import Row, View
 
 
 class _File(NamedTuple):
@@ -30,8 +29,8 @@ class _File(NamedTuple):
     version: tuple[int, int]
 
 
-class Rows(View[Messages]):
-    """Conversations on disk, from `open_rows`: a row is read when it is asked for.
+class Rows(View[Row]):
+    """Rows on disk, from `open_rows` or `open_labelled`: a row is read when it is asked for.
 
     It has ``len`` and takes an index, as data loaders ask (Grain's ``RandomAccessDataSource``),
     and goes to other processes as it is. In memory are 24 bytes a row.
@@ -57,20 +56,21 @@ class Rows(View[Messages]):
         sizes: np.ndarray,  # (rows,) int32
         keys: np.ndarray,  # (rows,) uint64, hashes of what a row asks for
         columns: Mapping[str, str],
+        form: Form[Row],
     ):
         self._files = tuple(files)
         self._of_file, self._starts, self._sizes = of_file, starts, sizes
-        self.keys, self._columns = keys, dict(columns)
+        self.keys, self._columns, self._form = keys, dict(columns), form
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def _row(self, at: int) -> Messages:
+    def _row(self, at: int) -> Row:
         its = self._files[self._of_file[at]]
         with its.path.open("rb") as file:
             return self._read(file, its, at)
 
-    def __iter__(self) -> Iterator[Messages]:
+    def __iter__(self) -> Iterator[Row]:
         """All rows, each file opened once while it lasts."""
         with contextlib.ExitStack() as stack:
             opened, last = None, None
@@ -81,7 +81,7 @@ class Rows(View[Messages]):
                     opened, last = stack.enter_context(its.path.open("rb")), number
                 yield self._read(opened, its, at)
 
-    def pick(self, which: Sequence[int] | np.ndarray) -> Rows:
+    def pick(self, which: Sequence[int] | np.ndarray) -> Rows[Row]:
         """These of the rows, in this order.
 
         Args:
@@ -89,9 +89,10 @@ class Rows(View[Messages]):
         """
         which = np.asarray(which, np.int64)
         of_file, starts, sizes = self._of_file[which], self._starts[which], self._sizes[which]
-        return Rows(self._files, of_file, starts, sizes, self.keys[which], self._columns)
+        keys = self.keys[which]
+        return Rows(self._files, of_file, starts, sizes, keys, self._columns, self._form)
 
-    def _read(self, file: BinaryIO, its: _File, at: int) -> Messages:
+    def _read(self, file: BinaryIO, its: _File, at: int) -> Row:
         found = os.fstat(file.fileno())
         if (found.st_size, found.st_mtime_ns) != its.version:
             raise ValueError(
@@ -100,7 +101,7 @@ class Rows(View[Messages]):
             )
         file.seek(self._starts[at])
         value = loaded(file.read(self._sizes[at]).decode("utf-8-sig"))
-        return conversation_of(value, self._columns, Notes())
+        return self._form.read(value, self._columns, Notes())
 
 
 def open_rows(
@@ -110,7 +111,7 @@ def open_rows(
     again: bool = False,
     columns: Mapping[str, str] | None = None,
     say: Callable[[str], object] = warnings.warn,
-) -> Rows:
+) -> Rows[Messages]:
     """The conversations that `read_rows` gives, left on disk: they may be more than memory holds.
 
     Every row is read and checked once before anything is returned. JSON lines are then read where
@@ -140,8 +141,20 @@ def open_rows(
         ...     jlora.data.text_of(rows[0][-1])
         '4'
     """
+    return opened(source, CONVERSATIONS, folder=Path(folder), again=again, columns=columns, say=say)
+
+
+def opened(
+    source: str | Path,
+    form: Form[Row],
+    *,
+    folder: Path,
+    again: bool,
+    columns: Mapping[str, str] | None,
+    say: Callable[[str], object],
+) -> Rows[Row]:
+    """The rows of this form on disk, as `open_rows` says."""
     columns = dict(columns or {})
-    folder = Path(folder)
     files: list[_File] = []
     of_file, starts, sizes = array.array("i"), array.array("q"), array.array("i")
     keys = array.array("Q")
@@ -153,11 +166,11 @@ def open_rows(
         return its._replace(path=path, records=_lines(its.name, path))
 
     with contextlib.ExitStack() as copies:
-        found = checked(source, columns, say, written)
-        of_source = itertools.groupby(found, key=lambda row: row[0])
+        found = checked(source, columns, say, form, among=written)
+        of_source = itertools.groupby(found, key=lambda each: each[0])
         for number, (its, rows) in enumerate(of_source):
             version, copy = its.path and version_of(its.path), None
-            for _, record, messages in rows:
+            for _, record, row in rows:
                 start, size = record.start, record.size
                 if version is None or start < 0:
                     copy = copy or copies.enter_context(_Copy(_place(its, folder)))
@@ -165,7 +178,7 @@ def open_rows(
                 of_file.append(number)
                 starts.append(start)
                 sizes.append(size)
-                keys.append(_hashed(key_of(messages)))
+                keys.append(_hashed(key_of(row)))
             if copy:
                 files.append(copy.finish())
             elif its.path and version:
@@ -177,6 +190,7 @@ def open_rows(
         np.frombuffer(sizes, np.int32),
         np.frombuffer(keys, np.uint64),
         columns,
+        form,
     )
 
 

@@ -6,15 +6,17 @@ import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from jlora.data._checked import checked
+from jlora.data._checked import CONVERSATIONS, checked
 from jlora.data._messages import Messages, key_of
 from jlora.data._on_disk import Rows
 from jlora.data._plan import at_random
 from jlora.data._view import View
+
+Row = TypeVar("Row")
 
 
 def read_rows(
@@ -48,22 +50,19 @@ def read_rows(
         ...     jlora.data.read_rows(path)
         [[{'role': 'user', 'content': '2 + 2'}, {'role': 'assistant', 'content': '4'}]]
     """
-    return [messages for _, _, messages in checked(source, columns or {}, say)]
+    return [messages for _, _, messages in checked(source, columns or {}, say, CONVERSATIONS)]
 
 
 @overload
-def hold_out(rows: Rows, count: int, *, seed: int) -> tuple[Rows, Rows]: ...
+def hold_out(rows: Rows[Row], count: int, *, seed: int) -> tuple[Rows[Row], Rows[Row]]: ...
 @overload
-def hold_out(
-    rows: Sequence[Messages], count: int, *, seed: int
-) -> tuple[list[Messages], list[Messages]]: ...
-def hold_out(
-    rows: Sequence[Messages], count: int, *, seed: int
-) -> tuple[Sequence[Messages], Sequence[Messages]]:
+def hold_out(rows: Sequence[Row], count: int, *, seed: int) -> tuple[list[Row], list[Row]]: ...
+def hold_out(rows: Sequence[Row], count: int, *, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
     """The rows as (train, held out): ``count`` random ones held out, none of them also in train.
 
     Args:
-        rows: conversations, in a list or on disk: so are those that are returned.
+        rows: conversations or texts with labels, in a list or on disk: so are those that are
+            returned.
         count: how many to hold out.
         seed: another seed holds out others.
 
@@ -92,11 +91,11 @@ def hold_out(
     return train, held_out
 
 
-def _picked(rows: Sequence[Messages], which: np.ndarray) -> Sequence[Messages]:
+def _picked(rows: Sequence[Row], which: np.ndarray) -> Sequence[Row]:
     return rows.pick(which) if isinstance(rows, View) else [rows[at] for at in which]
 
 
-def _alike(rows: Sequence[Messages], held_out: Sequence[Messages]) -> np.ndarray:
+def _alike(rows: Sequence[Any], held_out: Sequence[Any]) -> np.ndarray:
     """(rows,) bool: which ask for the same as one that is held out.
 
     Rows on disk are read only where their keys' hashes agree.

@@ -25,8 +25,9 @@ def with_classifier(model: Any, labels: Sequence[str], key: jax.Array) -> Any:
 
     So does transformers' ``AutoModelForSequenceClassification.from_pretrained(...,
     num_labels=...)``: weights are normal with a deviation of 0.02, biases zero. An encoder
-    whose head reads the pooler gets a fresh one where its file had none. A decoder's head reads the
-    last token, and that over its vocabulary goes. What is fresh is to train:
+    whose head reads the pooler gets a fresh one where its file had none, and one that the head does
+    not read goes. A decoder's head reads the last token, and that over its vocabulary goes. What is
+    fresh is to train:
     ``LoraConfig(train=models.fresh_leaves(base, model))``.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from jlora import data, models
 from jlora.tasks._rows import own_rows
 from jlora.tasks._task import Task
+
+_HEAD = "^classifier/"
 
 
 class Classify(Task):
@@ -38,11 +41,12 @@ class Classify(Task):
 
     unread = ("pack", "template", "train_on", "train_reasoning", "max_new_tokens")
     labels: tuple[str, ...] = ()  # known once `rows` was called
+    _fresh: tuple[str, ...] = ()  # what `model` made anew of one
 
     def rows(self) -> tuple[Sequence[Any], Sequence[Any]]:
         """All rows that can be used; some of them held out."""
-        rows, held_out = own_rows(self, _read)
-        self.labels = self.settings.labels or data.labels_of([*rows, *held_out])
+        rows, held_out = own_rows(self, data.open_labelled)
+        self.labels = self.settings.labels or data.labels_of(itertools.chain(rows, held_out))
         return rows, held_out
 
     def model(self, load: Callable[..., Any]) -> Any:
@@ -56,11 +60,14 @@ class Classify(Task):
             )
         if getattr(model.config, "labels", None) == self.labels:
             return model
-        return models.with_classifier(model, self.labels, jax.random.key(its.seed))
+        made = models.with_classifier(model, self.labels, jax.random.key(its.seed))
+        self._fresh = models.fresh_leaves(model, made)
+        return made
 
     def trains(self, model: Any) -> tuple[str, ...]:
-        """The head."""
-        return ("^classifier/",)
+        """The head, and a pooler that the model had not."""
+        beside = (each for each in self._fresh if not each.startswith(_HEAD))
+        return (_HEAD, *beside)
 
     def measurable(self, held_out: Sequence[Any], model: Any) -> Sequence[Any]:
         """All of them: what is too long is cut."""
@@ -70,8 +77,13 @@ class Classify(Task):
         self, rows: Collection[Any], model: Any, *, folder: Path | None = None
     ) -> tuple[Sequence[Any], Any]:
         """Tokens within the tokenizer's frame, with the label's number."""
-        limit = self.settings.max_length
-        return data.encode_labelled(rows, model.tokenizer, labels=self.labels, max_length=limit)
+        return data.encode_labelled(
+            rows,
+            model.tokenizer,
+            labels=self.labels,
+            max_length=self.settings.max_length,
+            folder=folder,
+        )
 
     def batches(self, examples: Sequence[Any], *, shuffle: bool = True) -> data.LabelledBatches:
         """Batches of few lengths, in an order from the seed."""
@@ -124,8 +136,3 @@ class Classify(Task):
             loss = f"{'-':>8}" if its["loss"] is None else f"{its['loss']:8.3f}"
             lines.append(f"  {name:<16}  {loss}  {shares}")
         return "\n".join(lines)
-
-
-def _read(source: str, *, folder: Path | None, again: bool, **options: Any) -> Sequence[Any]:
-    """Rows with labels; all are in memory."""
-    return data.read_labelled(source, **options)

@@ -30,14 +30,14 @@ def class_of(family, head):
     return getattr(transformers, f"{CLASSES[family]}{head}")
 
 
-def made(family, head="Model", **settings):
+def made(family, head="Model", options=None, **settings):
     """A random model of transformers in which no parameter has its usual value."""
     config = class_of(family, "Config")(
         **{**SIZES, **LABELS, "pad_token_id": PADDING[family], **settings},
         attn_implementation="eager",
     )
     torch.manual_seed(5)
-    model = class_of(family, head)(config).eval()
+    model = class_of(family, head)(config, **options or {}).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)

@@ -13,7 +13,7 @@ from encoders import LABELS, batch, class_of, close, each_family, in_torch, made
 from safetensors.numpy import load_file, save_file
 
 import jlora
-from jlora import models
+from jlora import checkpoint, models
 from jlora.models._families import ENCODERS, from_huggingface
 from jlora.models._files._torch_tensors import oriented
 
@@ -71,6 +71,7 @@ LINEAR = {
     *(f"layers/attn/{name}_proj/kernel" for name in "qkvo"),
     *(f"layers/mlp/{name}_proj/kernel" for name in ("up", "down")),
 }
+FRESH = ("no", "yes", "maybe")
 OF_THE_HEAD = {"bert": {"pooler/kernel"}, "roberta": {"classifier/dense/kernel"}}
 
 
@@ -185,6 +186,44 @@ def test_an_exported_folder_opens_in_transformers(family, head, tmp_path):
     if head != "Model":
         now = dict(again.named_parameters())
         assert all(torch.equal(now[name], value) for name, value in of_head.items())
+
+
+# A model of transformers, and how it is made.
+WITHOUT_THE_HEAD = {
+    "no pooler": ("Model", {"add_pooling_layer": False}),
+    "a pooler": ("Model", {}),
+    "a vocabulary's head": ("ForMaskedLM", {}),
+    "a head over tokens": ("ForTokenClassification", {}),
+    "other labels": ("ForSequenceClassification", {}),
+}
+
+
+@each_family
+@pytest.mark.parametrize("base", WITHOUT_THE_HEAD)
+@pytest.mark.filterwarnings("ignore:.*left aside")
+def test_an_exported_fresh_head_opens_in_transformers(family, base, tmp_path):
+    head, options = WITHOUT_THE_HEAD[base]
+    folder = written(made(family, head, options=options), tmp_path / "model")
+    before = models.load(folder)
+    model = models.with_classifier(before, FRESH, jax.random.key(2))
+    inputs = batch(family)
+    config = jlora.LoraConfig(
+        targets="attn/(q|o)_proj", train=models.fresh_leaves(before, model), rank=3, alpha=7
+    )
+    axes = jlora.trace_axes(model.apply, model.params, inputs["tokens"])
+    frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
+    lora = jax.tree.map(lambda leaf: leaf + 0.1, lora)
+    base = checkpoint.fingerprint(model.params)
+    out = models.export(folder, tmp_path / "merged", lora=lora, base=base, labels=FRESH)
+    again, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
+        out, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys"))
+    assert tuple(again.config.id2label.values()) == FRESH
+    scores = model.apply(jlora.merge(frozen, lora), **inputs)
+    close(scores, again.eval()(**in_torch(inputs)).logits)
+    loaded = models.load(out)
+    close(loaded.apply(loaded.params, **inputs), scores)
 
 
 @each_family

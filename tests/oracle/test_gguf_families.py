@@ -16,7 +16,17 @@ import torch
 import transformers
 import variants
 from random_models import TOKENS, assert_near, logits_of
-from variants import BOTH_BIASES, DEEPSEEK, EAGER, GEMMA3N, LINEAR, LLAMA3, MIXTRAL, MOE
+from variants import (
+    BOTH_BIASES,
+    DEEPSEEK,
+    EAGER,
+    GEMMA3N,
+    LINEAR,
+    LLAMA3,
+    MIXTRAL,
+    MOE,
+    QWEN3_NEXT,
+)
 
 from jlora import models
 from jlora.models._families import FAMILIES
@@ -84,6 +94,19 @@ VARIANTS = {
     "qwen2_moe": ("qwen2_moe", {**SHARED, **MOE, "shared_expert_intermediate_size": 9}),
     "qwen3": ("qwen3", {"rms_norm_eps": 1e-3}),
     "qwen3_moe": ("qwen3_moe", {**MOE, "norm_topk_prob": True, "rope_parameters": BASE}),
+    "qwen3_next": ("qwen3_next", {**QWEN3_NEXT, "rms_norm_eps": 1e-3}),
+    "qwen3_next, biases": (
+        "qwen3_next",
+        {
+            **QWEN3_NEXT,
+            "full_attention_interval": 4,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "linear_conv_kernel_dim": 3,
+            "linear_num_value_heads": 6,
+            "rope_parameters": {**YARN, "partial_rotary_factor": 0.4},
+        },
+    ),
     "gemma": ("gemma", {}),
     "gemma2": (
         "gemma2",
@@ -272,6 +295,36 @@ def test_llama_3_stretches_frequencies_by_a_tensor_of_divisors(tmp_path):
     further = {"rope_freqs.weight": divisors}
     path = written(oracle, tmp_path / "model.gguf", further=further)
     assert_near(applied(models.load(path)), logits_of(oracle), 1e-4)
+
+
+def in_one(oracle):
+    """Qwen3-Next's projections as older files hold them: as transformers does."""
+    whole, name = {}, "linear_attn.in_proj_qkvz.weight"
+    for layer in range(oracle.config.num_hidden_layers):
+        parameter = f"model.layers.{layer}.{name}"
+        if parameter in dict(oracle.named_parameters()):
+            whole[f"blk.{layer}.ssm_in.weight"] = oracle.get_parameter(parameter).detach().numpy()
+            whole |= {f"blk.{layer}.attn_{part}.weight": None for part in ("qkv", "gate")}
+    return whole
+
+
+def test_qwen3_next_s_projections_may_lie_in_one(tmp_path):
+    oracle = oracle_of("qwen3_next")
+    whole = in_one(oracle)
+    assert len(whole) == 9  # three layers of five
+    apart = models.load(written(oracle, tmp_path / "apart.gguf"))
+    model = models.load(written(oracle, tmp_path / "model.gguf", further=whole))
+    assert jax.tree.all(jax.tree.map(np.array_equal, apart.params, model.params))
+
+
+def test_parts_that_are_not_those_of_the_header_are_named(tmp_path):
+    rows = {"attn_qkv": 43, "attn_gate": 21}  # as many as are asked for, but not of each
+    further = {
+        f"blk.0.{name}.weight": np.ones((count, 48), np.float32) for name, count in rows.items()
+    }
+    path = written(oracle_of("qwen3_next"), tmp_path / "model.gguf", further=further)
+    with pytest.raises(ValueError, match=r"attn_qkv.weight of shape \(43, 48\), .*no blk.0.ssm_in"):
+        models.load(path)
 
 
 def random_mxfp4(experts, inputs, outputs):

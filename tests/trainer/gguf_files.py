@@ -14,6 +14,7 @@ ARCHITECTURES = {
     "mixtral": "llama",
     "qwen2_moe": "qwen2moe",
     "qwen3_moe": "qwen3moe",
+    "qwen3_next": "qwen3next",
     "gemma3_text": "gemma3",
     "gemma3n_text": "gemma3n",
     "olmo3": "olmo2",
@@ -25,7 +26,7 @@ ARCHITECTURES = {
     "deepseek_v3": "deepseek2",
 }
 OF_LLAMA = ("llama", "mistral3", "arcee", "smollm3", "granite", "granitemoe")
-ONE_ADDED = ("gemma", "gemma2", "gemma3", "nemotron")
+ONE_ADDED = ("gemma", "gemma2", "gemma3", "nemotron", "qwen3next")
 SILENT_ON_ROPE = ("gemma", "gemma2", "gpt2")  # the converter writes nothing of it
 
 
@@ -41,7 +42,8 @@ def write(
         architecture: where it is not the converter's.
         header: further entries, as (method of the writer, arguments).
         left_out: entries that are not written, as methods of the writer.
-        further: further or other tensors, by their names in the file; with its type a packed one.
+        further: further or other tensors, by their names in the file; with its type a packed one;
+            None for one that is left out.
         tokenizer: see `_add_tokenizer`.
     """
     named = ARCHITECTURES.get(settings["model_type"], settings["model_type"])
@@ -52,6 +54,8 @@ def write(
         getattr(writer, method)(*arguments)
     further = further or {}
     for name, tensor in further.items():
+        if tensor is None:
+            continue
         data, kind = tensor if isinstance(tensor, tuple) else (tensor, None)
         writer.add_tensor(name, data, raw_dtype=kind)
     layers = settings.get("num_hidden_layers", settings.get("n_layer"))
@@ -189,6 +193,19 @@ class _Entries:
 
     qwen3moe = qwen2moe
 
+    def qwen3next(self):
+        given, put = self.settings, self.put
+        self.qwen2moe()
+        widths = given["linear_value_head_dim"] * given["linear_num_value_heads"]
+        put("ssm_conv_kernel", given["linear_conv_kernel_dim"])
+        put("ssm_state_size", given["linear_key_head_dim"])
+        put("ssm_group_count", given["linear_num_key_heads"])
+        put("ssm_time_step_rank", given["linear_num_value_heads"])
+        put("ssm_inner_size", widths)
+        put("full_attention_interval", 1 + given["layer_types"].index("full_attention"))
+        share = self.rope.get("partial_rotary_factor", 0.25)
+        put("rope_dimension_count", int(self.head_dim * share))
+
     def gpt_oss(self):
         self.put("sliding_window", self.settings["sliding_window"])
         self.put("expert_feed_forward_length", self.settings["intermediate_size"])
@@ -291,7 +308,7 @@ def _tensors(tensors, settings, architecture, layers):
     known = gguf.get_tensor_name_map(keys[architecture], layers)
     for name, tensor in _stacked(tensors).items():
         for part, changed in _changed(name, tensor, settings, architecture):
-            bare, suffix = part, ".weight"
+            bare, suffix = part, "" if part.endswith(".A_log") else ".weight"
             for ending in (".weight", ".bias"):
                 if part.endswith(ending):
                     bare, suffix = part.removesuffix(ending), ending
@@ -321,6 +338,8 @@ def _changed(name, tensor, settings, architecture):
         yield name, permuted(tensor, heads)
     elif architecture in OF_LLAMA and ".k_proj." in name:
         yield name, permuted(tensor, settings.get("num_key_value_heads", heads))
+    elif name.endswith(".linear_attn.norm.weight"):
+        yield name, tensor
     elif architecture in ONE_ADDED and name.endswith("norm.weight"):
         yield name, tensor + 1
     elif architecture == "deepseek2" and ".kv_b_proj." in name:
@@ -328,6 +347,22 @@ def _changed(name, tensor, settings, architecture):
         plain = settings["qk_nope_head_dim"]
         yield name.replace("kv_b", "k_b"), by_head[:, :plain].swapaxes(1, 2)
         yield name.replace("kv_b", "v_b"), by_head[:, plain:]
+    elif name.endswith(".linear_attn.A_log"):
+        yield name, -np.exp(tensor)
+    elif name.endswith(".linear_attn.dt_bias"):
+        yield name.replace(".dt_bias", ".dt_proj.bias"), tensor
+    elif name.endswith(".linear_attn.in_proj_qkvz.weight"):
+        # `gguf` knows the parts by their names in Qwen 3.5, which has them apart
+        key, each = settings["linear_key_head_dim"], settings["linear_num_key_heads"]
+        by_head = tensor.reshape(each, -1, tensor.shape[-1])
+        value = (by_head.shape[1] - 2 * key) // 2
+        query, keys, values, gates = (
+            part.reshape(-1, tensor.shape[-1])
+            for part in np.split(by_head, np.cumsum([key, key, value]), axis=1)
+        )
+        mixed = np.concatenate([query, keys, values])
+        yield name.replace("in_proj_qkvz", "in_proj_qkv"), mixed
+        yield name.replace("in_proj_qkvz", "in_proj_z"), gates
     elif name.endswith("e_score_correction_bias"):
         yield name.replace("_bias", ".bias"), tensor
     elif architecture == "gpt2" and name.split(".")[-2] in ("c_attn", "c_proj", "c_fc"):

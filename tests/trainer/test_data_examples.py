@@ -6,7 +6,15 @@ import random
 import numpy as np
 import pytest
 
-from jlora.data import Batches, Example, Examples, encode
+from jlora.data import (
+    Batches,
+    Example,
+    Examples,
+    Labelled,
+    LabelledBatches,
+    encode,
+    encode_labelled,
+)
 from jlora.data import _examples as module
 
 RNG = random.Random(3)
@@ -48,6 +56,10 @@ class Letters:
     def encode(self, text):
         return list(text.encode())
 
+    def framed(self, text, second="", *, max_length=None):
+        letters = self.encode(text + second)[:max_length]
+        return letters, ([0] * len(text) + [1] * len(second))[:max_length]
+
 
 def test_many_tokens_go_to_a_file(tmp_path, monkeypatch):
     rows = [[{"role": "text", "content": "x" * n}] for n in range(1, 60)]
@@ -58,3 +70,24 @@ def test_many_tokens_go_to_a_file(tmp_path, monkeypatch):
         assert (list(kept), again) == (list(alone), report)
     written = np.fromfile(tmp_path / "new" / "tokens.int32", np.int32)
     assert written.tolist() == [token for example in alone for token in example.tokens]
+
+
+def test_texts_with_labels_go_to_files_as_well(tmp_path, monkeypatch):
+    rows = [{"text": "x" * n, "second": "y" * (n % 4) or "z", "label": n % 3} for n in range(1, 60)]
+    options = {"labels": ("0", "1", "2"), "max_length": 50}
+    alone, report = encode_labelled(rows, Letters(), **options)
+    assert alone[5] == Labelled([120] * 6 + [121] * 2, [0] * 6 + [1] * 2, 0)
+    assert list(Examples.of(alone)) == list(alone)
+    assert list(alone[3:9:2]) == list(alone)[3:9:2]
+    monkeypatch.setattr(module, "IN_MEMORY", 100)
+    kept, again = encode_labelled(rows, Letters(), **options, folder=tmp_path / "new")
+    assert (list(kept), again) == (list(alone), report)
+    written = {
+        path.name: np.fromfile(path, np.int32).tolist() for path in (tmp_path / "new").iterdir()
+    }
+    for name in ("tokens", "types"):
+        assert written[f"{name}.int32"] == [each for row in alone for each in getattr(row, name)]
+    one, other = (LabelledBatches(each, batch_size=7, seed=5) for each in (list(alone), kept))
+    for step in range(one.per_epoch):
+        for name, values in one(step).items():
+            np.testing.assert_array_equal(values, other(step)[name])

@@ -11,7 +11,7 @@ import sys
 import pytest
 from test_data_sources import CONTENTS, LINES, RECORDS, ROWS, parquet
 
-from jlora import data
+from jlora import data, finetune, tasks
 from jlora.data import _on_disk, digest, hold_out, open_rows, read_rows
 
 MANY = [{"prompt": f"{n % 31}?", "completion": "ä" * (n + 1), "id": n} for n in range(40)]
@@ -198,8 +198,9 @@ def test_rows_are_parsed_twice_before_a_run_begins(tmp_path, monkeypatch):
     in_memory = data.read_rows(path)
     wanted = data.hold_out(in_memory, 3, seed=2)
     seen = []
-    real = _on_disk.conversation_of
-    monkeypatch.setattr(_on_disk, "conversation_of", lambda *a: seen.append(1) or real(*a))
+    real = _on_disk.CONVERSATIONS
+    counted = real._replace(read=lambda *given: seen.append(1) or real.read(*given))
+    monkeypatch.setattr(_on_disk, "CONVERSATIONS", counted)
     rows = data.open_rows(path, folder=tmp_path / "kept")
     train, held_out = data.hold_out(rows, 3, seed=2)
     assert [list(train), list(held_out)] == [list(part) for part in wanted]
@@ -227,3 +228,58 @@ def test_a_digest_is_of_rows_that_were_read_to_their_end():
     assert list(part) == rows[1:]
     assert found.hexdigest() == data.digest(rows)
     assert data.digest(rows) == hashlib.sha256(json.dumps([rows]).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------
+# Texts with labels
+# ------------------------------------------------------------------------------------------------
+
+LABELLED = [
+    {"text": f"{n % 15}?", "label": n % 4} | ({} if n % 2 else {"second": "ä"}) for n in range(40)
+]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.parquet"])
+def test_rows_with_labels_are_on_disk_as_they_are_in_memory(tmp_path, name):
+    path = tmp_path / name
+    lines = "".join(json.dumps(row) + "\n" for row in LABELLED).encode()
+    contents = {"rows.json": json.dumps(LABELLED).encode(), "rows.jsonl.gz": gzip.compress(lines)}
+    path.write_bytes(parquet(LABELLED) if ".parquet" in name else contents.get(name, lines))
+    rows = data.open_labelled(path, folder=tmp_path / "kept")
+    assert list(rows) == data.read_labelled(path) == LABELLED
+    assert list(rows[7:30:3]) == LABELLED[7:30:3]
+    assert list(pickle.loads(pickle.dumps(rows))) == LABELLED
+    assert (entries(tmp_path / "kept") is None) == (name == "rows.jsonl")
+    train, held_out = hold_out(rows, 7, seed=3)
+    assert (list(train), list(held_out)) == hold_out(LABELLED, 7, seed=3)
+    assert len(train) < 33  # the same texts are gone too, whatever their labels are
+    assert digest(train, held_out) == digest(list(train), list(held_out))
+    assert data.labels_of(rows) == ("0", "1", "2", "3")
+
+
+def test_rows_with_labels_are_read_by_their_columns_and_named_where_they_are_wrong(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("sentence,mark,id\nwell,good,1\nill,bad,2\n")
+    said, columns = [], {"text": "sentence", "label": "mark"}
+    kept = tmp_path / "kept"
+    rows = data.open_labelled(path, folder=kept, columns=columns, say=said.append)
+    assert rows[1] == {"text": "ill", "label": "bad"}
+    assert said == [f"{path}: left aside: 'id' (2 times)"]
+    with pytest.raises(ValueError, match="'prompt' is none of text, second, label"):
+        data.open_labelled(path, folder=kept, columns={"prompt": "sentence"})
+    with pytest.raises(
+        ValueError, match=r"'text' is missing[^$]*\{\"text\": ..., \"label\": ...\}"
+    ):
+        data.open_labelled(path, folder=tmp_path / "none")
+    assert entries(tmp_path / "none") is None
+
+
+def test_the_task_of_labels_leaves_its_rows_on_disk(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in LABELLED))
+    its = finetune.Settings(data=(str(path),), task="classify")
+    task = tasks.Classify(its, tmp_path / "kept")
+    train, held_out = task.rows()
+    assert isinstance(train, data.Rows)
+    assert isinstance(held_out, data.Rows)
+    assert task.labels == ("0", "1", "2", "3")

@@ -1,9 +1,10 @@
 """Headers of GGUF files: what they say of each family's decoder, or why they are refused."""
 
 import gguf_files
+import numpy as np
 import pytest
 
-from jlora.models import Experts, Latent
+from jlora.models import DeltaRule, Experts, Latent
 from jlora.models._files._gguf import opened
 from jlora.models._files._gguf_header import _layer_types
 
@@ -117,6 +118,35 @@ def test_headers_from_before_heads_had_two_lengths_say_the_same(tmp_path):
         header=[("add_key_length", 11), ("add_value_length", 3)],
     )
     assert old == new
+
+
+QWEN3_NEXT = {
+    "num_experts": 9,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 5,
+    "shared_expert_intermediate_size": 6,
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 7,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+}
+
+
+def test_linear_attention_is_in_the_header_by_llama_cpp_s_names(tmp_path):
+    config = config_of(tmp_path, "qwen3_next", QWEN3_NEXT)
+    assert config.linear == DeltaRule(2, 6, 4, 7, taps=3)
+    assert config.linear_layers == (True, True, False, True, True, False, True)
+    assert config.rotary_share == 0.25
+    silent = config_of(tmp_path, "qwen3_next", QWEN3_NEXT, left_out=["full_attention_interval"])
+    assert silent.linear_layers == (True, True, True, False, True, True, True)
+
+
+def test_a_bias_of_any_layer_says_that_there_are_biases(tmp_path):
+    assert not config_of(tmp_path, "qwen3_next", QWEN3_NEXT).qkv_bias
+    bias = {"blk.2.attn_q.bias": np.ones(32, np.float32)}
+    assert config_of(tmp_path, "qwen3_next", QWEN3_NEXT, further=bias).qkv_bias
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from safetensors.numpy import load_file, save_file
+from test_encoders import saved as saved_encoder
 
 import train
 from jlora import checkpoint, models, trainer
+from jlora.__main__ import main
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,31 @@ def test_a_decoder_learns_labels(flags, labelled, tiny, tmp_path, capsys):
     assert "accuracy" in told
     lora, _ = checkpoint.restore(out / "adapter")
     assert lora["classifier/kernel"].kind == "whole"
+    assert main(["merge", f"--adapter={out / 'adapter'}", f"--out={tmp_path / 'merged'}"]) == 0
+    assert models.load(tmp_path / "merged").config.labels == ("even", "odd")
     assert train.main([f"--out={out}", "--resume", "--steps=42"]) == 0
+
+
+def test_an_encoder_that_had_no_pooler_trains_a_fresh_one(tmp_path):
+    folder = saved_encoder(tmp_path, max_position_embeddings=32)
+    out, rows = tmp_path / "run", tmp_path / "rows.jsonl"
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "pooler." not in name}
+    assert len(kept) == len(tensors) - 2
+    save_file(kept, folder / "model.safetensors")
+    words = [{"text": f"a c{' a' * n}", "label": "odd" if n % 2 else "even"} for n in range(20)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in words))
+    of_labels = ["--task=classify", f"--model={folder}", f"--data={rows}", f"--out={out}"]
+    assert train.main([*of_labels, "--steps=2", "--rank=2", "--max-length=32"]) == 0
+    lora, _ = checkpoint.restore(out / "adapter")
+    assert {path for path, node in lora.items() if node.kind == "whole"} == {
+        f"{module}/{leaf}"
+        for module in ("pooler", "classifier/out_proj")
+        for leaf in ("kernel", "bias")
+    }
+    assert main(["merge", f"--adapter={out / 'adapter'}", f"--out={tmp_path / 'merged'}"]) == 0
+    merged = models.load(tmp_path / "merged")
+    assert (merged.config.labels, merged.config.pooler) == (("even", "odd"), True)
 
 
 def test_labels_that_are_given_are_the_only_ones(flags, labelled, tmp_path, capsys):

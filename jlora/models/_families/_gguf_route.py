@@ -63,7 +63,7 @@ class Joined:
     join: Callable[[Sequence[np.ndarray], DecoderConfig], np.ndarray]
 
 
-def _rows_together(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def _experts_together(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     (count, gate, *rest), (_, up, *_) = shapes
     return (count, gate + up, *rest)
 
@@ -72,10 +72,21 @@ def _gate_and_up(found: Sequence[np.ndarray], config: DecoderConfig) -> np.ndarr
     """Gate and up of all experts, (experts, out, ...), one after the other or row by row."""
     if config.experts is None or not config.experts.interleaved:
         return np.concatenate(found, axis=1)
-    return np.stack(found, axis=2).reshape(_rows_together([part.shape for part in found]))
+    return np.stack(found, axis=2).reshape(_experts_together([part.shape for part in found]))
 
 
-GATE_UP = Joined("gate_up", ("gate", "up"), _rows_together, _gate_and_up)
+def rows_together(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of (out, in) matrices one below the other."""
+    return (sum(rows for rows, *_ in shapes), *shapes[0][1:])
+
+
+GATE_UP = Joined("gate_up", ("gate", "up"), _experts_together, _gate_and_up)
+
+# Our paths -> tensors to which no name in transformers leads the `gguf` package.
+NAMES: dict[str, str] = {
+    f"layers/mlp/experts/gate_up_proj/{leaf}": f"blk.{{}}.ffn_gate_up_exps.{suffix}"
+    for leaf, suffix in (("kernel", "weight"), ("bias", "bias"))
+}
 
 
 def _nothing(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -88,7 +99,8 @@ class Gguf:
 
     architecture: str  # in general.architecture
     # Entry -> setting, beside ENTRIES; None where it says nothing of the decoder. Of two entries
-    # for one setting the later one counts, where it is there.
+    # for one setting the later one counts, where it is there. A name that begins with _ is no
+    # setting: `missing` alone sees it.
     entries: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     # Settings that the header may leave out, from those that it gave.
     missing: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _nothing
@@ -96,6 +108,10 @@ class Gguf:
     # Whether a file of an architecture that others have too is this family's.
     only_where: Callable[[Entry], bool] | None = None
     joined: tuple[Joined, ...] = (GATE_UP,)
+    # Our paths -> tensors, beside NAMES.
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # Patterns of our paths -> the dimension of one that the converter leaves out.
+    squeezed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     # Tensors that hold several of our leaves, one behind the other, with {} for the number of each.
     stacked: Mapping[str, str] = dataclasses.field(default_factory=dict)  # our path -> the tensor
 

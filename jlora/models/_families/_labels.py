@@ -111,5 +111,4 @@ def relabelled(config: Config, labels: tuple[str, ...], family: Family, name: st
         )
     if isinstance(config, DecoderConfig):
         return dataclasses.replace(config, labels=labels, tied=False)
-    pooler = config.pooler or not config.own_dense
-    return dataclasses.replace(config, labels=labels, pooler=pooler)
+    return dataclasses.replace(config, labels=labels, pooler=not config.own_dense)

@@ -16,6 +16,11 @@ def _slides(settings: Settings, layer: int) -> bool:
     return layer % 2 == 0 and layer < settings.get("max_window_layers", 28)
 
 
+EXPERT_ENTRIES = {
+    **mixture("num_experts", "moe_intermediate_size"),
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
+
 QWEN2_MOE = Family(
     architecture="Qwen2MoeForCausalLM",
     leaves={
@@ -49,11 +54,5 @@ QWEN2_MOE = Family(
         "moe_intermediate_size": 1408,
         "shared_expert_intermediate_size": 5632,
     },
-    gguf=Gguf(
-        "qwen2moe",
-        entries={
-            **mixture("num_experts", "moe_intermediate_size"),
-            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-        },
-    ),
+    gguf=Gguf("qwen2moe", entries=EXPERT_ENTRIES),
 )

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jlora.models._families._family import SIZES, Family
+from jlora.models._families._gguf_route import (
+    GATE_UP,
+    Gguf,
+    Joined,
+    less_one,
+    rows_together,
+)
 from jlora.models._families._llama import DEFAULTS, HEAD_NORMS
-from jlora.models._families._qwen2_moe import QWEN2_MOE
+from jlora.models._families._qwen2_moe import EXPERT_ENTRIES, QWEN2_MOE
 from jlora.models._families._qwen3_moe import mlp_beside_experts
 from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Mixture, Settings
@@ -47,6 +57,30 @@ class _LinearLayers:
             "layer_types": [_LINEAR if each else FULL for each in its],
             **{name: getattr(rule, field) for field, name in _NAMES.items()},
         }
+
+
+def _by_key_head(found: Sequence[np.ndarray], config: DecoderConfig) -> np.ndarray:
+    """Rows that make queries, keys, values and gates, out of each by itself into turns."""
+    mixed, gates = found
+    if (rule := config.linear) is None:
+        return np.concatenate(found)
+    queries, keys, values = np.split(mixed, (rule.keys, 2 * rule.keys))
+    heads = [each.reshape(rule.key_heads, -1, mixed.shape[-1]) for each in (queries, keys, values)]
+    gates = gates.reshape(heads[-1].shape)
+    return np.concatenate([*heads, gates], axis=1).reshape(-1, mixed.shape[-1])
+
+
+def _logarithm(rates: np.ndarray, config: DecoderConfig) -> np.ndarray:
+    """What was written as the rates of decay, all below 0."""
+    return np.log(-rates)
+
+
+def _as_llama_cpp_takes_it(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    widths, heads = given["_value_widths"], given["linear_num_value_heads"]
+    return {
+        "full_attention_interval": 4,
+        "linear_value_head_dim": widths // heads if widths and heads else None,
+    }
 
 
 QWEN3_NEXT = Family(
@@ -90,4 +124,30 @@ QWEN3_NEXT = Family(
         "shared_expert_intermediate_size": 512,
     },
     tensors_aside=("mtp.",),
+    gguf=Gguf(
+        "qwen3next",
+        entries={
+            **EXPERT_ENTRIES,
+            "ssm.conv_kernel": "linear_conv_kernel_dim",
+            "ssm.state_size": "linear_key_head_dim",
+            "ssm.group_count": "linear_num_key_heads",
+            "ssm.time_step_rank": "linear_num_value_heads",
+            "ssm.inner_size": "_value_widths",  # of all heads together
+            "full_attention_interval": "full_attention_interval",
+        },
+        missing=_as_llama_cpp_takes_it,
+        undo={
+            "(?!.*linear_attn).*norm/scale": less_one,
+            "layers/linear_attn/A_log": _logarithm,
+        },
+        joined=(
+            GATE_UP,
+            Joined("ssm_in", ("attn_qkv", "attn_gate"), rows_together, _by_key_head),
+        ),
+        names={
+            "layers/linear_attn/A_log": "blk.{}.ssm_a",
+            "layers/linear_attn/dt_bias": "blk.{}.ssm_dt.bias",
+        },
+        squeezed={"layers/linear_attn/conv1d/filter": 1},
+    ),
 )

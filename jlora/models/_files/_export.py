@@ -117,7 +117,12 @@ def export(
     }
     _check_adapter(shapes, lora)
     bases = (base or {},) if isinstance(base, Mapping | None) else base
-    trained_on = [_Base(each, shapes) for each in bases]
+    # what the adapter holds whole stands in the place of the base's: a fresh head, say
+    of_base = {path: each for path, each in shapes.items() if not _whole(lora.get(path))}
+    trained_on = [
+        _Base({path: leaf for path, leaf in each.items() if not _whole(lora.get(path))}, of_base)
+        for each in bases
+    ]
     given = None if dtype is None else jnp.dtype(dtype)
     if given is not None and given not in _shards.DTYPES.values():
         known = ", ".join(each.name for each in _shards.DTYPES.values())
@@ -160,6 +165,10 @@ def export(
         for name, content in companions.items():
             (aside / name).write_bytes(content)
     return out
+
+
+def _whole(node: Node | None) -> bool:
+    return node is not None and node.kind == "whole"
 
 
 def _merged(

@@ -149,6 +149,7 @@ def _settings(
     for part in family.parts:
         if isinstance(part, Biases):
             given |= _biases(part, tensors)
+    given = {name: value for name, value in given.items() if not name.startswith("_")}
     return {**given, "tie_word_embeddings": "output.weight" not in tensors}, problems
 
 
@@ -177,14 +178,15 @@ def _layer_types(pattern: Any, layers: Any) -> list[str] | None:
 
 
 def _biases(part: Biases, tensors: Mapping[str, Any]) -> dict[str, bool]:
-    """Each setting is true where a bias that it speaks of is there."""
+    """Each setting is true where a bias that it speaks of is there, in whichever layer."""
+    biases = {name.split(".", 2)[-1] for name in tensors if name.endswith(".bias")}
     modules = {part.qkv: [*_BIASED["qkv"]]}
     if part.o is not None:
         modules.setdefault(part.o, []).extend(_BIASED["o"])
     if part.mlp is not None:
         modules.setdefault(part.mlp, []).extend(_BIASED_MLP)
     return {
-        setting: any(f"blk.0.{each}.bias" in tensors for each in names)
+        setting: any(f"{each}.bias" in biases for each in names)
         for setting, names in modules.items()
     }
 

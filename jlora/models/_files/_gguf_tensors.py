@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jlora._requires import requires
 from jlora.models._families._family import Family
-from jlora.models._families._gguf_route import Gguf, Joined, Undo
+from jlora.models._families._gguf_route import NAMES, Gguf, Joined, Undo
 from jlora.models._files._torch_tensors import Kind, Stored
 from jlora.models._net._config import DecoderConfig
 
 _SUFFIX = re.compile(r"[._](weight|bias)$")
 # Weights are (out, in) here, whatever they are there.
 _KINDS: dict[Kind, Kind] = {"conv1d": "linear", "experts_as_ours": "experts"}
-_EXPERTS = {"layers/mlp/experts/gate_up_proj": "blk.{}.ffn_gate_up_exps"}
 
 
 def leaves_of(family: Family, route: Gguf) -> dict[str, Stored]:
@@ -26,12 +25,12 @@ def leaves_of(family: Family, route: Gguf) -> dict[str, Stored]:
     gguf = requires("gguf")
     architectures = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
     known = gguf.get_tensor_name_map(architectures[route.architecture], 1)
+    names = {**NAMES, **route.names}
 
     def name(path: str, stored: Stored) -> str:
         if (place := route.in_a_stack(path)) is not None:
             return _part(*place)
-        suffix = ".bias" if stored.name.endswith("bias") else ".weight"
-        return _named(path, stored, known) + suffix
+        return names.get(path) or _named(path, stored, known)
 
     return {
         path: Stored(name(path, stored), _KINDS.get(stored.kind, stored.kind))
@@ -45,15 +44,13 @@ def _part(tensor: str, at: int) -> str:
 
 
 def _named(path: str, stored: Stored, known: Any) -> str:
-    """Without the suffix, with {} for the layer; a head is output where none is foreseen."""
-    module = path.rpartition("/")[0]
-    if module in _EXPERTS:
-        return _EXPERTS[module]
+    """With {} for the layer; a head is output where none is foreseen."""
+    suffix = ".bias" if stored.name.endswith("bias") else ".weight"
     for name in (stored.name, stored.written):
         found = known.get_name(_SUFFIX.sub("", name.format(0)))
         if found is not None:
-            return found.replace("blk.0.", "blk.{}.")
-    return "output" if module == "head" else f"{path} is nowhere"
+            return found.replace("blk.0.", "blk.{}.") + suffix
+    return f"output{suffix}" if path.startswith("head/") else f"{path} is nowhere"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +62,10 @@ class _Tensor:
     undo: tuple[Undo, ...]
     joined: Joined | None = None  # how its parts are one
     at: int | None = None  # the place in a tensor that holds several
+
+
+def _that_fit(by_pattern: Mapping[str, Any], path: str) -> list[Any]:
+    return [each for way, each in by_pattern.items() if re.fullmatch(way, path)]
 
 
 class Tensors:
@@ -81,7 +82,7 @@ class Tensors:
         route: Gguf,
         config: DecoderConfig,
     ):
-        self._file, self._config, self._joined = tensors, config, route.joined
+        self._file, self._config, self._route = tensors, config, route
         self._here = {
             name: _Tensor((name,), tuple(map(int, tensor.shape))[::-1], ())
             for name, tensor in tensors.items()
@@ -92,17 +93,19 @@ class Tensors:
                 _part(name, at): _Tensor((name,), tuple(shape), (), at=at) for at in range(count)
             }
         for path, stored in leaves.items():
-            undo = tuple(each for way, each in route.undo.items() if re.fullmatch(way, path))
             for layer in range(min(config.layers, len(tensors)) if "{}" in stored.name else 1):
-                self._add(stored.name.format(layer), stored, undo)
+                self._add(path, stored, layer)
         self.shapes = {name: tensor.shape for name, tensor in self._here.items()}
 
-    def _add(self, name: str, stored: Stored, undo: tuple[Undo, ...]) -> None:
+    def _add(self, path: str, stored: Stored, layer: int) -> None:
+        name, undo = stored.name.format(layer), tuple(_that_fit(self._route.undo, path))
         if name in self._here and self._here[name].at is None:
             shape = self._here[name].shape
             one_row = stored.kind in ("linear", "router") and len(shape) == 1
-            self._here[name] = _Tensor((name,), (1, *shape) if one_row else shape, undo)
-        for joined in self._joined:
+            for axis in (0,) if one_row else _that_fit(self._route.squeezed, path):
+                shape = (*shape[:axis], 1, *shape[axis:])
+            self._here[name] = _Tensor((name,), shape, undo)
+        for joined in self._route.joined:
             parts = tuple(name.replace(joined.whole, part) for part in joined.parts)
             if name not in self._here and all(part in self._here for part in parts):
                 shape = joined.shape([self._here.pop(part).shape for part in parts])
@@ -117,7 +120,7 @@ class Tensors:
             for part in tensor.parts
         ]
         if tensor.joined is not None:
-            array = tensor.joined.join(found, self._config)
+            array = self._whole(name, tensor.joined, found)
         elif tensor.at is not None:
             array = found[0].reshape(-1, *tensor.shape)[tensor.at]
         else:
@@ -125,6 +128,16 @@ class Tensors:
         for each in tensor.undo:
             array = each(array, self._config)
         return array
+
+    def _whole(self, name: str, joined: Joined, found: Sequence[np.ndarray]) -> np.ndarray:
+        try:
+            return joined.join(found, self._config)
+        except ValueError:
+            pairs = zip(self._here[name].parts, found, strict=True)
+            parts = ", ".join(f"{part} of shape {array.shape}" for part, array in pairs)
+            raise ValueError(
+                f"{parts}: together they are no {name} of the sizes in the header"
+            ) from None
 
     def dtype(self, name: str) -> np.dtype:
         """Of what `read` gives.
