@@ -50,7 +50,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
         model,
         task.loss(model),
         batches,
-        out if asked.resume else None,
+        run if asked.resume else None,
         whole=task.trains(model),
     )
     loss = jlora.lift(task.loss(model, start))
@@ -73,7 +73,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
         state, best = finetune.resume(run, settings, identity, state, best)
     else:
         finetune.begin(run, settings, identity, folder)
-    finetune.keep_saved_start(settings, config, start, model, out)
+    finetune.keep_start(run, settings, config, frozen, start, model)
     finetune.write_settings(out / "run.toml", settings)
 
     # ---- Before training -------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from jlora import _sealed_json
 
 _VERSION = 2  # 1 had no sum
 
+
 def identity(folder: Path, service: str, *, resume_at: int) -> str:
     """Eight letters and digits: those of the run that goes on, or new ones."""
     path = folder / "loggers.json"
