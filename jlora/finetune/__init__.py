@@ -5,6 +5,8 @@ one line for whatever goes wrong. The other names are steps of that script that 
 """
 
 from jlora.finetune._adapter import start as start
+from jlora.finetune._best_by import best as best
+from jlora.finetune._best_by import check_measured as check_measured
 from jlora.finetune._flags import Asked as Asked
 from jlora.finetune._flags import parse as parse
 from jlora.finetune._flags import write_settings as write_settings

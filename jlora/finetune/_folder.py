@@ -115,7 +115,10 @@ def best_adapter(
 ) -> tuple[int, Any]:
     """(step, adapter) of the best measurement; of ``state`` itself where that is lost."""
     number = int(state.step)
-    if best.step in (None, number):
+    if best.step is None:
+        return number, state.lora
+    print(f"best      {best.watch} {best.value:.4g}, after step {best.step}")
+    if best.step == number:
         return number, state.lora
     if best.step in run.steps:
         found, saved, _ = run.restore(_kept(state), best.step, say=print)

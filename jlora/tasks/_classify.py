@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -37,6 +38,8 @@ class Classify(Task):
     """
 
     unread = ("pack", "template", "train_on", "train_reasoning", "max_new_tokens")
+    measures = MappingProxyType({"accuracy": "higher", "macro_f1": "higher"})
+    quick_scores = True
     labels: tuple[str, ...] = ()  # known once `rows` was called
 
     def rows(self) -> tuple[Sequence[Any], Sequence[Any]]:
