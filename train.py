@@ -50,7 +50,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
         model,
         task.loss(model),
         batches,
-        out if asked.resume else None,
+        run if asked.resume else None,
         whole=task.trains(model),
     )
     loss = jlora.lift(task.loss(model, start))
@@ -68,12 +68,12 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
 
     identity = {"data": seen.hexdigest(), "base": checkpoint.fingerprint(model.params)}
     settings.check_patience(steps)
-    best = settings.best
+    best = finetune.best(settings, task)
     if asked.resume:
         state, best = finetune.resume(run, settings, identity, state, best)
     else:
         finetune.begin(run, settings, identity, folder)
-    finetune.keep_saved_start(settings, config, start, model, out)
+    finetune.keep_start(run, settings, config, frozen, start, model)
     finetune.write_settings(out / "run.toml", settings)
 
     # ---- Before training -------------------------------------------------------------------------
@@ -94,6 +94,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
         print(f"before    measuring {len(measured)} held-out rows ...", flush=True)
         results["before"] = measure(start)
         run.record("results", results)
+    finetune.check_measured(best, results["before"])
 
     # ---- Loop ------------------------------------------------------------------------------------
 
@@ -130,7 +131,8 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
                 bar.say(losses.warning)
             if settings.eval_every and (number % settings.eval_every == 0 or update.last):
                 with watch.paused():
-                    found = measure(state.lora, scores=settings.eval_answers)
+                    scored = settings.eval_answers or task.quick_scores
+                    found = measure(state.lora, scores=scored)
                 best = best.after(number, found)
                 values |= finetune.evaluated(found)
             log.write(number, values)
@@ -145,7 +147,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
         line = f"stopped by {stop.signal.name} after step {number}, which is saved"
         raise finetune.StoppedError(line, 128 + stop.signal, goes_on=True)
     if best.stop:
-        print(f"stopped   after {best.waited} measurements that were no better than the best")
+        print(f"stopped   after {best.waited} measurements without a better {best.watch}")
 
     # ---- Results ---------------------------------------------------------------------------------
 

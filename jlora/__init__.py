@@ -12,6 +12,7 @@ from jlora._combine import combine as combine
 from jlora._config import LoraConfig as LoraConfig
 from jlora._from_data import eva as eva
 from jlora._from_data import lora_ga as lora_ga
+from jlora._frozen_beside import frozen_beside as frozen_beside
 from jlora._lift import MaterialisedWarning as MaterialisedWarning
 from jlora._lift import Report as Report
 from jlora._lift import Use as Use

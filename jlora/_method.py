@@ -77,3 +77,13 @@ class Method(Node):
             NotImplementedError: unless a class has one of its own.
         """
         raise NotImplementedError
+
+    def taken_from(self, weight: jax.Array) -> jax.Array:
+        """What stays frozen of ``weight`` beside this node, where `start` took part of it.
+
+        With it a run that is resumed forms the frozen weight again from the start that it kept.
+
+        Raises:
+            NotImplementedError: unless a class has one of its own.
+        """
+        raise NotImplementedError

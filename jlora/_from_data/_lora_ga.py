@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora import _paths
 from jlora._config import LoraConfig
 from jlora._from_data import _subspace
-from jlora._frozen_leaf import replaced
+from jlora._frozen_beside import without
 from jlora._lift import lift
 from jlora._lora_dict import Lora
 from jlora._methods import LoraWeight
@@ -99,16 +98,9 @@ def lora_ga(
         if not float(jnp.abs(rows[path]).max()) > 0:
             raise ValueError(f"LoRA-GA: the loss has no gradient with respect to {path}")
         started[path] = _started(node, left[path], rows[path], gamma)
-    leaves, structure = _paths.flatten(frozen)
-    moved = [
-        replaced(leaf, lambda weight, node: node.taken_from(weight), started[path])
-        if path in started
-        else leaf
-        for path, leaf in leaves.items()
-    ]
     # it says that weight was taken out of the frozen tree
     config = dataclasses.replace(config, init="lora_ga")
-    return jax.tree.unflatten(structure, moved), {**lora, **started}, config
+    return without(frozen, started), {**lora, **started}, config
 
 
 def _probe(node: LoraWeight, *, a: Any = None, b: Any = None) -> LoraWeight:

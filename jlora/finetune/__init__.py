@@ -4,8 +4,9 @@
 one line for whatever goes wrong. The other names are steps of that script that read a setting.
 """
 
-from jlora.finetune._adapter import keep_saved_start as keep_saved_start
 from jlora.finetune._adapter import start as start
+from jlora.finetune._best_by import best as best
+from jlora.finetune._best_by import check_measured as check_measured
 from jlora.finetune._flags import Asked as Asked
 from jlora.finetune._flags import parse as parse
 from jlora.finetune._flags import write_settings as write_settings
@@ -14,6 +15,7 @@ from jlora.finetune._folder import best_adapter as best_adapter
 from jlora.finetune._folder import resume as resume
 from jlora.finetune._folder import rows_folder as rows_folder
 from jlora.finetune._folder import save as save
+from jlora.finetune._kept_start import keep_start as keep_start
 from jlora.finetune._main import StoppedError as StoppedError
 from jlora.finetune._main import main as main
 from jlora.finetune._nonfinite import NonFinite as NonFinite

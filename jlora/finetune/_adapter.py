@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 
 import jlora
-from jlora import checkpoint, models, peft
+from jlora import checkpoint, models, peft, trainer
+from jlora.finetune import _kept_start
 from jlora.finetune._settings import STARTS_FROM_DATA, Settings
 
 BATCHES_READ = 8  # of a start from data
-_START = "start"  # the folder of a saved adapter in the run's own
 
 
 def start(
@@ -22,11 +21,11 @@ def start(
     model: Any,
     loss: Callable[..., Any],
     batches: Callable[[int], Any],
-    folder: Path | None = None,
+    run: trainer.Run | None = None,
     *,
     whole: tuple[str, ...] = (),
 ) -> tuple[jlora.LoraConfig, Any, Any]:
-    """(config, frozen, lora) at the start; the same again when a run is resumed.
+    """(config, frozen, lora) at the start; the same again for a run that goes on.
 
     Args:
         settings: of the run.
@@ -34,13 +33,15 @@ def start(
         loss: ``(params, batch) -> (sum, count)``: what a start from data lowers.
         batches: ``n -> batch``, n from 0.
         whole: patterns of leaves that train whole beside those of the settings.
-        folder: of the run that goes on, where `keep_saved_start` left the adapter of its start.
+        run: that goes on, in whose folder `keep_start` left its start.
 
     Raises:
         ValueError: as `jlora.split`; when nothing is a target, say.
     """
+    if run is not None and _kept_start.kept(run):
+        return _kept_start.restored(run, settings, model)
     if settings.adapter:
-        lora, config = _saved(settings, model, folder)
+        lora, config = _saved(settings, model)
         return config, model.params, lora
     key = jax.random.key(settings.seed)
     from_data = settings.init in STARTS_FROM_DATA
@@ -51,6 +52,8 @@ def start(
     axes = jlora.trace_axes(model.apply, model.params, batches(0)["tokens"])
     frozen, lora = jlora.split(model.params, config, key, axes=axes)
     if not from_data:
+        if frozen is not model.params:  # as a run that goes on forms it
+            frozen = jlora.frozen_beside(model.params, lora, config)
         return config, frozen, lora
     print(f"start     reading {BATCHES_READ} batches for {settings.init} ...", flush=True)
     few = [batches(step) for step in range(BATCHES_READ)]
@@ -62,23 +65,9 @@ def start(
     return config, frozen, lora
 
 
-def keep_saved_start(
-    settings: Settings, config: jlora.LoraConfig, lora: Any, model: Any, folder: Path
-) -> None:
-    """Copies the adapter that a run starts from into its folder, so that it can go on without it.
-
-    Raises:
-        OSError: when it can't be written.
-    """
-    if settings.adapter and not (folder / _START).exists():
-        checkpoint.save(folder / _START, lora, config, base=model.params, overwrite=True)
-
-
-def _saved(settings: Settings, model: Any, folder: Path | None) -> tuple[Any, jlora.LoraConfig]:
-    """(lora, config) of the run's copy, or where there is none yet of the adapter itself."""
-    directory = None if folder is None else folder / _START
-    if directory is None or not directory.exists():
-        directory = peft.located(settings.adapter)
+def _saved(settings: Settings, model: Any) -> tuple[Any, jlora.LoraConfig]:
+    """(lora, config) of the adapter that the settings name."""
+    directory = peft.located(settings.adapter)
     if (directory / "adapter.json").exists():
         return checkpoint.restore(directory, base=None if of_shapes(model) else model.params)
     if peft.vocabulary(directory, model) != models.Vocabulary():

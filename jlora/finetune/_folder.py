@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from jlora import checkpoint, trainer
+from jlora.finetune import _kept_start
 from jlora.finetune._results import LEFT_BEHIND
 from jlora.finetune._settings import Settings
 from jlora.finetune._settle import keep_settings
@@ -31,11 +32,13 @@ def begin(run: trainer.Run, settings: Settings, identity: Mapping[str, Any], row
     Raises:
         ValueError: when the folder can't be made.
     """
+    start, starts = _free_name(run, _kept_start.NAME), set()
     if run.begun:
-        begun_in_vain = {path.name for path in run.directory.glob(f"{_ROWS}-*")}
-        for name in {*LEFT_BEHIND, _rows_of(run), *begun_in_vain} - {rows}:
-            shutil.rmtree(run.directory / name, ignore_errors=True)
-    run.begin({"settings": settings.flat(), "rows": rows, **identity})
+        former = {*LEFT_BEHIND, _rows_of(run), *_numbered(run, _ROWS)} - {rows}
+        _remove(run, former)
+        starts = {_kept_start.NAME, *_numbered(run, _kept_start.NAME)} - {start}
+    run.begin({"settings": settings.flat(), "rows": rows, _kept_start.NAME: start, **identity})
+    _remove(run, starts)  # the run that was replaced could not go on without its own
 
 
 def rows_folder(run: trainer.Run, *, resume: bool) -> str:
@@ -45,8 +48,23 @@ def rows_folder(run: trainer.Run, *, resume: bool) -> str:
     """
     if resume:
         return _rows_of(run)
-    names = itertools.chain([_ROWS], (f"{_ROWS}-{number}" for number in itertools.count(2)))
+    return _free_name(run, _ROWS)
+
+
+def _free_name(run: trainer.Run, plain: str) -> str:
+    """The name of a folder that is not there yet: this one, or this one with a number."""
+    names = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))
     return next(name for name in names if not (run.directory / name).exists())
+
+
+def _numbered(run: trainer.Run, plain: str) -> set[str]:
+    """The folders of such a name with a number, those of starts in vain too."""
+    return {path.name for path in run.directory.glob(f"{plain}-[0-9]*")}
+
+
+def _remove(run: trainer.Run, names: Iterable[str]) -> None:
+    for name in names:
+        shutil.rmtree(run.directory / name, ignore_errors=True)
 
 
 def _rows_of(run: trainer.Run) -> str:
@@ -97,7 +115,10 @@ def best_adapter(
 ) -> tuple[int, Any]:
     """(step, adapter) of the best measurement; of ``state`` itself where that is lost."""
     number = int(state.step)
-    if best.step in (None, number):
+    if best.step is None:
+        return number, state.lora
+    print(f"best      {best.watch} {best.value:.4g}, after step {best.step}")
+    if best.step == number:
         return number, state.lora
     if best.step in run.steps:
         found, saved, _ = run.restore(_kept(state), best.step, say=print)

@@ -12,8 +12,8 @@ from jlora import checkpoint, peft
 from jlora.finetune._settings import Settings
 from jlora.trainer._loggers._logger import number
 
-# What a run leaves in its folder beside its own files: adapters, and the one that it began with.
-LEFT_BEHIND = {"adapter", "last", "start", "peft", "mlx"}
+# What a run leaves in its folder beside its own files.
+LEFT_BEHIND = {"adapter", "last", "peft", "mlx"}
 
 
 def save_adapters(
@@ -71,7 +71,7 @@ def save_adapters(
                 scores=scores,
                 overwrite=True,
             )
-    for name in LEFT_BEHIND - {*adapters, "start", settings.save_as}:  # of an earlier end
+    for name in LEFT_BEHIND - {*adapters, settings.save_as}:  # of an earlier end
         shutil.rmtree(folder / name, ignore_errors=True)
     restored, _ = checkpoint.restore(folder / "adapter", base=model.params)
     return jlora.merge(model.params, restored)

@@ -111,8 +111,10 @@ class Settings:
     """steps between measurements during training; 0: before and after it alone"""
     eval_answers: bool = False
     """let the model answer during training too, not only after it"""
+    best_by: str = "loss"
+    """whose best is the best adapter: loss; exact_match; accuracy or macro_f1 of labels"""
     patience: Annotated[int, Range(least=0)] = 0
-    """measurements without a better loss after which training ends; 0: never"""
+    """measurements that are no better than the best after which training ends; 0: never"""
     max_new_tokens: Annotated[int, Range(least=1, most=2**20)] = 48
     """longest answer in evaluation, in tokens"""
     checkpoint_every: Annotated[int, Range(least=1)] = 60
@@ -175,17 +177,13 @@ class Settings:
         """Updates in all, of so many in a pass over the rows; the last may be part of one."""
         return math.ceil(self.epochs * per_epoch) if self.epochs else self.steps or STEPS
 
-    @property
-    def best(self) -> trainer.Best:
-        """What is watched during training, before any measurement."""
-        return trainer.Best("loss", "lower", patience=self.patience or None)
-
     def check_patience(self, steps: int) -> None:
         """Raises a ValueError where so many steps, the last measured too, never use it up."""
         if self.patience:
             measurements = math.ceil(steps / self.eval_every)
+            best = trainer.Best("loss", "lower", patience=self.patience)
             try:
-                self.best.check(["loss"], evaluations=measurements)
+                best.check(["loss"], evaluations=measurements)
             except ValueError as error:
                 raise ValueError(f"--patience, --eval-every: {error}") from None
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jlora import _words, tasks, trainer
+from jlora.finetune import _best_by
 from jlora.finetune._flags import Asked, parse
 from jlora.finetune._settings import Settings, flag
 
@@ -75,8 +76,8 @@ def settled(asked: Asked, argv: Sequence[str] | None, run: trainer.Run) -> Asked
 
 def require(settings: Settings) -> None:
     """Raises a ValueError that names all that can't be, unless the settings can."""
-    problems = list(settings.problems())
     task, plain = tasks.find(settings.task_name), Settings()
+    problems = [*settings.problems(), *_best_by.problems(settings, task)]
     for name in task.unread:
         if getattr(settings, name) != getattr(plain, name):
             problems.append(f"--task {settings.task_name} does not read {flag(name)}: leave it out")

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jlora import data, models
@@ -25,6 +26,8 @@ class Answers(Task):
         >>> task.right("42", "<think>6 * 7</think>42"), task.right("42", "43")
         (True, False)
     """
+
+    measures = MappingProxyType({"exact_match": "higher"})
 
     def right(self, wanted: str, answer: str) -> bool:
         """Whether the answer is as good as the row's own; reasoning does not count."""

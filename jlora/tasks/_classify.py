@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -40,6 +41,8 @@ class Classify(Task):
     """
 
     unread = ("pack", "template", "train_on", "train_reasoning", "max_new_tokens")
+    measures = MappingProxyType({"accuracy": "higher", "macro_f1": "higher"})
+    quick_scores = True
     labels: tuple[str, ...] = ()  # known once `rows` was called
     _fresh: tuple[str, ...] = ()  # what `model` made anew of one
 

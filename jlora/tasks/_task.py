@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 
@@ -33,6 +34,11 @@ class Task(abc.ABC):
 
     #: Settings that mean nothing to the task, by name: to give one is an error.
     unread: tuple[str, ...] = ()
+    #: Numbers of `scores` that the best adapter may be chosen by, and which is better: lower or
+    #: higher.
+    measures: Mapping[str, str] = MappingProxyType({})
+    #: Whether `scores` takes about as long as the loss: each measurement on the way has them then.
+    quick_scores: bool = False
 
     def __init__(self, settings: Any, folder: Path | None = None, *, again: bool = False):
         self.settings = settings

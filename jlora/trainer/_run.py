@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jlora import _files, _sealed_json
 from jlora.checkpoint import _arrays
 from jlora.trainer import _lock
+from jlora.trainer._records import Records
 from jlora.trainer._states import States
 
-_FILE = "run.json"
 _STATES = "checkpoints"
-_VERSION = 3  # of run.json; 1 had no id, and states without seals; 2 had no sum of its own
-_ID = "id"  # the key of what tells one run's states from another's
-_RECORD_VERSION, _RUN = 1, "run"  # of what `record` writes; the key of the run's id in it
-_OWN = (_sealed_json.VERSION, _ID, "format")  # in run.json; "format" was the version's key
 
 
 class Run:
@@ -60,6 +53,7 @@ class Run:
             raise ValueError(f"keep is {keep}: expected at least 1 state")
         self.directory = Path(directory)
         self._keep = keep
+        self._records = Records(self.directory)
         self._states = States(self.directory / _STATES)
         self._fresh = False  # whether it holds only what a start that was killed left
 
@@ -95,7 +89,7 @@ class Run:
     @property
     def begun(self) -> bool:
         """Whether the folder holds a run."""
-        return (self.directory / _FILE).exists()
+        return self._records.begun
 
     def claim(self, *, overwrite: bool = False) -> None:
         """Nothing, if a new run may begin in the folder; nothing is written yet.
@@ -128,19 +122,7 @@ class Run:
         Raises:
             ValueError: when the folder holds no run, a damaged one, or a newer version's.
         """
-        return {name: value for name, value in self._begun_with().items() if name not in _OWN}
-
-    def _begun_with(self) -> dict[str, Any]:
-        path = self.directory / _FILE
-        if not self.begun:
-            raise ValueError(
-                f"{self.directory} holds no run to go on with: {_FILE} is missing. Expected the "
-                "folder of a run that was begun"
-            )
-        told = _files.read_json_object(path)
-        if _sealed_json.VERSION not in told:
-            told = {_sealed_json.VERSION: told.get("format", 1), **told}
-        return _sealed_json.opened(told, path, newest=_VERSION, sealed_since=3)
+        return self._records.settings
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Starts the run afresh: a former run's states and records in the folder are deleted.
@@ -152,22 +134,16 @@ class Run:
             ValueError: when the folder can't be made, or JSON can't hold the settings.
             OSError: when it can't be written.
         """
-        if taken := [name for name in _OWN if name in settings]:
-            raise ValueError(f"settings have {taken[0]!r}: that name is the run's own")
+        self._records.check(settings)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{self.directory} can't be made: {error.strerror}") from None
         self._states.set_aside()
-        identity = uuid.uuid4().hex
-        _sealed_json.write(self.directory / _FILE, {_ID: identity, **settings}, version=_VERSION)
+        self._records.begin(settings)
         self._states.remove_former()
         _lock.begun(self.directory)
-        for path in self.directory.glob("*.json"):
-            with contextlib.suppress(ValueError):  # nothing of ours
-                told = _sealed_json.read(path, newest=_RECORD_VERSION)
-                if told.get(_RUN, identity) != identity:
-                    path.unlink()
+        self._records.remove_others()
 
     def record(self, name: str, content: Mapping[str, Any]) -> None:
         """Keeps something small beside the states, as ``<name>.json``, replaced in one step.
@@ -180,10 +156,7 @@ class Run:
             ValueError: when JSON can't hold the content.
             OSError: when it can't be written; what was there stays.
         """
-        if _RUN in content:
-            raise ValueError(f"{name}.json has no room for {_RUN!r}: that name is its own")
-        told = {_RUN: self._run_and_version()[0], **_finite(content)}
-        _sealed_json.write(self.directory / f"{name}.json", told, version=_RECORD_VERSION)
+        self._records.write(name, content)
 
     def recorded(self, name: str) -> dict[str, Any] | None:
         """What `record` was last given under this name in this run, or None.
@@ -191,24 +164,7 @@ class Run:
         Raises:
             ValueError: when the file is damaged.
         """
-        path = self.directory / f"{name}.json"
-        if not path.exists():
-            return None
-        told = _files.read_json_object(path)
-        run, version = self._run_and_version()
-        if version < 3 and _sealed_json.VERSION not in told:
-            return told  # of an earlier version
-        told = _sealed_json.opened(told, path, newest=_RECORD_VERSION)
-        if told.pop(_RUN, None) != run:
-            return None  # of the run that this one replaced
-        return {name: value for name, value in told.items() if name != _sealed_json.VERSION}
-
-    def _run_and_version(self) -> tuple[str | None, int]:
-        """The run's id, and the version of run.json."""
-        if not self.begun:
-            return None, _VERSION
-        begun = self._begun_with()
-        return begun.get(_ID), begun[_sealed_json.VERSION]
+        return self._records.read(name)
 
     @property
     def latest_step(self) -> int | None:
@@ -243,7 +199,7 @@ class Run:
             OSError: when it can't be written, as on a full disk; earlier states stay.
             ValueError: when the folder holds no run, or JSON can't hold the notes.
         """
-        run = self._begun_with().get(_ID)
+        run = self._records.run
         try:
             json.dumps(notes, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError) as error:
@@ -292,8 +248,9 @@ class Run:
                 f"{', '.join(map(str, reversed(there)))}"
             )
         wanted = there if step is None else [step, *(each for each in there if each != step)]
-        run, version = self._run_and_version()
-        chosen, notes, damaged = self._states.first_good(wanted, run, sealed=version > 1)
+        run = self._records.run if self.begun else None
+        sealed = self._records.seals_states
+        chosen, notes, damaged = self._states.first_good(wanted, run, sealed=sealed)
         state = self._states.read(chosen, like)
         ours = self._ours()
         for other, problem in damaged.items():
@@ -307,15 +264,4 @@ class Run:
 
     def _ours(self) -> dict[int, bool]:
         """The steps of this run's states, damaged ones too, and whether each was the best."""
-        return self._states.of(lambda: self._begun_with().get(_ID))
-
-
-def _finite(content: Any) -> Any:
-    """The content with None for each number that is not finite, which JSON has no word for."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, Mapping):
-        return {name: _finite(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return content
+        return self._states.of(lambda: self._records.run)

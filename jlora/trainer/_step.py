@@ -32,7 +32,8 @@ def make_step(
     one that was given is gone.
 
     An update whose loss or gradient is not finite changes neither adapter nor optimizer: both come
-    back bit for bit, with the next number.
+    back bit for bit, with the next number. So does a batch in which nothing is counted: it has no
+    mean, and its loss is NaN.
 
     Args:
         loss: a lifted function ``(frozen, lora, batch, dropout_key=key)`` that gives a sum and how
@@ -99,7 +100,7 @@ def _of_whole(loss: Loss) -> Callable[..., Any]:
     def mean_and_gradient(frozen: Any, lora: Any, batch: Any, key: jax.Array) -> Any:
         def mean(lora: Any) -> tuple[jax.Array, jax.Array]:
             total, count = loss(frozen, lora, batch, dropout_key=key)
-            return total / jnp.maximum(count, 1), jnp.asarray(count)
+            return total / count, jnp.asarray(count)
 
         (value, count), grads = jax.value_and_grad(mean, has_aux=True)(lora)
         return value, count, grads
@@ -127,8 +128,7 @@ def _of_parts(loss: Loss, parts: int) -> Callable[..., Any]:
             start,
             (jnp.arange(parts), split),
         )
-        divisor = jnp.maximum(count, 1)
-        return total / divisor, count, jax.tree.map(lambda g: (g / divisor).astype(g.dtype), grads)
+        return total / count, count, jax.tree.map(lambda g: (g / count).astype(g.dtype), grads)
 
     return mean_and_gradient
 

@@ -1,5 +1,7 @@
 """How A and B start: the adapted function is the base function, whatever the start."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,41 @@ def test_shapes_alone_are_enough(init):
     _, lora = split(params, init)
     _, abstract = jax.eval_shape(lambda params: split(params, init), params)
     assert jax.tree.map(jnp.shape, lora) == jax.tree.map(jnp.shape, abstract)
+
+
+@pytest.mark.parametrize("init", [*ALL, "lora_ga"])
+@pytest.mark.parametrize(("method", "dtype"), [("lora", "float32"), ("dora", "bfloat16")])
+def test_the_frozen_tree_is_formed_again_from_the_start_alone(init, method, dtype):
+    params = {**tree(dtype), "bias": jnp.ones(18)}
+    options = {"method": method, "train": "bias", "dtype": dtype}
+    drawn = "kaiming" if init == "lora_ga" else init
+    config = jlora.LoraConfig(targets="w|stack", rank=4, alpha=7, init=drawn, **options)
+    frozen, start = jlora.split(params, config, KEY, axes={**AXES, "w": jlora.Axes()})
+    if init == "lora_ga":
+
+        def loss(params, x):
+            rows = jnp.einsum("ni,lhio->lnho", x[:, :14], params["stack"])
+            return ((x @ params["w"]) ** 2).sum() + (rows**2).sum()
+
+        x = [jax.random.normal(KEY, (9, 24))]
+        frozen, start, config = jlora.lora_ga(loss, frozen, start, x, config, KEY)
+    again = jlora.frozen_beside(params, start, config)
+    assert jax.tree.structure(again) == jax.tree.structure(frozen)
+    jax.tree.map(np.testing.assert_array_equal, again, frozen)
+    assert (again is params) == (init not in (*MOVING, "lora_ga"))
+
+
+def test_a_class_that_does_not_say_what_its_start_took_is_named():
+    @jlora.extend.register("takes-half")
+    @dataclasses.dataclass(frozen=True)
+    class TakesHalf(jlora.LoraWeight):
+        taken_from = jlora.extend.Method.taken_from
+
+    params = {"w": tree()["w"]}
+    config = jlora.LoraConfig(targets="w", rank=4, init="pissa", method=TakesHalf)
+    start = {"w": TakesHalf(**vars(split(params, "pissa", targets="w")[1]["w"]))}
+    with pytest.raises(ValueError, match="TakesHalf: the start took weight into the adapter"):
+        jlora.frozen_beside(params, start, config)
 
 
 def test_gaussian_and_kaiming_have_their_deviations():

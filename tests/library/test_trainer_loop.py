@@ -77,6 +77,16 @@ def test_every_acts_on_the_last_update_unless_it_is_told_not_to():
         trainer.every(0, print)
 
 
+def test_dropout_is_no_part_of_what_is_measured():
+    params, rows = {"kernel": jax.random.normal(KEY, (7, 5))}, batches(0)
+    measured = []
+    for dropout in (0.0, 0.6):
+        config = jlora.LoraConfig(targets="kernel", rank=2, dropout=dropout, init="pissa")
+        frozen, lora = jlora.split(params, config, KEY)
+        measured.append(trainer.mean_loss(jlora.lift(losses), frozen, lora, [rows]))
+    assert measured[0] == measured[1]
+
+
 def test_the_measured_loss_is_the_same_however_rows_are_spread_over_batches():
     params = {"kernel": jax.random.normal(KEY, (7, 5))}
     frozen, lora = jlora.split(params, jlora.LoraConfig(targets="kernel", rank=2), KEY)

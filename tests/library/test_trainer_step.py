@@ -184,7 +184,8 @@ def test_a_fresh_adapter_has_moved_after_two_updates_and_the_frozen_not_by_a_bit
         assert moved.any()
     jax.tree.map(np.testing.assert_array_equal, before, frozen)
     after = jax.tree.map(np.array, state.lora)
-    state, metrics = step(frozen, state, batch_of(2, weights=np.zeros(6)))
+    nothing_to_learn = batch_of(2) | {"x": np.zeros((6, 7)), "y": np.zeros((6, 5))}
+    state, metrics = step(frozen, state, nothing_to_learn)
     assert metrics["finite"]
     assert metrics["loss"] == metrics["grad_norm"] == 0
     jax.tree.map(np.testing.assert_array_equal, after, state.lora)
@@ -300,6 +301,21 @@ def test_what_is_not_finite_changes_no_bit_of_adapter_and_moments(accumulate):
     state, metrics = step(frozen, state, batch_of(2))
     assert metrics["finite"]
     assert not np.array_equal(state.lora["kernel"].a, before[0]["kernel"].a)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_batch_in_which_nothing_counts_is_left_out_and_has_no_loss(accumulate):
+    """A loss of 0 would look learned, and momentum and decay would move what it says nothing of."""
+    frozen, lora = split()
+    rule = trainer.update_rule("adamw", optax.constant_schedule(0.1), weight_decay=0.3)
+    tx = jlora.optimizer(rule)
+    step = trainer.make_step(jlora.lift(losses), tx, accumulate=accumulate)
+    state, _ = step(frozen, trainer.init(lora, tx, KEY), batch_of(0))
+    before = jax.tree.map(np.array, (state.lora, state.opt_state))
+    state, metrics = step(frozen, state, batch_of(1, weights=np.zeros(6)))
+    assert np.isnan(metrics["loss"])
+    assert (metrics["count"], metrics["finite"]) == (0, False)
+    jax.tree.map(np.testing.assert_array_equal, before, (state.lora, state.opt_state))
 
 
 def test_an_unknown_name_is_told_with_those_there_are():

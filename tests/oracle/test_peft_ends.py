@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from beside_peft import TOKENS, adapted_in_peft, assert_near, base, logits_of
 from safetensors.numpy import load_file
-from test_peft_files import TOKENS, adapted_in_peft, assert_near, base, logits_of
 
 import jlora
 import jlora.peft

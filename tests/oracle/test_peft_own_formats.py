@@ -8,8 +8,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from laws import example
-from test_peft_files import (
+from beside_peft import (
     TOKENS,
     adapted_in_peft,
     assert_merged_alike,
@@ -19,6 +18,7 @@ from test_peft_files import (
     in_peft,
     logits_of,
 )
+from laws import example
 
 import jlora
 

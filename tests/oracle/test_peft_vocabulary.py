@@ -9,8 +9,8 @@ import numpy as np
 import peft
 import pytest
 import torch
+from beside_peft import adapted_in_peft, assert_near
 from random_models import both
-from test_peft_files import adapted_in_peft, assert_near
 
 import jlora
 import jlora.peft

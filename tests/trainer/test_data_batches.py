@@ -61,6 +61,18 @@ def test_labels_are_the_tokens_after_the_positions():
     assert learned == {row: example.answers for row, example in enumerate(examples())}
 
 
+def test_padding_is_known_by_its_place_so_that_its_token_may_be_learned():
+    """Token 0 fills the rows up, and is a label like any other where a row has it."""
+    made = [Example([7, 8, 0, 9, 0], [1, 2, 3]), Example([7, 0, 0, 5, 6, 0, 0], [3, 4, 5])]
+    batch = Batches(made, batch_size=3, shapes=1, shuffle=False)(0)
+    assert batch["tokens"].shape[0] == 3
+    learned = [
+        labels[weights > 0]
+        for labels, weights in zip(batch["labels"], batch["weights"], strict=True)
+    ]
+    assert [each.tolist() for each in learned] == [[0, 9, 0], [6, 0, 0], []]
+
+
 def test_shapes_are_few_and_pad_less_than_one_would():
     few, one = (Batches(examples(200), batch_size=4, shapes=shapes) for shapes in (3, 1))
     shapes = {few(step)["tokens"].shape for step in range(few.per_epoch)}

@@ -1,6 +1,6 @@
 import pytest
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import decoders, pre_tokenizers, processors
 from tokenizers import models as kinds
 
 from jlora.data import answerable, encode, without_reasoning
@@ -57,6 +57,30 @@ def test_every_answer_of_a_longer_conversation_is_learned():
     (example,), _ = encode([conversation("a?", "b", "c?", "dd")], Letters(), max_length=99)
     assert Letters().decode(example.tokens) == "<u>a?#\n<a>b#\n<u>c?#\n<a>dd#"
     assert answers(example) == "b#dd#"
+
+
+def test_the_end_of_a_turn_is_learned_where_the_template_writes_it_before_the_next_message():
+    late = (
+        "{% for m in messages %}{% if not loop.first %}#{% endif %}<{{ m.role }}>{{ m.content }}"
+        "{% endfor %}{% if add_generation_prompt %}#<assistant>{% endif %}"
+    )
+    [(read, its)] = learned(conversation("q", "ab", "r", "cd"), tokenizer(late))
+    assert read == "<user>q#<assistant>ab#<user>r#<assistant>cd#"
+    assert its == "ab#cd#"
+    [example], _ = encode([conversation("q", "ab")], tokenizer(late), max_length=99)
+    prompt = len("<user>q#<assistant>")
+    assert len(example.answers) == len(example.tokens) - prompt  # L - P, the end among them
+
+
+def test_a_text_begins_with_one_mark_though_template_and_tokenizer_both_write_it():
+    marked = tokenizer("@" + CHAT)
+    mark = marked.backend.token_to_id("@")
+    both = processors.TemplateProcessing(single="@ $A", special_tokens=[("@", mark)])
+    marked.backend.post_processor = both
+    assert marked.backend.encode("q").ids[0] == mark
+    [example], _ = encode([conversation("q", "a")], marked, max_length=99)
+    assert list(example.tokens).count(mark) == 1
+    assert example.tokens[0] == mark
 
 
 def test_rows_beyond_the_limit_are_cut_and_counted():

@@ -1,5 +1,6 @@
 """Every logger gets every number, a resumed run's steps replace those taken anew, none kills."""
 
+import functools
 import json
 import struct
 import sys
@@ -11,6 +12,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from jlora import trainer
+from jlora.trainer._loggers import _identity
 
 
 class Kept:
@@ -71,6 +73,7 @@ def test_what_is_not_finite_is_kept_as_it_was_in_json_that_anyone_reads(tmp_path
             "low": None,
             "count": 7,
             "not_finite": {"loss": "nan", "low": "-inf"},
+            "version": 2,
         }
         [row] = trainer.read_metrics(path)
         assert np.isnan(row.pop("loss"))
@@ -83,6 +86,32 @@ def test_what_is_not_finite_is_kept_as_it_was_in_json_that_anyone_reads(tmp_path
         assert strictly_read(path)[0]["not_finite"] == {"loss": "nan"}
 
 
+def test_each_line_of_metrics_says_its_version_and_a_newer_one_is_not_guessed_at(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": NaN}\n')  # of version 1
+    with trainer.Metrics(path, resume_at=1) as metrics:
+        metrics.write(2, {"loss": 0.25})
+    assert [row["version"] for row in strictly_read(path)] == [2, 2]
+    assert trainer.read_metrics(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    newer = path.read_text() + '{"step": 3, "loss": {"mean": 0.5}, "version": 3}\n'
+    path.write_text(newer)
+    for read in (trainer.read_metrics, functools.partial(trainer.Metrics, resume_at=2)):
+        with pytest.raises(ValueError, match="written by a newer jlora: it is of version 3"):
+            read(path)
+    assert path.read_text() == newer
+
+
+def test_a_service_knows_the_run_again_by_what_any_version_wrote(tmp_path):
+    first = _identity.identity(tmp_path, "wandb", resume_at=0)
+    assert _identity.identity(tmp_path, "wandb", resume_at=3) == first
+    assert _identity.identity(tmp_path, "wandb", resume_at=0) != first
+    kept = json.loads((tmp_path / "loggers.json").read_text())
+    assert kept.keys() == {"version", "wandb", "sum"}
+    (tmp_path / "loggers.json").write_text('{"wandb": "0a1b2c3d"}\n')  # of version 1
+    assert _identity.identity(tmp_path, "trackio", resume_at=3)
+    assert _identity.identity(tmp_path, "wandb", resume_at=3) == "0a1b2c3d"
+
+
 def test_numbers_of_any_kind_are_logged_as_numbers(tmp_path):
     path = tmp_path / "metrics.jsonl"
     values = {"a": jnp.float32(0.5), "b": np.int64(3), "c": jnp.ones((1,), jnp.bfloat16), "d": True}
@@ -93,6 +122,7 @@ def test_numbers_of_any_kind_are_logged_as_numbers(tmp_path):
             ({"many": np.ones(3)}, "many is array"),
             ({"not_finite": 1.0}, "not_finite: expected other names"),
             ({"step": 9}, "step: expected other names"),
+            ({"version": 9}, "version: expected other names"),
         ):
             with pytest.raises(ValueError, match=told):
                 metrics.write(2, wrong)

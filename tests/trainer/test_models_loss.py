@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jlora
+from jlora import data
 from jlora._cross_entropy import cross_entropy
 from jlora.models import answer_loss, load
 from jlora.models._net import _loss
@@ -159,3 +160,21 @@ def test_the_loss_of_answers_is_that_of_all_scores(tiny, monkeypatch, adapts):
         )
         assert_near(untold, want)
     assert int(answer_loss(model, model.params, batch)[1]) == 7
+
+
+def test_the_first_batch_gives_every_b_a_gradient_and_an_a_none(tiny):
+    """Else a target would not be in the way of the loss, and nothing would say so."""
+    model = load(tiny)
+    axes = jlora.trace_axes(model.apply, model.params, jnp.zeros((1, 9), jnp.int32))
+    config = jlora.LoraConfig(targets="all-linear", rank=2)
+    frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
+    rows = [[{"role": "user", "content": "7?"}, {"role": "assistant", "content": "odd"}]] * 2
+    examples, _ = data.encode(rows, model.tokenizer, max_length=64)
+    batch = data.Batches(examples, batch_size=2)(0)
+    loss = jlora.lift(functools.partial(answer_loss, model))
+    gradient = jax.jit(jax.grad(lambda lora: jnp.divide(*loss(frozen, lora, batch))))(lora)
+    assert len(gradient) == 7
+    for path, node in gradient.items():
+        layers = np.abs(node.b).reshape(node.b.shape[0], -1)
+        assert (np.isfinite(layers).all(1) & layers.any(1)).all(), path  # each layer's own
+        assert not np.asarray(node.a).any(), path  # B is zero yet

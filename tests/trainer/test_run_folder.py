@@ -1,5 +1,6 @@
 """A run's folder: its states, sealed and kept, its records, its lock."""
 
+import errno
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 import jlora
 from jlora import _sealed_json, trainer
+from jlora.trainer import _states
 
 
 def state():
@@ -172,6 +174,24 @@ def test_the_best_and_the_newest_states_are_kept_with_their_notes(tmp_path):
     assert steps(run) == [101, 102]
     with pytest.raises(ValueError, match="no checkpoint of step 10: there are those of 101, 102"):
         run.restore(value, 10)
+
+
+def test_a_state_that_can_not_be_written_is_an_error_and_costs_none_that_was(tmp_path, monkeypatch):
+    run = begun(tmp_path, keep=1)
+    value = {"a": jnp.arange(7.0)}
+    run.save(1, value, best=True)
+    run.save(2, value)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for room, name in ((_states._arrays, "write"), (_states._sealed_states, "seal")):
+        with monkeypatch.context() as patch:
+            patch.setattr(room, name, full)
+            with pytest.raises(OSError, match=r"checkpoints/3 could not be written: No space"):
+                run.save(3, value)
+        assert steps(run) == [1, 2]
+        assert run.restore(value)[0] == 2
 
 
 def test_what_is_noted_later_of_a_step_is_added(tmp_path):

@@ -9,6 +9,7 @@ from sealed import resealed
 
 import train
 from jlora import finetune, models, tasks, trainer
+from jlora.finetune import _settle
 
 
 @pytest.fixture
@@ -112,6 +113,20 @@ def test_resuming_with_other_settings_lists_the_differences(finished, capsys):
     assert "rank was 3, now 4" in told
     assert "seed was 0, now 2" in told
     assert "steps was" not in told
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_batch_in_other_parts_is_another_one_where_something_drops_out(tmp_path, dropout):
+    run = trainer.Run(tmp_path / "run")
+    begun = [f"--out={run.directory}", "--data=rows.jsonl", f"--dropout={dropout}"]
+    run.begin({"settings": finetune.parse(begun).settings.flat()})
+    anew = [f"--out={run.directory}", "--resume", "--accumulate=2"]
+    asked = finetune.parse(anew)
+    if dropout:
+        with pytest.raises(ValueError, match="accumulate was 1, now 2"):
+            _settle.settled(asked, anew, run)
+    else:
+        assert _settle.settled(asked, anew, run).settings.accumulate == 2
 
 
 def test_what_a_run_was_begun_without_had_its_default(finished, tmp_path, capsys):

@@ -27,6 +27,8 @@ def test_a_run_leaves_metrics_scores_a_figure_and_an_adapter_that_works(finished
     steps = [row["step"] for row in trainer.read_metrics(finished / "metrics.jsonl")]
     assert steps == [*range(1, 9)]
     assert all(math.isfinite(loss) for loss in losses(finished))
+    for row in trainer.read_metrics(finished / "metrics.jsonl"):
+        assert 0 < row["tokens_trained"] < row["tokens"] < row["tokens_processed"]
     scores = json.loads((finished / "results.json").read_text())
     assert scores["after"]["loss"] < scores["before"]["loss"]
     assert len(scores["after"]["answers"]) == 3

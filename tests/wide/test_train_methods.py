@@ -2,14 +2,19 @@
 
 import json
 import math
+import shutil
 import signal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_runs import signalled_after
 
+import jlora
 import train
 from jlora import checkpoint, models, trainer
+from jlora._starts import _decomposed
 from jlora.models._net import _loss
 
 METHODS = {
@@ -59,18 +64,72 @@ def test_a_method_learns_and_its_adapter_works_on_the_original_model(
         assert config.rank_pattern
 
 
-def test_a_start_that_moves_weight_and_its_masks_are_the_same_again_on_resuming(flags, tmp_path):
-    method = ["--init", "pissa", "--dropout", "0.2", "--lora-plus", "4", "--steps=5"]
+def came_out_otherwise(*_, **__):
+    raise AssertionError("a run that goes on computes no start anew")
+
+
+OTHERWISE = {
+    "pissa": (_decomposed, "strongest", ["--init", "pissa", "--dropout", "0.2"]),
+    "dora": (_decomposed, "strongest", ["--init", "pissa_niter_2", "--method", "dora"]),
+    "olora": (jnp.linalg, "qr", ["--init", "olora", "--dtype", "bfloat16"]),
+    "eva": (jlora, "eva", ["--init", "eva"]),
+    "lora_ga": (jlora, "lora_ga", ["--init", "lora_ga", "--lora-plus", "4"]),
+}
+
+
+@pytest.mark.parametrize("init", OTHERWISE)
+def test_a_run_goes_on_from_its_own_start_where_another_would_come_out(
+    flags, tmp_path, monkeypatch, init
+):
+    room, name, method = OTHERWISE[init]
     once, twice = tmp_path / "once", tmp_path / "twice"
-    assert train.main([*flags, *method, f"--out={once}"]) == 0
+    assert train.main([*flags, *method, "--steps=5", f"--out={once}"]) == 0
     with signalled_after(2, signal.SIGINT):
-        assert train.main([*flags, *method, f"--out={twice}"]) == 128 + signal.SIGINT
-    assert train.main([f"--out={twice}", "--resume"]) == 0
+        assert train.main([*flags, *method, "--steps=5", f"--out={twice}"]) == 128 + signal.SIGINT
+    with monkeypatch.context() as patch:
+        jax.clear_caches()  # the decomposition is compiled
+        patch.setattr(room, name, came_out_otherwise)
+        assert train.main([f"--out={twice}", "--resume"]) == 0
     first, second = (trainer.read_metrics(out / "metrics.jsonl") for out in (once, twice))
     assert [row["loss"] for row in first] == [row["loss"] for row in second]
     assert len(first) == 5
-    _, config = checkpoint.restore(twice / "adapter")
-    assert config.rank == 6  # twice the rank, on the original weights
+    results = [trainer.Run(out).recorded("results") for out in (once, twice)]
+    assert results[0] == results[1]
+    (one, its), (other, same) = (checkpoint.restore(out / "adapter") for out in (once, twice))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert its == same
+    if init != "eva":
+        assert same.rank == 6  # twice the rank, on the original weights
+
+
+def test_a_start_that_was_damaged_is_no_start(flags, tmp_path, capsys):
+    out = tmp_path / "run"
+    with signalled_after(2, signal.SIGINT):
+        assert train.main([*flags, "--init=pissa", f"--out={out}"]) == 128 + signal.SIGINT
+    array = max((out / "start").rglob("d/*"), key=lambda path: path.stat().st_size)
+    array.write_bytes(array.read_bytes()[:-1] + b"x")
+    capsys.readouterr()
+    assert train.main([f"--out={out}", "--resume"]) == 2
+    assert f"{out / 'start'}" in capsys.readouterr().err
+
+
+def test_a_run_of_an_earlier_version_kept_no_start_and_goes_on_from_one_made_anew(flags, tmp_path):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert train.main([*flags, "--init=pissa", "--steps=4", f"--out={once}"]) == 0
+    with signalled_after(2, signal.SIGINT):
+        asked = [*flags, "--init=pissa", "--steps=4", f"--out={twice}"]
+        assert train.main(asked) == 128 + signal.SIGINT
+    shutil.rmtree(twice / "start")
+    assert train.main([f"--out={twice}", "--resume"]) == 0
+    losses = [
+        [row["loss"] for row in trainer.read_metrics(o / "metrics.jsonl")] for o in (once, twice)
+    ]
+    assert losses[0] == losses[1]
+    assert (twice / "start" / "adapter.json").exists()
+
+
+def test_a_run_that_draws_its_start_keeps_none(finished):
+    assert not (finished / "start").exists()
 
 
 @pytest.mark.parametrize(

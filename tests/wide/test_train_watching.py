@@ -131,6 +131,32 @@ def test_epochs_are_passes_over_the_rows(flags, tmp_path):
     assert len(losses(out)) == -(-per_epoch * 3 // 2)
 
 
+@pytest.mark.parametrize("stopped", [10, 14])
+def test_a_run_stopped_at_the_border_of_epochs_or_behind_it_sees_every_row_once(
+    flags, tmp_path, monkeypatch, stopped
+):
+    seen = {}
+    whole = data.Batches.__call__
+
+    def noted(batches, number):
+        if batches.per_epoch == 10:  # those that train: 37 rows, 4 at a time
+            seen.setdefault(folder, {})[number] = tuple(map(int, batches.rows(number)))
+        return whole(batches, number)
+
+    monkeypatch.setattr(data.Batches, "__call__", noted)
+    folder, constant = "once", [*flags, "--steps=20"]
+    assert train.main([*constant, f"--out={tmp_path / folder}"]) == 0
+    folder = "twice"
+    with signalled_after(stopped, signal.SIGTERM):
+        assert train.main([*constant, f"--out={tmp_path / folder}"]) == 128 + signal.SIGTERM
+    assert train.main([f"--out={tmp_path / folder}", "--resume"]) == 0
+    assert seen["once"] == seen["twice"]
+    epochs = [[row for at in range(10) for row in seen["once"][e + at]] for e in (0, 10)]
+    assert [sorted(rows) for rows in epochs] == [[*range(37)]] * 2
+    assert epochs[0] != epochs[1]
+    assert losses(tmp_path / "once") == losses(tmp_path / "twice")
+
+
 def test_rows_of_another_file_are_measured_on(flags, rows, tmp_path):
     other, out = tmp_path / "other.jsonl", tmp_path / "run"
     other.write_text('{"prompt": "1?", "completion": "odd"}\n' * 2)

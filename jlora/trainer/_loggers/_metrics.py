@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jlora import _files
+from jlora._sealed_json import VERSION, NewerVersionError
 from jlora.trainer._loggers import _logger
 
 NOT_FINITE = "not_finite"  # {name: "nan", "inf" or "-inf"}, for JSON has no such numbers
-RESERVED = ("step", NOT_FINITE)
+RESERVED = ("step", NOT_FINITE, VERSION)
+_NEWEST = 2  # 1 said no version, and wrote NaN, which is no JSON
 
 
 class Metrics:
     """A JSON line for each step, on disk as soon as it is written.
 
     JSON has no NaN and no infinity: such a value stands as null in its place and as text in the
-    field ``not_finite``, ``{"step": 5, "loss": null, "not_finite": {"loss": "nan"}}``. So any
-    reader takes the file, and `read_metrics` gives the numbers back.
+    field ``not_finite``, ``{"step": 5, "loss": null, "not_finite": {"loss": "nan"}, ...}``. So any
+    reader takes the file, and `read_metrics` gives the numbers back. Each line ends with the
+    ``version`` of this format: so it says it still when lines are taken out of the file.
 
     Args:
         path: the file.
@@ -29,7 +31,8 @@ class Metrics:
             after its last checkpoint, are removed; 0 starts the file afresh.
 
     Raises:
-        ValueError: when a value is no number, or its name one of ``step`` and ``not_finite``.
+        ValueError: when a value is no number, or its name one of ``step``, ``not_finite`` and
+            ``version``; when the file to go on with is a newer jlora's, which stays as it is.
 
     Example:
         >>> import pathlib, tempfile
@@ -37,9 +40,9 @@ class Metrics:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder) / "metrics.jsonl"
         ...     with jlora.trainer.Metrics(path) as metrics:
-        ...         metrics.write(1, {"loss": 0.5, "grad_norm": float("inf")})
+        ...         metrics.write(1, {"loss": float("inf")})
         ...     print(path.read_text(), end="")
-        {"step": 1, "loss": 0.5, "grad_norm": null, "not_finite": {"grad_norm": "inf"}}
+        {"step": 1, "loss": null, "not_finite": {"loss": "inf"}, "version": 2}
     """
 
     def __init__(self, path: str | Path, *, resume_at: int = 0):
@@ -80,6 +83,9 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     Returns:
         for each line ``step`` and the values that were written, NaN and infinities as they were.
 
+    Raises:
+        ValueError: when a newer jlora wrote the file.
+
     Example:
         >>> import pathlib, tempfile
         >>> import jlora
@@ -91,13 +97,25 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         [{'step': 1, 'loss': nan}]
     """
     path = Path(path)
-    rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, AttributeError):
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return list(_rows(path, lines))
+
+
+def _rows(path: Path, lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
+    for line in lines:
+        try:
             row = json.loads(line)
+            version = row.pop(VERSION, 1)
             odd = {name: float(text) for name, text in row.pop(NOT_FINITE, {}).items()}
-            rows.append(row | odd)
-    return [row for row in rows if isinstance(row.get("step"), int)]
+        except (ValueError, AttributeError, TypeError):
+            continue
+        if isinstance(version, int) and version > _NEWEST:
+            raise NewerVersionError(
+                f"{path} was written by a newer jlora: it is of version {version}, this one reads "
+                f"versions up to {_NEWEST}"
+            )
+        if isinstance(row.get("step"), int):
+            yield row | odd
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -107,4 +125,4 @@ def _line(row: Mapping[str, Any]) -> str:
         if isinstance(value, float) and not math.isfinite(value)
     }
     told = {NOT_FINITE: odd} if odd else {}
-    return json.dumps({**row, **dict.fromkeys(odd), **told}) + "\n"
+    return json.dumps({**row, **dict.fromkeys(odd), **told, VERSION: _NEWEST}) + "\n"

@@ -141,7 +141,7 @@ def loggers(
         ...     with jlora.trainer.loggers((), folder) as log:
         ...         log.write(1, {"loss": 0.5})
         ...     print((pathlib.Path(folder) / "metrics.jsonl").read_text(), end="")
-        {"step": 1, "loss": 0.5}
+        {"step": 1, "loss": 0.5, "version": 2}
     """
     check_loggers(names)
     opened: dict[str, _logger.Logger] = {}

@@ -1,7 +1,6 @@
-"""What others can add by public names: a method, a rule, a filter, a frozen leaf."""
+"""What a method of others keeps: by public names alone it is as good as those of the package."""
 
 import dataclasses
-import functools
 import json
 import warnings
 from typing import ClassVar
@@ -13,26 +12,20 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
 from laws import EXAMPLES, adapted, assert_close, check_law_1, example, trained
 from sealed import resealed
 
 import jlora
 from jlora import extend
-from jlora.extend import RANK, Factor
 
 KEY = jax.random.key(0)
-
-
-vera, hira = example("vera"), example("hira")
 
 
 def normal(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-# methods of others
+vera, hira = example("vera"), example("hira")
 
 
 @pytest.mark.parametrize("module", [vera, hira], ids=["vera", "hira"])
@@ -379,247 +372,3 @@ def test_a_weight_formed_by_its_method_is_one_layer_at_a_time(compiled_as_ever):
 
     layer = 96 * 96 * 4
     assert temporary("hira") < temporary("lora") + 4 * layer  # twelve are in the stack
-
-
-# rules and filters of others
-
-half_p = Primitive("half_of")
-half_p.def_impl(lambda x: x / 2)
-half_p.def_abstract_eval(lambda x: x)
-mlir.register_lowering(half_p, mlir.lower_fun(lambda x: x / 2, multiple_results=False))
-jax.interpreters.ad.deflinear2(half_p, lambda ct, x: [half_p.bind(ct)])
-
-
-def test_a_rule_takes_no_other_rules_place_unasked():
-    with pytest.raises(ValueError, match="dot_general has a rule already: pass override=True"):
-        extend.rule("dot_general")
-    assert extend.rule("dot_general", override=True)  # nothing is registered before its function
-
-
-def halved(p, x):
-    return x @ half_p.bind(p["w"])
-
-
-def test_a_rule_for_a_primitive_of_ones_own():
-    frozen, lora = adapted({"w": normal(7, 11)})
-    x = normal(5, 7)
-    check_law_1(halved, frozen, lora, x, merged=1)
-    assert "half_of" not in extend.primitives()
-
-    @extend.rule("half_of")
-    def half(walk, eqn, value):
-        half = lambda f: Factor(f.array / 2, f.dims)  # noqa: E731
-        moved = walk.move(eqn, value, extend.unmoved(value.ndim), lambda f: f)
-        return [moved.map_terms(lambda t: dataclasses.replace(t, a=half(t.a)))]
-
-    assert "half_of" in extend.primitives()
-    check_law_1(halved, frozen, lora, x, factored=1)
-    assert jlora.trace_axes(halved, {"w": frozen["w"]}, x) == {"w": jlora.Axes()}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class OnlyPositive(extend.InputFilter):
-    """Lets what is positive pass to A."""
-
-    def __call__(self, x, dims):
-        return jnp.maximum(x, 0)
-
-    def moved(self, factor):
-        return self
-
-    def of_all_steps(self):
-        return self
-
-
-@extend.register("test-positive")
-@dataclasses.dataclass(frozen=True)
-class PositiveWeight(jlora.LoraWeight):
-    kind: ClassVar = ""
-
-    @classmethod
-    def start(cls, leaf):
-        node, frozen = super().start(leaf)
-        return cls(**{f.name: getattr(node, f.name) for f in dataclasses.fields(node)}), frozen
-
-    def input_filter(self, key):
-        return OnlyPositive()
-
-
-def test_a_filter_of_ones_own_stands_before_a_alone():
-    frozen, lora = adapted({"w": normal(7, 11)}, method="test-positive")
-    x, node = normal(5, 7), lora["w"]
-    got = jlora.lift(lambda p, x: x @ p["w"], strict=True)(frozen, lora, x)
-    want = x @ frozen["w"] + node.scaling * (jnp.maximum(x, 0) @ node.a) @ node.b
-    assert_close(got, want)
-
-
-# a frozen leaf of one's own
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Int8(extend.FrozenLeaf):
-    """A weight in 8 bits, with a scale for each entry along its last dimension and its stack."""
-
-    values: jax.Array  # int8, in the weight's shape
-    scale: jax.Array  # over all dimensions but the inputs' (the last but one)
-    shape: tuple = dataclasses.field(metadata={"static": True})
-    dtype: str = dataclasses.field(default="float32", metadata={"static": True})
-
-    @classmethod
-    def of(cls, weight):
-        scale = jnp.abs(weight).max(-2) / 127
-        values = jnp.round(weight / scale[..., None, :]).astype(jnp.int8)
-        return cls(values, scale, weight.shape)
-
-    def dimensions(self):
-        dims = tuple(range(len(self.shape)))
-        return {"values": dims, "scale": (*dims[:-2], dims[-1])}
-
-    @property
-    def separable(self):
-        return tuple(range(len(self.shape)))  # the scale says the same along the inputs
-
-    def plain(self):
-        return self.values.astype(self.dtype) * self.scale[..., None, :].astype(self.dtype)
-
-    def multiply(self, product, *operands, kept):
-        dims = self.dimensions()["scale"]
-        if not {dim for dim in dims if self.shape[dim] != 1} <= set(kept):
-            return super().multiply(product, *operands, kept=kept)
-        result = product(self.values.astype(self.dtype), *operands)
-        return result * extend.along(Factor(self.scale, dims), kept).astype(result.dtype)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Blocks(extend.FrozenLeaf):
-    """Blocks of 4 along the inputs share a scale; only layers can be taken apart."""
-
-    codes: jax.Array  # int8 (*stack, in / 4, 4, out)
-    scale: jax.Array  # (*stack, in / 4, out)
-    shape: tuple = dataclasses.field(metadata={"static": True})
-    dtype: str = dataclasses.field(default="float32", metadata={"static": True})
-
-    @classmethod
-    def of(cls, weight):
-        *stack, inputs, outputs = weight.shape
-        blocks = weight.reshape(*stack, inputs // 4, 4, outputs)
-        scale = jnp.abs(blocks).max(-2) / 7
-        codes = jnp.round(blocks / scale[..., None, :]).astype(jnp.int8)
-        return cls(codes, scale, weight.shape)
-
-    def dimensions(self):
-        stack, last = tuple(range(len(self.shape) - 2)), len(self.shape) - 1
-        return {"codes": (*stack, RANK, RANK, last), "scale": (*stack, RANK, last)}
-
-    def plain(self):
-        return (self.codes * self.scale[..., None, :]).reshape(self.shape).astype(self.dtype)
-
-
-WIDE = {
-    "up": normal(3, 8, 12),
-    "down": normal(3, 12, 8, seed=1),
-    "table": normal(16, 8, seed=3),
-    "head": normal(8, 5, seed=4),
-}
-
-
-def small_model(p, tokens):
-    def layer(x, weights):
-        up, down = weights
-        return x + jnp.tanh(x @ up) @ down, None
-
-    x, _ = lax.scan(jax.checkpoint(layer), p["table"][tokens] / 3, (p["up"], p["down"]))
-    scores = x @ p["table"].T
-    return scores, x @ p["head"], x @ p["up"][1], (p["head"].T @ x[0].T).T
-
-
-@functools.cache
-def small_and_plain(kind):
-    """The weights as small leaves, and what these stand for."""
-    small = jax.jit(lambda: jax.tree.map(kind.of, WIDE))()
-    decoded = jax.jit(lambda: {path: leaf.plain() for path, leaf in small.items()})()
-    return small, decoded
-
-
-@pytest.mark.parametrize("kind", [Int8, Blocks])
-@pytest.mark.parametrize("method", ["lora", "dora"])
-@pytest.mark.parametrize("targets", ["up|down|head|table", "up"])
-def test_lifted_over_small_leaves_is_lifted_over_what_they_stand_for(kind, method, targets):
-    axes = jlora.trace_axes(small_model, WIDE, TOKENS)
-    small, plain = small_and_plain(kind)
-    assert jlora.trace_axes(small_model, small, TOKENS) == axes
-    config = jlora.LoraConfig(targets=targets, rank=2, alpha=5.0, method=method)
-    frozen, lora = jlora.split(small, config, KEY, axes=axes)
-    assert frozen is small
-    _, same = jlora.split(plain, config, KEY, axes=axes)
-    assert_close(lora, same, 1e-6)
-    lora = trained(lora)
-    both = jlora.lift(small_model, strict=True)
-
-    def loss(lora, frozen):
-        return sum((jnp.cos(out) * out).sum() for out in both(frozen, lora, TOKENS))
-
-    step = jax.jit(lambda *bases: [jax.value_and_grad(loss)(lora, base) for base in bases])
-    got, want = step(small, plain)
-    assert_close(got, want, 1e-4)
-    merged = jlora.merge(small, lora)
-    for path in WIDE:
-        if path in lora:
-            assert_close(merged[path], jlora.merge(plain, lora)[path], 1e-6)
-        else:
-            assert merged[path] is small[path]
-    report = jlora.explain(small_model, small, lora, TOKENS)
-    assert report.materialised == 0
-    assert report.unused == ()
-
-
-@pytest.mark.parametrize("kind", [Int8, Blocks])
-def test_starts_from_data_read_small_leaves(kind):
-    params = {"up": normal(8, 12), "down": normal(12, 5, seed=1)}
-    small = jax.tree.map(kind.of, params)
-    plain = {path: leaf.plain() for path, leaf in small.items()}
-    config = jlora.LoraConfig(targets="up|down", rank=2)
-    batches = [normal(20, 8, seed=2)]
-
-    def fn(p, x):
-        return jnp.tanh(x @ p["up"]) @ p["down"]
-
-    def loss(p, x):
-        return (fn(p, x) ** 2).mean()
-
-    lora = jlora.split(params, config, KEY)[1]
-    moved, started, _ = jlora.lora_ga(loss, small, lora, batches, config, KEY)
-    assert_close(moved, jlora.lora_ga(loss, plain, lora, batches, config, KEY)[0], 1e-5)
-    assert_close(jlora.merge(moved, started), plain, 1e-5)
-    kept, eva, _ = jlora.eva(fn, small, lora, batches, config, KEY)
-    assert kept is small
-    assert_close(eva, jlora.eva(fn, plain, lora, batches, config, KEY)[1], 1e-4)
-
-
-def test_a_small_leaf_is_decoded_where_an_operation_needs_the_weight():
-    small = {"w": Int8.of(normal(8, 6))}
-    fn = lambda p: jnp.tanh(p["w"])  # noqa: E731
-    assert_close(jlora.lift(fn)(small, {}), jnp.tanh(small["w"].plain()))
-    _, lora = adapted({"w": small["w"].plain()})
-    with pytest.warns(jlora.MaterialisedWarning):
-        got = jlora.lift(fn)(small, lora)
-    assert_close(got, jnp.tanh(jlora.merge(small, lora)["w"]))
-
-
-def test_layers_of_small_leaves_are_decoded_one_at_a_time(compiled_as_ever):
-    weights = {"w": normal(16, 96, 96)}
-    axes = {"w": jlora.Axes((1,), (2,), (0,))}
-    x = normal(4, 96)
-
-    def loss(p, x):
-        return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0].sum()
-
-    _, lora = adapted(weights, axes, rank=2)
-    for kind in (Int8, Blocks):
-        frozen = jax.tree.map(kind.of, weights)
-        grad = jax.jit(jax.grad(jlora.lift(loss, strict=True), argnums=1))
-        compiled = grad.lower(frozen, lora, x).compile()
-        assert compiled.memory_analysis().temp_size_in_bytes < 6 * 96 * 96 * 4
