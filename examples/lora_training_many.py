@@ -19,7 +19,7 @@ import optax
 
 import jlora
 
-RATES = jnp.array([1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 3e-1])
+RATES = np.float32([1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 3e-1])
 STEPS, ROWS = 150, 64
 
 
@@ -99,8 +99,9 @@ for number in range(STEPS):
 test = rings(moved=0.8, seed=9_999, rows=1000)
 before = float(loss(params, test))
 print(f"{'rate':>6}   loss before   after")
-for rate, after in zip(RATES, jax.vmap(lifted, in_axes=(None, 0, None))(frozen, loras, test)):
-    print(f"{rate:6}   {before:11.2f}   {after:5.2f}")
+after = jax.vmap(lifted, in_axes=(None, 0, None))(frozen, loras, test)
+for rate, its_loss in zip(RATES, after, strict=True):
+    print(f"{rate:6.4f}   {before:11.2f}   {its_loss:5.2f}")
 differences = jax.tree.map(lambda many, one: abs(many[3] - one).max(), loras, lora)
 same = max(jax.tree.leaves(differences)) < 1e-3
 print(f"the fourth, trained alone, is the same: {same}")

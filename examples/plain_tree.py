@@ -22,7 +22,7 @@ SIZE, WIDTH, LAYERS = 40, 64, 3
 
 def picture(night):
     """Brightness, (size, size): a sky, a house with two windows, a hill."""
-    y, x = np.mgrid[0:1 : SIZE * 1j, 0:1 : SIZE * 1j]
+    y, x = np.mgrid[0 : 1 : SIZE * 1j, 0 : 1 : SIZE * 1j]
     sky = 0.15 + 0.1 * y if night else 0.95 - 0.3 * y
     image = np.where(y > 0.75 + 0.1 * np.sin(5 * x), 0.05 if night else 0.5, sky)
     house = (abs(x - 0.5) < 0.25) & (abs(y - 0.65) < 0.2)
