@@ -8,6 +8,12 @@ like it, each in its own way: an adapter each learns them. A batch then mixes ro
 
 It prints
 
+    degrees off     base   its own adapter   another's
+    coast            2.8               0.1        11.2
+    desert          13.8               0.1        26.8
+    summit          12.9               0.1        15.2
+    south           10.0               0.1         8.1
+    each row as by its own adapter, merged and alone: True
 """
 
 import jax

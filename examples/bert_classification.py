@@ -28,10 +28,10 @@ from tokenizers import pre_tokenizers, processors
 import jlora
 from jlora import data, models, trainer
 
-THINGS = "soup bread song band wind summer actor plot".split()
-PRAISE, BLAME = "great lovely fine superb".split(), "bad dull awful weak".split()
+THINGS = ["soup", "bread", "song", "band", "wind", "summer", "actor", "plot"]
+PRAISE, BLAME = ["great", "lovely", "fine", "superb"], ["bad", "dull", "awful", "weak"]
 STEPS = 200
-OTHERS = "[MASK] the is was really i think that and stay leave".split()
+OTHERS = ["[MASK]", "the", "is", "was", "really", "i", "think", "that", "and", "stay", "leave"]
 MASK = 4  # the first of these, behind the four special tokens
 
 

@@ -3,12 +3,17 @@
     python examples/convolutional.py
 
 Discs, squares, crosses and rings are bright on a dark ground, and the network is trained whole on
-them. Then the camera changes: dark shapes on a bright ground with stripes. The convolutions' kernels
-have four dimensions, of which height, width and channels in are inputs; A is such a kernel with
-few channels out, and B mixes them by 1 x 1. The head stays as it is.
+them. Then the camera changes: dark shapes on a bright ground with stripes. A convolution's kernel
+has four dimensions, of which height, width and channels in are inputs; A is such a kernel with few
+channels out, and B mixes them by 1 x 1. The head stays as it is.
 
 It prints
 
+    day, trained whole: 100 % right
+    a kernel has Axes(inputs=(0, 1, 2), outputs=(3,), stack=())
+    A is (3, 3, 16, 8), B is (8, 24)
+    trainable 3,500 of 14,216 parameters (24.620 %) in 6 adapted leaves of rank 4-8; 14.00 kB beside 42.86 kB frozen
+    night: 34 % right before, 93 % with the adapter
 """
 
 import flax.linen as nn

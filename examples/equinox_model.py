@@ -8,6 +8,11 @@ sines; its adapter learns saws that are three times as fast. The weights act fro
 
 It prints
 
+    trained whole    sine  error 0.004, of the last point 0.044
+    trained whole    saw   error 1.106, of the last point 0.448
+    trainable 1,153 of 8,450 parameters (13.645 %) in 6 adapted leaves of rank 4; 4.61 kB beside 29.19 kB frozen
+    with the adapter sine  error 0.845, of the last point 0.044
+    with the adapter saw   error 0.059, of the last point 0.448
 """
 
 import equinox as eqx

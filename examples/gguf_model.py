@@ -101,16 +101,17 @@ SETTINGS = {
 
 
 def answers(model, rows, *weights):
-    """The model's answers, and how many are the row's own."""
+    """The model's answers, and how many are the row's own, in percent."""
     questions = [row[:1] for row in rows]
     given = models.answer(model, questions, *weights, max_new_tokens=8, batch_size=25)
-    return given, sum(text == row[1]["content"] for text, row in zip(given, rows, strict=True))
+    right = [text == row[1]["content"] for text, row in zip(given, rows, strict=True)]
+    return given, 100 * np.mean(right)
 
 
 def main(path, folder):
     """Loads, trains, answers, saves."""
     model = models.load(path)
-    print(f"the model adds {answers(model, SUMS)[1]} of 100 sums")
+    print(f"the model adds: {answers(model, SUMS)[1]:.0f} % of 100 sums are right")
 
     axes = jlora.trace_axes(model.apply, model.params, np.ones((1, 4), int))
     config = jlora.LoraConfig(targets="all-linear", rank=8, alpha=16)
@@ -126,7 +127,7 @@ def main(path, folder):
     _, before = answers(model, unseen, frozen, lora)
     lora = trainer.fit(trainer.make_step(loss, tx), frozen, state, batches, steps=STEPS).lora
     given, after = answers(model, unseen, frozen, lora)
-    print(f"odd or even, of 25 unseen sums: {before} right before, {after} after")
+    print(f"odd or even, of 25 unseen sums: {before:.0f} % right before, {after:.0f} % after")
     print(f"{unseen[0][0]['content']} is {given[0]}")
 
     jlora.checkpoint.save(folder, lora, config, base=frozen)

@@ -8,6 +8,11 @@ an adapter learns from them, and beside it the whole network does.
 
 It prints
 
+    the first arm, trained whole: 0.7 cm off
+    the second arm, before: 9.3 cm off
+    the second arm, by the adapter: 1.8 cm off
+    the second arm, trained whole: 3.8 cm off
+    trainable 1,034 of 13,900 parameters (7.439 %) in 5 adapted leaves of rank 2; 4.14 kB beside 51.46 kB frozen
 """
 
 import haiku as hk

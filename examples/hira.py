@@ -7,6 +7,9 @@ Large Language Models", ICLR 2025, eq. 4), elementwise. In factors a product wit
 products with W0, so it is formed where a product needs it, one layer at a time, and again for the
 gradient; rows that are looked up are rows of W0 times rows of A B. Only public names of jlora are
 used.
+
+It prints
+
 """
 
 import dataclasses

@@ -9,6 +9,11 @@ beside an adapter of the attention and the MLPs. Attention's kernels have three 
 
 It prints
 
+    digits, trained whole: 97 % right
+    letters, head alone: 590 parameters train
+      10 % right before, 73 % after
+    letters, head and adapter: 7,402 parameters train
+      10 % right before, 94 % after
 """
 
 import flax.linen as nn
@@ -20,16 +25,15 @@ import optax
 import jlora
 
 # a is the top bar, b to f go round by the right, g is the middle
-DIGITS = "abcdef bc abdeg abcdg bcfg acdfg acdefg abc abcdefg abcdfg".split()
-LETTERS = "abcefg adef adefg aefg bcefg bcde def abefg bcdef bcdfg".split()  # ACEFHJLPUY
+DIGITS = ("abcdef", "bc", "abdeg", "abcdg", "bcfg", "acdfg", "acdefg", "abc", "abcdefg", "abcdfg")
+LETTERS = (  # A C E F H J L P U Y
+    *("abcefg", "adef", "adefg", "aefg", "bcefg", "bcde", "def", "abefg", "bcdef", "bcdfg"),
+)
 SIZE, PATCH, WIDTH, HEADS, LAYERS, ROWS = 16, 4, 48, 4, 2, 32
 
 BARS = np.zeros((7, SIZE, SIZE), np.float32)
-for at, (rows, columns) in enumerate(
-    [((2, 4), (5, 10)), ((3, 8), (9, 11)), ((8, 13), (9, 11)), ((12, 14), (5, 10))]
-    + [((8, 13), (4, 6)), ((3, 8), (4, 6)), ((7, 9), (5, 10))]
-):
-    BARS[at, slice(*rows), slice(*columns)] = 1
+BARS[0, 2:4, 5:10] = BARS[1, 3:8, 9:11] = BARS[2, 8:13, 9:11] = BARS[3, 12:14, 5:10] = 1
+BARS[4, 8:13, 4:6] = BARS[5, 3:8, 4:6] = BARS[6, 7:9, 5:10] = 1
 
 
 def images(shapes, seed):

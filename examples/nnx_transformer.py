@@ -8,6 +8,10 @@ the module itself has the adapter in its weights.
 
 It prints
 
+    trained whole: 100 % of rows upwards, 0 % of rows downwards
+    trainable 10,752 of 50,122 parameters (21.452 %) in 12 adapted leaves of rank 8; 43.01 kB beside 157.48 kB frozen
+    with the adapter: 0 % of rows upwards, 99 % of rows downwards
+    without it again: 100 % of rows upwards, 0 % of rows downwards
 """
 
 import jax
@@ -101,7 +105,7 @@ def told(name, model):
     print(f"{name}: {', '.join(shares.values())}")
 
 
-params = train(loss, optax.adam(2e-3), params, order=1, steps=300)
+params = train(loss, optax.adam(2e-3), params, order=1, steps=400)
 nnx.update(model, params)
 told("trained whole", model)
 

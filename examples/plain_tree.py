@@ -8,6 +8,10 @@ learns the same place by night: lamps are lit and the sky is dark.
 
 It prints
 
+    by day: error 0.0005
+    layers/w has Axes(inputs=(2,), outputs=(1,), stack=(0,))
+    by night: error 0.3904 before, 0.0007 after
+    trainable 1,728 of 14,272 parameters (12.108 %) in 2 adapted leaves of rank 4; 6.91 kB beside 50.18 kB frozen
 """
 
 import jax

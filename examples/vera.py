@@ -6,6 +6,9 @@
 the right, as JAX kernels do). A and B are as large as the largest layer needs and are sliced for
 the others, as PEFT does; they stand once in the adapter, under ``shared/vera_A`` and
 ``shared/vera_B``. Only public names of jlora are used.
+
+It prints
+
 """
 
 import dataclasses

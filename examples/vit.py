@@ -7,6 +7,9 @@ The images are letters of the typefaces that come with matplotlib, turned, moved
 network learns A to Z; its adapter and a new head learn 0 to 9. It is measured on typefaces that it
 never saw, on the way too: training ends when that gets no better, and the best adapter is kept.
 Nothing is downloaded.
+
+It prints
+
 """
 
 import functools
@@ -194,7 +197,7 @@ def main(folder):
     digits = [images(number, DIGITS, HELD_OUT) for number in range(8)]
     again = np.mean([plain(batch["x"]).argmax(-1) == batch["y"] for batch in digits])
     print(f"unseen typefaces: {before['accuracy']:.1%} right before, {after['accuracy']:.1%} after")
-    print(f"the best of {len(rows)} steps was {best.step}; merged into the module {again:.1%}")
+    print(f"merged into the module: {again:.1%}")
     assert after["accuracy"] > 0.8 > 4 * before["accuracy"]
     assert abs(again - after["accuracy"]) < 0.01
 
