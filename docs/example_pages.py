@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "examples"
 HEAD = """# Examples
 
-Each is one file to copy and change, runs as it stands in seconds on a CPU, and downloads nothing. Its first lines say
-what it prints.
+Each is one file to copy and change. It runs as it stands on a CPU, in seconds, and downloads
+nothing. Its first lines say what it prints.
 
 | Example | What it shows | Public names in it |
 |---|---|---|

@@ -13,7 +13,7 @@ It prints
     trainable 1,153 of 8,450 parameters (13.645 %) in 6 adapted leaves of rank 4; 4.61 kB beside 29.19 kB frozen
     with the adapter sine  error 0.845, of the last point 0.044
     with the adapter saw   error 0.059, of the last point 0.448
-"""
+"""  # noqa: E501
 
 import equinox as eqx
 import jax

@@ -13,7 +13,7 @@ It prints
     the second arm, by the adapter: 1.8 cm off
     the second arm, trained whole: 3.8 cm off
     trainable 1,034 of 13,900 parameters (7.439 %) in 5 adapted leaves of rank 2; 4.14 kB beside 51.46 kB frozen
-"""
+"""  # noqa: E501
 
 import haiku as hk
 import jax

@@ -12,7 +12,7 @@ It prints
     trainable 10,752 of 50,122 parameters (21.452 %) in 12 adapted leaves of rank 8; 43.01 kB beside 157.48 kB frozen
     with the adapter: 0 % of rows upwards, 99 % of rows downwards
     without it again: 100 % of rows upwards, 0 % of rows downwards
-"""
+"""  # noqa: E501
 
 import jax
 import jax.numpy as jnp

@@ -12,7 +12,7 @@ It prints
     layers/w has Axes(inputs=(2,), outputs=(1,), stack=(0,))
     by night: error 0.3904 before, 0.0007 after
     trainable 1,728 of 14,272 parameters (12.108 %) in 2 adapted leaves of rank 4; 6.91 kB beside 50.18 kB frozen
-"""
+"""  # noqa: E501
 
 import jax
 import jax.numpy as jnp

@@ -9,7 +9,10 @@ the others, as PEFT does; they stand once in the adapter, under ``shared/vera_A`
 
 It prints
 
-"""
+    ...
+    trainable 333 of 2,258 parameters (14.748 %) in 2 adapted leaves of rank 64; 1.33 kB beside 7.70 kB frozen
+    loss 2.42 -> 0.46; merged and adapted differ by 1e-06
+"""  # noqa: E501
 
 import dataclasses
 import math

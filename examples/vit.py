@@ -1,4 +1,4 @@
-"""An image classifier learns new classes: a small vision transformer of Flax NNX, and its adapter.
+"""An image classifier in Flax NNX: a vision transformer reads letters, its adapter reads digits.
 
     python examples/vit.py            metrics and the figure go to a temporary folder
     python examples/vit.py runs/vit   or to this one
@@ -10,7 +10,11 @@ Nothing is downloaded.
 
 It prints
 
-"""
+    trainable 19,082 of 121,940 parameters (15.649 %) in 14 adapted leaves of rank 8; 76.33 kB beside 411.43 kB frozen
+    ...
+    unseen typefaces: 2.1% right before, 92.8% after
+    merged into the module: 92.8%
+"""  # noqa: E501
 
 import functools
 import sys

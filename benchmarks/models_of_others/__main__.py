@@ -45,8 +45,8 @@ def main() -> None:
                 continue
             row = _check.checked(*make())
             found[f"{package} {name}"] = {"package": package, "model": name, "of": versions, **row}
-            print(f"{package} {name}: {row}")
-    asked.out.write_text(json.dumps(found, indent=1) + "\n")
+            print(f"{package} {name}: {row}", flush=True)
+            asked.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

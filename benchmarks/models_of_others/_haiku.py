@@ -17,14 +17,16 @@ def _made(name: str, **settings) -> tuple:
     return lambda params, images: model.apply(params, state, images, False)[0], params, images
 
 
-def resnet50() -> tuple:
-    """ResNet-50."""
-    return _made("ResNet50")
+def resnet() -> tuple:
+    """A residual network with bottlenecks, one block a group."""
+    shape = {"blocks_per_group": (1, 1, 1, 1), "channels_per_group": (16, 24, 32, 40)}
+    return _made("ResNet", **shape)
 
 
 def mobilenet() -> tuple:
     """MobileNet v1."""
-    return _made("MobileNetV1")
+    shape = {"strides": (1, 2, 1), "channels": (16, 24, 32)}
+    return _made("MobileNetV1", **shape)
 
 
-MODELS = {"ResNet-50": resnet50, "MobileNet v1": mobilenet}
+MODELS = {"ResNet": resnet, "MobileNet v1": mobilenet}
