@@ -9,6 +9,12 @@ sentences of the test have four others, of which pretraining alone says what the
 
 It prints
 
+    hidden words, step 1: loss 3.9
+    hidden words, step 200: loss 0.4
+    trainable 5,858 of 48,676 parameters (12.035 %) in 9 adapted leaves of rank 4; 23.43 kB beside 171.27 kB frozen
+    praise, in words that had no label: 34 % right before, 100 % after
+      the summer was superb: yes
+      i think that the plot is really awful: no
 """
 
 import dataclasses
