@@ -11,7 +11,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 PAGE, FOUND = DOCS / "models-of-others.md", DOCS / "models-of-others.json"
 BEGIN, END = "<!-- made by docs/models_of_others.py -->\n", "<!-- until here -->\n"
-HEAD = """| Package | Model | Value off by | Gradient off by | Weights | `"all-linear"` takes | Merged |
+HEAD = """| Package | Model | Value off by | Gradient off by | Weights | `"all-linear"` | Merged |
 |---|---|---|---|---|---|---|
 """
 

@@ -15,7 +15,7 @@ It prints
     praise, in words that had no label: 34 % right before, 100 % after
       the summer was superb: yes
       i think that the plot is really awful: no
-"""
+"""  # noqa: E501
 
 import dataclasses
 import json

@@ -9,6 +9,11 @@ whether a sum is odd or even, and is measured on sums that its training left out
 
 It prints
 
+    the model adds: 100 % of 100 sums are right
+    trainable 16,384 of 93,248 parameters (17.570 %) in 7 adapted leaves of rank 8; 65.54 kB beside 307.46 kB frozen
+    odd or even, of 25 unseen sums: 0 % right before, 88 % after
+    0+8 is even
+    saved and read again, it gives the same answers: True
 """
 
 import sys

@@ -13,7 +13,7 @@ def _made(name: str, **settings) -> tuple:
 
     model = hk.without_apply_rng(hk.transform_with_state(network))
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-    params, state = model.init(jax.random.key(0), images, True)
+    params, state = jax.jit(model.init, static_argnums=2)(jax.random.key(0), images, True)
     return lambda params, images: model.apply(params, state, images, False)[0], params, images
 
 
