@@ -14,7 +14,7 @@ It prints
     odd or even, of 25 unseen sums: 0 % right before, 88 % after
     0+8 is even
     saved and read again, it gives the same answers: True
-"""
+"""  # noqa: E501
 
 import sys
 import tempfile

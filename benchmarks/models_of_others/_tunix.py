@@ -19,9 +19,8 @@ QWEN: dict[str, Any] = {"vocab_size": 53, "rope_theta": 10_000, "norm_eps": 1e-6
 
 def _made(module: str, name: str, **settings: Any) -> tuple:
     models = importlib.import_module(f"tunix.models.{module}.model")
-    for key, value in settings.items():
-        if callable(value):
-            settings[key] = value(models)
+    if kinds := settings.get("attention_types"):
+        settings["attention_types"] = [models.AttentionType[kind] for kind in kinds]
     config = models.ModelConfig(**{**SIZES, **settings})
     graph, params, rest = nnx.split(getattr(models, name)(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
@@ -57,13 +56,12 @@ def qwen3_experts() -> tuple:
 
 def gemma2() -> tuple:
     """Gemma 2."""
-    kinds = lambda models: (models.AttentionType.LOCAL_SLIDING, models.AttentionType.GLOBAL)  # noqa: E731
     return _made(
         "gemma",
         "Gemma",
         **{"num_embed": 53, "final_logit_softcap": 30.0, "attn_logits_soft_cap": 50.0},
         **{"use_post_attn_norm": True, "use_post_ffw_norm": True},
-        **{"attention_types": kinds, "sliding_window_size": 4},
+        **{"attention_types": ("LOCAL_SLIDING", "GLOBAL"), "sliding_window_size": 4},
     )
 
 
