@@ -7,14 +7,12 @@ import importlib
 import equinox as eqx
 import jax
 
-IMAGE = (3, 32, 32)
 
-
-def _made(module: str, name: str, *sizes: int, **settings) -> tuple:
+def _made(module: str, name: str, *sizes: int, width: int = 32, **settings) -> tuple:
     models = importlib.import_module(f"equimo.vision.models.{module}")
     model = getattr(models, name)(*sizes, **settings, num_classes=11, key=jax.random.key(0))
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
-    images = jax.random.normal(jax.random.key(1), (2, *IMAGE))
+    images = jax.random.normal(jax.random.key(1), (2, 3, width, width))
 
     def apply(arrays, images):
         model = eqx.combine(arrays, static)
@@ -37,7 +35,8 @@ def convnext() -> tuple:
 
 def attnet() -> tuple:
     """AttNet."""
-    return _made("attnet", "AttNet", 3, depths=[1, 1, 1, 1], dims=[8, 12, 16, 24])
+    kernels = {"kernel_sizes": [3, 3, 3, 3], "width": 96}  # 3 x 3 pixels are left at the end
+    return _made("attnet", "AttNet", 3, depths=[1, 1, 1, 1], dims=[8, 12, 16, 24], **kernels)
 
 
 def vssd() -> tuple:
