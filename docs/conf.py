@@ -8,7 +8,7 @@ author = "The jlora authors"
 copyright = "The jlora authors"
 release = metadata.version("jlora")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
 exclude_patterns = []
 html_theme = "sphinx_book_theme"
 html_title = f"jlora {release}"
@@ -27,6 +27,7 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]
+nb_execution_mode = "off"  # its outputs are stored; CI's examples step runs it
 
 # Links into other projects' pages, for those who build with a network: JLORA_DOCS_LINKS=1.
 links = {

@@ -7,7 +7,13 @@ Large Language Models", ICLR 2025, eq. 4), elementwise. In factors a product wit
 products with W0, so it is formed where a product needs it, one layer at a time, and again for the
 gradient; rows that are looked up are rows of W0 times rows of A B. Only public names of jlora are
 used.
-"""
+
+It prints
+
+    ...
+    trainable 832 of 3,520 parameters (23.636 %) in 2 adapted leaves of rank 4; 3.33 kB beside 10.75 kB frozen
+    loss 3.84 -> 2.31; merged and adapted differ by 1e-06
+"""  # noqa: E501
 
 import dataclasses
 import tempfile

@@ -5,6 +5,15 @@
 A small network learned to tell two spirals apart; its adapter learns the spirals turned by 40
 degrees. Twice the same training: with `iterate`, which gives each update to the ``for`` here, and
 with the step alone, without any loop of jlora's. Both end in the same adapter.
+
+It prints
+
+    step   1  loss 3.392  held out 2.210
+    step  50  loss 0.000  held out 0.000
+    step 100  loss 0.000  held out 0.000
+    step 150  loss 0.000  held out 0.000
+    step 200  loss 0.000  held out 0.000
+    held out  2.217 before, 0.000 after, 100 % right
 """
 
 import jax

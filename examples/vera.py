@@ -6,7 +6,13 @@
 the right, as JAX kernels do). A and B are as large as the largest layer needs and are sliced for
 the others, as PEFT does; they stand once in the adapter, under ``shared/vera_A`` and
 ``shared/vera_B``. Only public names of jlora are used.
-"""
+
+It prints
+
+    ...
+    trainable 333 of 2,258 parameters (14.748 %) in 2 adapted leaves of rank 64; 1.33 kB beside 7.70 kB frozen
+    loss 2.42 -> 0.46; merged and adapted differ by 1e-06
+"""  # noqa: E501
 
 import dataclasses
 import math

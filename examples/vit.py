@@ -1,4 +1,4 @@
-"""An image classifier learns new classes: a small vision transformer of Flax NNX, and its adapter.
+"""An image classifier in Flax NNX: a vision transformer reads letters, its adapter reads digits.
 
     python examples/vit.py            metrics and the figure go to a temporary folder
     python examples/vit.py runs/vit   or to this one
@@ -7,7 +7,14 @@ The images are letters of the typefaces that come with matplotlib, turned, moved
 network learns A to Z; its adapter and a new head learn 0 to 9. It is measured on typefaces that it
 never saw, on the way too: training ends when that gets no better, and the best adapter is kept.
 Nothing is downloaded.
-"""
+
+It prints
+
+    trainable 19,082 of 121,940 parameters (15.649 %) in 14 adapted leaves of rank 8; 76.33 kB beside 411.43 kB frozen
+    ...
+    unseen typefaces: 2.1% right before, 92.8% after
+    merged into the module: 92.8%
+"""  # noqa: E501
 
 import functools
 import sys
@@ -194,7 +201,7 @@ def main(folder):
     digits = [images(number, DIGITS, HELD_OUT) for number in range(8)]
     again = np.mean([plain(batch["x"]).argmax(-1) == batch["y"] for batch in digits])
     print(f"unseen typefaces: {before['accuracy']:.1%} right before, {after['accuracy']:.1%} after")
-    print(f"the best of {len(rows)} steps was {best.step}; merged into the module {again:.1%}")
+    print(f"merged into the module: {again:.1%}")
     assert after["accuracy"] > 0.8 > 4 * before["accuracy"]
     assert abs(again - after["accuracy"]) < 0.01
 

@@ -1,0 +1,1 @@
+"""Do models that others wrote work as they are, and what of them stays factored?"""
