@@ -42,8 +42,7 @@ def split(
             more dimensions needs it.
 
     Returns:
-        frozen: has the structure of ``params``; its containers are its own, so that a module
-            that is updated in place leaves it alone.
+        frozen: has the structure of ``params``, in containers of its own.
         lora: a flat dict from a leaf's path to its node, in most cases a `LoraWeight`.
 
     Raises:

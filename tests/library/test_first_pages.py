@@ -1,14 +1,10 @@
-"""The pages Start and How it works: code prints what they say, links lead somewhere."""
+"""The pages Start and How it works: code prints what they say."""
 
-import functools
 import importlib.util
-import re
 
 import pytest
 from first_pages import DOCS, printed, says_the_same
 
-ROOMS = ("start", "explanation")
-PAGES = sorted(page for room in ROOMS for page in (DOCS / room).glob("*.md"))
 # The others train or compile more: tests/wide runs them.
 SHORT = [DOCS / "start/install.md", DOCS / "explanation/walk.md"]
 
@@ -34,31 +30,6 @@ def test_a_page_prints_what_it_says(page, tmp_path, monkeypatch):
 )
 def test_numbers_near_are_the_same_and_words_are_words(promised, found, same):
     assert says_the_same(promised, found) == same
-
-
-@functools.cache
-def anchors(page):
-    """What `page#...` may name: its headings, as the site and GitHub spell them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_each_link_leads_to_a_file_and_each_anchor_to_a_heading(page):
-    text = re.sub(
-        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
-    )
-    for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
-        name, _, anchor = link.partition("#")
-        target = (page.parent / name).resolve() if name else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_first_page_leads_to_every_other(page):
-    index = (DOCS / "index.md").read_text(encoding="utf-8")
-    assert f"\n{page.relative_to(DOCS).with_suffix('')}\n" in index
 
 
 def test_the_drawing_is_what_its_script_draws():

@@ -27,22 +27,29 @@ def test_a_page_runs_by_itself(page, capsys, tmp_path, monkeypatch):
         assert promised in printed
 
 
-def anchors(text):
-    """What a link can name behind #, as MyST makes it of headings."""
-    titles = re.findall(r"^#{1,3} (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.M)
-    plain = [re.sub(r"[`*]", "", title).lower() for title in titles]
-    slugs = {re.sub(r"[^\w\- ]", "", title).strip().replace(" ", "-") for title in plain}
-    return slugs | set(re.findall(r"^\((.+)\)=$", text, re.MULTILINE))
+def anchors(page):
+    """What a link can name behind #: headings as MyST spells them, numbered from the second on."""
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"^```\{include\} (\S+)$", text, re.MULTILINE):
+        text += (page.parent / name).read_text(encoding="utf-8")
+    titles = re.findall(r"^#{1,3} (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M), re.M)
+    slugs: list[str] = []
+    for title in titles:
+        slug = re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+        slugs.append(f"{slug}-{before}" if (before := slugs.count(slug)) else slug)
+    return {*slugs, *re.findall(r"^\((.+)\)=$", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
+@pytest.mark.parametrize(
+    "page", [DOCS.parent / "README.md", *PAGES], ids=lambda page: f"{page.parent.name}/{page.stem}"
+)
 def test_links_and_anchors_of_a_page_go_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
         name, _, anchor = link.partition("#")
         target = page.parent / name if name else page
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+        assert not anchor or anchor in anchors(target), link
 
 
 def test_every_page_is_in_the_index():
