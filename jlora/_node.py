@@ -39,6 +39,7 @@ class Node(abc.ABC):
     trainable: ClassVar[tuple[str, ...]] = ()  # the fields that train
     decayed: ClassVar[tuple[str, ...]] = ()  # those of them that weight decay is meant for
     targeted: ClassVar[bool] = False  # made for the leaves that `LoraConfig.targets` finds
+    replaces: ClassVar[bool] = False  # it holds the whole leaf: the frozen one is not looked at
     # the fields that are factors of a delta of its own, A first: LoRA+ raises the others' rates
     factors: ClassVar[tuple[str, ...]] = ()
 

@@ -33,6 +33,7 @@ class WholeWeight(Node):
     value: jax.Array  # in the leaf's shape, float32 or wider
 
     trainable: ClassVar[tuple[str, ...]] = ("value",)
+    replaces: ClassVar[bool] = True
 
     @classmethod
     def from_weight(cls, weight: Any) -> WholeWeight:

@@ -152,7 +152,7 @@ def restore(
     lora, config = outline(directory)
     arrays_name, seal = _sealed_arrays(directory, description)
     if base is not None and description["base"] is not None:
-        _check_base(directory, description["base"], base)
+        _check_base(directory, description["base"], base, lora)
     _check_factors(lora)
     if base is not None:
         leaves, _ = check(base, lora)
@@ -306,8 +306,14 @@ def _what_is_there(directory: Path, overwrite: bool) -> list[str]:
     return arrays
 
 
-def _check_base(directory: Path, expected: Mapping[str, Any], base: Any) -> None:
-    if lines := differences(expected, fingerprint(base)):
+def _check_base(directory: Path, expected: Mapping[str, Any], base: Any, lora: Lora) -> None:
+    """What the adapter replaces may be another, as a fresh head is that begins at random."""
+    found = fingerprint(base)
+    expected, found = (
+        {path: leaf for path, leaf in each.items() if path not in lora or not lora[path].replaces}
+        for each in (expected, found)
+    )
+    if lines := differences(expected, found):
         raise ValueError(
             f"{directory} was trained on another base than the one given. Of "
             f"{len(expected)} leaves {len(lines)} differ:{_words.first_few(lines)}"

@@ -157,6 +157,20 @@ def test_another_base_is_refused_with_every_difference(tmp_path):
         checkpoint.restore(tmp_path / "a", base=tuned)
 
 
+def test_what_the_adapter_replaces_may_have_other_values_but_no_other_shape(tmp_path):
+    config = jlora.LoraConfig(targets="proj", rank=3, train="out")
+    frozen, lora = jlora.split(base(), config, jax.random.key(1), axes=AXES)
+    checkpoint.save(tmp_path, lora, config, base=frozen)
+    other = {**frozen, "out": frozen["out"] + 1}
+    again, _ = checkpoint.restore(tmp_path, base=other)
+    assert_same(jlora.merge(other, again), jlora.merge(frozen, lora))
+    with pytest.raises(ValueError, match="out"):
+        checkpoint.restore(tmp_path, base={**frozen, "out": jnp.ones((3, 4, 14))})
+    changed = {**frozen, "layers": {**frozen["layers"], "skip": jnp.zeros(5)}}
+    with pytest.raises(ValueError, match="another base"):
+        checkpoint.restore(tmp_path, base=changed)
+
+
 def test_a_base_is_checked_by_shape_when_it_has_no_values(tmp_path):
     lora = adapter()
     checkpoint.save(tmp_path / "a", lora, CONFIG, base=jax.eval_shape(base))

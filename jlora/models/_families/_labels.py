@@ -94,7 +94,7 @@ def scored_by(family: Family) -> Stored | None:
 
 def labels_trained(lora: Mapping[str, Any]) -> int:
     """How many labels the head has that an adapter holds whole; 0 without one."""
-    whole = (lora[path] for path in SCORES if path in lora and lora[path].kind == "whole")
+    whole = (lora[path] for path in SCORES if path in lora and lora[path].replaces)
     return next((node.shape[-1] for node in whole), 0)
 
 

@@ -117,10 +117,10 @@ def export(
     }
     _check_adapter(shapes, lora)
     bases = (base or {},) if isinstance(base, Mapping | None) else base
-    # what the adapter holds whole stands in the place of the base's: a fresh head, say
-    of_base = {path: each for path, each in shapes.items() if not _whole(lora.get(path))}
+    replaced = {path for path, node in lora.items() if node.replaces}  # a fresh head, say
+    of_base = {path: each for path, each in shapes.items() if path not in replaced}
     trained_on = [
-        _Base({path: leaf for path, leaf in each.items() if not _whole(lora.get(path))}, of_base)
+        _Base({path: leaf for path, leaf in each.items() if path not in replaced}, of_base)
         for each in bases
     ]
     given = None if dtype is None else jnp.dtype(dtype)
@@ -165,10 +165,6 @@ def export(
         for name, content in companions.items():
             (aside / name).write_bytes(content)
     return out
-
-
-def _whole(node: Node | None) -> bool:
-    return node is not None and node.kind == "whole"
 
 
 def _merged(
