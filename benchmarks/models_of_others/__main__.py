@@ -1,8 +1,8 @@
 """Adapts models of other packages as they are, and writes what came of it as JSON and as a table.
 
     pip install google-tunix gemma equimo dm-haiku
-    python -m benchmarks.models_of_others --out docs/models-of-others.json
-    python docs/models_of_others.py     # the page's table, out of that file
+    python -m benchmarks.models_of_others
+    python -m docs.made     # the page's table, out of what that stored
 
 A package that is not installed is left out, with a line that says so; what the file had of it
 stays. Models are small and random: what is checked is how their code uses its weights.
@@ -31,7 +31,9 @@ PACKAGES = {
 def main() -> None:
     """Checks every model whose package is installed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/models-of-others.json"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/models-of-others.json")
+    )
     parser.add_argument("--only", help="part of a model's or a package's name")
     asked = parser.parse_args()
     found = json.loads(asked.out.read_text()) if asked.out.exists() else {}

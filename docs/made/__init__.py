@@ -1,11 +1,12 @@
-"""What stands in the pages between marks, and is made from the code or from stored results.
+"""What on the site is made: from the code, from the examples, from stored results, by drawing.
 
-A page asks for it by a line of its own::
+A page asks for a part of it by a line of its own::
 
     <!-- made: flags generate -->
     <!-- until here -->
 
-`python -m docs.made` writes what belongs between the two. A test holds every page against it.
+`python -m docs.made` writes what belongs between the two, and the files that are made as a whole. A
+test holds all of them against what would be made now.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.made import families, flags, results
+from docs.made import (
+    example_pages,
+    families,
+    flags,
+    method_pictures,
+    models_of_others,
+    results,
+    walk_drawing,
+)
 
 DOCS = Path(__file__).parents[1]
 # By the first word of a mark: what makes the text, given the words behind it.
 MAKERS: dict[str, Callable[..., str]] = {
     "families": families.table,
     "flags": flags.table,
+    "models-of-others": models_of_others.table,
     "result": results.table,
 }
 MARKED = re.compile(r"<!-- made: ([^\n]+?) -->\n(.*?)<!-- until here -->\n", re.DOTALL)
@@ -45,3 +55,9 @@ def written(page: str) -> str:
         return f"<!-- made: {found[1]} -->\n\n{MAKERS[name](*words)}\n<!-- until here -->\n"
 
     return MARKED.sub(again, page)
+
+
+def files() -> dict[Path, str]:
+    """Every file that is made, in part or as a whole, and what should stand in it."""
+    whole = example_pages.files() | method_pictures.files() | walk_drawing.files()
+    return whole | {path: written(path.read_text(encoding="utf-8")) for path in pages()}

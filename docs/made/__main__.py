@@ -1,6 +1,7 @@
-"""Writes what is made into every page that asks for it: `python -m docs.made`."""
+"""Writes all that is made: `python -m docs.made`."""
 
-from docs.made import pages, written
+from docs.made import files
 
-for path in pages():
-    path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+for path, text in files().items():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

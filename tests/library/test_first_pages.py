@@ -1,7 +1,5 @@
 """The pages Start and How it works: code prints what they say."""
 
-import importlib.util
-
 import pytest
 from first_pages import DOCS, printed, says_the_same
 
@@ -30,10 +28,3 @@ def test_a_page_prints_what_it_says(page, tmp_path, monkeypatch):
 )
 def test_numbers_near_are_the_same_and_words_are_words(promised, found, same):
     assert says_the_same(promised, found) == same
-
-
-def test_the_drawing_is_what_its_script_draws():
-    spec = importlib.util.spec_from_file_location("walk_drawing", DOCS / "walk_drawing.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.PICTURE.read_text(encoding="utf-8") == script.drawing()

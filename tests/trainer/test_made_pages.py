@@ -3,10 +3,11 @@
 import json
 import re
 import shlex
+from xml.etree import ElementTree
 
 import pytest
 
-from docs.made import DOCS, MAKERS, flags, pages, results, written
+from docs.made import DOCS, MAKERS, files, flags, results, written
 from jlora._commands import COMMANDS
 from jlora.finetune import Settings
 from jlora.models._families import ENCODERS, FAMILIES
@@ -21,9 +22,33 @@ USED = {tuple(found.split()) for text in TEXTS.values() for found in MARKS.finda
 CALLS = re.compile(r"^(?:python train\.py|python -m jlora (\w+))( .*)?$", re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
-def test_what_is_made_is_as_it_would_be_made_now(page):
-    assert written(TEXTS[page]) == TEXTS[page], "run python -m docs.made"
+MADE = files()
+
+
+@pytest.mark.parametrize("path", MADE, ids=lambda path: path.name)
+def test_what_is_made_is_as_it_would_be_made_now(path):
+    assert path.read_text(encoding="utf-8") == MADE[path], "run python -m docs.made"
+
+
+def test_nothing_lies_beside_what_is_made_as_a_whole():
+    for folder in (DOCS / "examples", DOCS / "pictures" / "methods"):
+        assert {*folder.iterdir()} == {path for path in MADE if path.parent == folder}
+
+
+def test_every_example_is_in_the_table_and_fits_a_few_screens():
+    table = MADE[DOCS / "examples" / "index.md"]
+    for path in (ROOT / "examples").glob("*.py"):
+        assert f"]({path.stem}.md) | " in table
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 260
+
+
+def test_every_picture_of_a_method_is_well_formed_and_stands_on_the_page():
+    page = TEXTS[DOCS / "guides" / "methods.md"]
+    for path, drawn in MADE.items():
+        if path.suffix == ".svg":
+            ElementTree.fromstring(drawn)
+        if path.parent.name == "methods":
+            assert page.count(f"](../pictures/methods/{path.name})") == 1
 
 
 def test_a_mark_that_nothing_makes_is_an_error():
@@ -67,8 +92,9 @@ def test_every_command_line_in_the_pages_has_flags_that_are_there():
 
 def test_every_stored_result_stands_in_a_page():
     stored = {path.stem for path in results.RESULTS.glob("*.json")}
-    assert {words[1] for words in USED if words[0] == "result"} == stored
-    for name in stored:
+    others = {"models-of-others"}  # a table of its own, where each row has its versions
+    assert {words[1] for words in USED if words[0] == "result"} == stored - others
+    for name in stored - others:
         its = json.loads((results.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         assert its["command"].startswith(("python ", "pytest "))
         assert its["versions"].startswith("Python 3.")

@@ -1,13 +1,10 @@
-"""Draws `pictures/walk.svg`: one weight through a model, as the walk sees it.
-
-python docs/walk_drawing.py
-"""
+"""Draws `pictures/walk.svg`: one weight through a model, as the walk sees it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-PICTURE = Path(__file__).parent / "pictures" / "walk.svg"
+PICTURE = Path(__file__).parents[1] / "pictures" / "walk.svg"
 UNIT = 6  # pixels for a row or a column of a matrix
 WIDTH, ROW, TOP, SHAPES = 620, 94, 70, 200  # SHAPES: where the column of shapes begins
 W, A, B, X = "#8fb3d9", "#e8a94f", "#7fb069", "#c9c9c9"  # readable on the light card, in any theme
@@ -84,5 +81,6 @@ def _text(
     )
 
 
-if __name__ == "__main__":
-    PICTURE.write_text(drawing(), encoding="utf-8")
+def files() -> dict[Path, str]:
+    """The picture's file, and what stands in it."""
+    return {PICTURE: drawing()}

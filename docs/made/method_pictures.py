@@ -1,13 +1,10 @@
-"""Draws a picture of each method, as plain SVG: what is frozen, what trains, how they combine.
-
-python docs/method_pictures.py
-"""
+"""Draws a picture of each method, as plain SVG: what is frozen, what trains, how they combine."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "pictures" / "methods"
+FOLDER = Path(__file__).parents[1] / "pictures" / "methods"
 WIDTH, HEIGHT = 680, 264
 
 # A card of its own under each picture: it reads the same on a dark page and on a light one.
@@ -257,12 +254,6 @@ def svg(title: str, drawn: str) -> str:
     )
 
 
-def drawn() -> dict[Path, str]:
+def files() -> dict[Path, str]:
     """Each picture's file, and what stands in it."""
     return {FOLDER / f"{name}.svg": svg(*picture()) for name, picture in PICTURES.items()}
-
-
-if __name__ == "__main__":
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for path, picture in drawn().items():
-        path.write_text(picture, encoding="utf-8")

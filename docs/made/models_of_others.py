@@ -1,16 +1,11 @@
-"""Writes the table in `models-of-others.md`, out of what the benchmark stored.
-
-python docs/models_of_others.py
-"""
+"""The table of models of other packages, out of what the benchmark stored."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-DOCS = Path(__file__).parent
-PAGE, FOUND = DOCS / "models-of-others.md", DOCS / "models-of-others.json"
-BEGIN, END = "<!-- made by docs/models_of_others.py -->\n", "<!-- until here -->\n"
+from docs.made.results import RESULTS
+
 HEAD = """| Package | Model | Value off by | Gradient off by | Weights | `"all-linear"` | Merged |
 |---|---|---|---|---|---|---|
 """
@@ -18,7 +13,7 @@ HEAD = """| Package | Model | Value off by | Gradient off by | Weights | `"all-l
 
 def table() -> str:
     """A row for each model, and the reasons for what is merged and left out."""
-    found = json.loads(FOUND.read_text(encoding="utf-8"))
+    found = json.loads((RESULTS / "models-of-others.json").read_text(encoding="utf-8"))
     rows, merged, aside = "", "", ""
     for row in found.values():
         uses = sum(each["uses"] for each in row["merged"])
@@ -37,16 +32,3 @@ def table() -> str:
         f"{HEAD}{rows}\nMerged, and why:\n\n{merged or '- nothing'}\n\n"
         f'Left out by `"all-linear"`, and why:\n\n{aside}'
     )
-
-
-def written(page: str) -> str:
-    """The page with the table as it should be."""
-    before, _, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"{PAGE} lacks {BEGIN!r} or {END!r}")
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

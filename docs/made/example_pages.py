@@ -1,7 +1,4 @@
-"""Writes `examples/`, a page for each file of the repository's examples, and their table.
-
-python docs/example_pages.py
-"""
+"""A page for each file of the repository's examples, and their table."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "examples"
 HEAD = """# Examples
 
@@ -56,7 +53,7 @@ def examples() -> list[Example]:
     return found
 
 
-def pages() -> dict[Path, str]:
+def files() -> dict[Path, str]:
     """The text of each page."""
     written = {PAGES / "index.md": HEAD}
     for each in examples():
@@ -76,8 +73,3 @@ def pages() -> dict[Path, str]:
     tree = "\n".join(each.name for each in examples())
     written[PAGES / "index.md"] += f"\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n"
     return written
-
-
-if __name__ == "__main__":
-    for path, text in pages().items():
-        path.write_text(text, encoding="utf-8")
