@@ -47,7 +47,7 @@ def frozen_beside(params: Any, start: Mapping[str, Node], config: LoraConfig) ->
     """
     check(params, start)
     if not method_class(str(config.method)).moves_weight(config.init):
-        return params
+        return without(params, {})
     moved = {path: node for path, node in start.items() if isinstance(node, Method)}
     kinds = {type(node) for node in moved.values()}
     if silent := sorted(k.__name__ for k in kinds if k.taken_from is Method.taken_from):

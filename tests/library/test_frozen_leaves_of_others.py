@@ -117,7 +117,7 @@ def test_lifted_over_small_leaves_is_lifted_over_what_they_stand_for(kind, metho
     assert jlora.trace_axes(small_model, small, TOKENS) == axes
     config = jlora.LoraConfig(targets=targets, rank=2, alpha=5.0, method=method)
     frozen, lora = jlora.split(small, config, KEY, axes=axes)
-    assert frozen is small
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a is b, frozen, small)))
     _, same = jlora.split(plain, config, KEY, axes=axes)
     assert_close(lora, same, 1e-6)
     lora = trained(lora)

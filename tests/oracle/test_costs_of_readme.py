@@ -6,6 +6,8 @@ from benchmarks.costs._models import MODELS
 from benchmarks.costs._step import step
 from benchmarks.costs._ways import Way
 
+# qwix 0.1.8, which stands beside, calls what Flax 0.12 gives up
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 # by hand, activations are computed a second time, transposed, for the gradient of B
 TRANSPOSED = ("linen transformer, 8 layers", "NNX attention, 2 layers")
 
