@@ -1,6 +1,6 @@
 """Adapts models of other packages as they are, and writes what came of it as JSON and as a table.
 
-    pip install google-tunix gemma equimo dm-haiku
+    pip install equimo dm-haiku && pip install --no-deps google-tunix gemma
     python -m benchmarks.models_of_others
     python -m docs.made     # the page's table, out of what that stored
 
