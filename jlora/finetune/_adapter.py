@@ -52,9 +52,8 @@ def start(
     axes = jlora.trace_axes(model.apply, model.params, batches(0)["tokens"])
     frozen, lora = jlora.split(model.params, config, key, axes=axes)
     if not from_data:
-        if frozen is not model.params:  # as a run that goes on forms it
-            frozen = jlora.frozen_beside(model.params, lora, config)
-        return config, frozen, lora
+        # as a run that goes on forms it
+        return config, jlora.frozen_beside(model.params, lora, config), lora
     print(f"start     reading {BATCHES_READ} batches for {settings.init} ...", flush=True)
     few = [batches(step) for step in range(BATCHES_READ)]
     if settings.init == "eva":

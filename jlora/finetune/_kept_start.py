@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import jlora
 from jlora import checkpoint, trainer
 from jlora.finetune._settings import STARTS_FROM_DATA, Settings
@@ -26,6 +28,12 @@ def folder_of(run: trainer.Run) -> Path:
 def kept(run: trainer.Run) -> bool:
     """Whether a whole start is there."""
     return (folder_of(run) / "adapter.json").exists()
+
+
+def took_weight(frozen: Any, params: Any) -> bool:
+    """Whether the start took weight into the adapter: some array is no longer the base's own."""
+    pairs = zip(jax.tree.leaves(frozen), jax.tree.leaves(params), strict=True)
+    return any(leaf is not base for leaf, base in pairs)
 
 
 def keep_start(
@@ -52,7 +60,7 @@ def keep_start(
         OSError: when it can't be written.
     """
     drawn = not settings.adapter and settings.init not in STARTS_FROM_DATA
-    if kept(run) or (drawn and frozen is model.params):
+    if kept(run) or (drawn and not took_weight(frozen, model.params)):
         return
     checkpoint.save(folder_of(run), dict(lora), config, base=model.params, overwrite=True)
 
