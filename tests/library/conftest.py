@@ -1,15 +1,11 @@
 """The checks of `laws` as fixtures."""
 
-from unittest import mock
-
 import laws
 import pytest
 from fast_compiles import compile_fast, compiled_as_ever
 from laws import adapted as adapted
 from laws import assert_close as assert_close
-
-from jlora import _registry
-from jlora._lift import _walk
+from laws import nothing_registered_stays as nothing_registered_stays
 
 compile_fast()
 
@@ -29,11 +25,4 @@ def check_learns():
 @pytest.fixture(scope="module", name="compiled_as_ever")
 def _compiled_as_ever():
     with compiled_as_ever():
-        yield
-
-
-@pytest.fixture
-def nothing_registered_stays():
-    """What an example registers is gone after it."""
-    with mock.patch.dict(_registry.NODES), mock.patch.dict(_walk.RULES):
         yield

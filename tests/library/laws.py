@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.util
 import pathlib
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ import optax
 import pytest
 
 import jlora
+from jlora import _registry
+from jlora._lift import _walk
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
@@ -133,3 +136,10 @@ def check_costs(lifted, by_hand, merged, frozen, lora, x, at_least=0.995):
     assert at_least * by_hand_flops <= flops <= 1.005 * by_hand_flops
     assert memory <= 1.02 * by_hand_memory
     assert flops < 0.97 * merged_flops
+
+
+@pytest.fixture
+def nothing_registered_stays():
+    """What an example registers is gone after it."""
+    with mock.patch.dict(_registry.NODES), mock.patch.dict(_walk.RULES):
+        yield

@@ -1,4 +1,4 @@
-"""The code in README and in the guides runs as it stands there, and says what they say it says."""
+"""README's code runs as it stands there, and says what it says; the reference names all."""
 
 import contextlib
 import importlib
@@ -7,8 +7,6 @@ import io
 import re
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 from public_names import is_function_or_class, public_names
 
@@ -16,40 +14,19 @@ import jlora
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDES = sorted((ROOT / "docs/guides").glob("*.md"))
-FRAMEWORKS = {"linen", "nnx", "equinox", "haiku", "plain-trees"}  # each trains, and says so
-# what each guide promises to print, beside what stands in comments behind its lines
-PROMISED = {
-    "adapters-are-data": ["(2, 1, 10)"],
-    "explain": ["2 factored, 0 materialised"],
-    "peft": ["the same after PEFT's format: True"],
-}
 
 
 def blocks(text):
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
-def ran(text, namespace, capsys):
-    """What the page's blocks print, one after the other."""
-    exec("\n".join(blocks(text)), namespace)
-    return capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def after_readme():
-    """The names that README's blocks leave, and what they print: run once."""
+@pytest.fixture
+def first_example():
+    """The names that README's blocks leave, and what they print."""
     namespace: dict = {}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec("\n".join(blocks(README)), namespace)
     return namespace | {"printed": printed.getvalue()}
-
-
-@pytest.fixture
-def first_example(after_readme, tmp_path, monkeypatch):
-    """The same for one page, which goes on with them; its step may donate the adapter."""
-    monkeypatch.chdir(tmp_path)
-    return after_readme | {"lora": jax.tree.map(jnp.copy, after_readme["lora"])}
 
 
 def test_readme_prints_what_it_says(first_example):
@@ -59,25 +36,6 @@ def test_readme_prints_what_it_says(first_example):
     # the loss is rounded; the difference is a rounding error of its own
     assert losses.split(";")[0] in first_example["printed"]
     assert first_example["difference"] < 1e-4
-
-
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
-@pytest.mark.usefixtures("nothing_registered_stays")
-def test_a_guide_runs_after_readme(page, first_example, capsys):
-    text = page.read_text(encoding="utf-8")
-    goes_on = "first example" in text  # else the page stands alone, as its reader finds it
-    printed = ran(text, first_example if goes_on else {}, capsys)
-    for promised in PROMISED.get(page.stem, []):
-        assert promised in printed
-    for code in blocks(text):
-        # a comment behind a print is what it prints, on its line or on the next
-        for promised in re.findall(r"^print\(.*\)\s+# (.+)$|^print\(.*\)\n# (.+)$", code, re.M):
-            assert "".join(promised) in printed
-    for recipe, first, second in re.findall(
-        r"^([a-z ]+): loss ([\d.]+) -> ([\d.]+)$", printed, re.M
-    ):
-        assert float(second) < float(first), recipe
-    assert (page.stem in FRAMEWORKS) == bool(re.search(r": loss ([\d.]+) -> ", printed))
 
 
 def test_readme_is_a_first_page():

@@ -1,6 +1,7 @@
 """The pages Start and How it works: code prints what they say."""
 
 import pytest
+from fast_compiles import compiled_as_ever
 from first_pages import DOCS, printed, says_the_same
 
 # The others train or compile more: tests/wide runs them.
@@ -8,11 +9,11 @@ SHORT = [DOCS / "start/install.md", DOCS / "explanation/walk.md"]
 
 
 @pytest.mark.parametrize("page", SHORT, ids=lambda page: page.stem)
-@pytest.mark.usefixtures("compiled_as_ever")
 def test_a_page_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for promised, found in printed(page):
-        assert promised is None or says_the_same(promised, found), found
+    with compiled_as_ever():
+        for promised, found in printed(page):
+            assert promised is None or says_the_same(promised, found), found
 
 
 @pytest.mark.parametrize(
