@@ -52,7 +52,7 @@ def start(
     axes = jlora.trace_axes(model.apply, model.params, batches(0)["tokens"])
     frozen, lora = jlora.split(model.params, config, key, axes=axes)
     if not from_data:
-        if frozen is not model.params:  # as a run that goes on forms it
+        if _kept_start.took_weight(frozen, model.params):  # as a run that goes on forms it
             frozen = jlora.frozen_beside(model.params, lora, config)
         return config, frozen, lora
     print(f"start     reading {BATCHES_READ} batches for {settings.init} ...", flush=True)

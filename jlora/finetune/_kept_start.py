@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import jlora
 from jlora import checkpoint, trainer
 from jlora.finetune._settings import STARTS_FROM_DATA, Settings
@@ -21,6 +23,12 @@ NAME = "start"  # of the folder, as the first run in a run's folder calls it
 def folder_of(run: trainer.Run) -> Path:
     """Where the run keeps its start."""
     return run.directory / run.settings.get(NAME, NAME)
+
+
+def took_weight(frozen: Any, params: Any) -> bool:
+    """Whether the start moved weight of the base into the adapter: the frozen arrays are others."""
+    pairs = zip(jax.tree.leaves(frozen), jax.tree.leaves(params), strict=True)
+    return any(left is not whole for left, whole in pairs)
 
 
 def kept(run: trainer.Run) -> bool:
@@ -52,7 +60,7 @@ def keep_start(
         OSError: when it can't be written.
     """
     drawn = not settings.adapter and settings.init not in STARTS_FROM_DATA
-    if kept(run) or (drawn and frozen is model.params):
+    if kept(run) or (drawn and not took_weight(frozen, model.params)):
         return
     checkpoint.save(folder_of(run), dict(lora), config, base=model.params, overwrite=True)
 

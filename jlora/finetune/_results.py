@@ -9,6 +9,7 @@ from typing import Any
 
 import jlora
 from jlora import checkpoint, peft
+from jlora.finetune._kept_start import took_weight
 from jlora.finetune._settings import Settings
 from jlora.trainer._loggers._logger import number
 
@@ -49,7 +50,7 @@ def save_adapters(
         adapters = {"adapter": adapters["adapter"]}
     for name, (step, lora) in adapters.items():
         of_base, its_config = lora, config
-        if frozen is not model.params:  # the start took weight into the adapter
+        if took_weight(frozen, model.params):
             of_base, its_config = jlora.rebase(lora, start, config)
         told = {
             "model": settings.model,
