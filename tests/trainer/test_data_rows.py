@@ -236,7 +236,9 @@ def test_columns_name_the_keys_that_rows_have(tmp_path):
     named = {"prompt": "question", "completion": "answer"}
     rows, said = read(tmp_path, {"question": "q", "answer": "a", "prompt": "x"}, columns=named)
     assert (rows, said) == ([[user("q"), answer("a")]], [])
-    with pytest.raises(ValueError, match=r"'reply' is missing or empty \(found \['answer', 'prompt'"):
+    with pytest.raises(
+        ValueError, match=r"'reply' is missing or empty \(found \['answer', 'prompt'"
+    ):
         read(tmp_path, {"question": "q", "answer": "a", "prompt": "x"}, columns={"text": "reply"})
     with pytest.raises(ValueError, match="columns: 'question' is none of messages, system, "):
         read(tmp_path, columns={"question": "prompt"})

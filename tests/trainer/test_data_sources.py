@@ -127,7 +127,11 @@ def test_a_data_set_on_the_hub_is_fetched_by_its_id(monkeypatch):
         ("rows.jsonl.zst", LINES, "is no whole zstd file"),
         ("rows.jsonl.zst", zstandard.compress(LINES * 9999)[:-9], "its end is missing"),
         ("rows.csv", b"prompt,completion\na,b\na\n", "line 3: 1 fields under 2 names"),
-        ("rows.csv", b"prompt,completion\na,caf\xe9\n", "after .*a,caf'.: save it as UTF-8, in Excel"),
+        (
+            "rows.csv",
+            b"prompt,completion\na,caf\xe9\n",
+            "after .*a,caf'.: save it as UTF-8, in Excel",
+        ),
         ("rows.csv", b"prompt,completion\n", "rows.csv is empty"),
         ("rows.json", b"[]", "rows.json is empty"),
         ("rows.json", b'[{"prompt": "a"', "line 1: not JSON: "),
