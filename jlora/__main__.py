@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,13 +11,17 @@ from jlora._commands import COMMANDS, _train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0, 2 for bad input, 1 when something could not be written."""
+    """The exit status: 0, 2 for bad input, 1 for what can't be written, 128 and a signal's."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["train"]:  # its flags are its settings' own
         return _train.main(argv[1:])
     args = _parse(argv)
     try:
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is flushed at the end
+        return 141  # 128 and SIGPIPE's number
     except (ValueError, OSError) as error:
         print(f"jlora {args.command}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1

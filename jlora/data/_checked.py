@@ -13,10 +13,11 @@ from jlora.data._shapes import KEYS, conversation_of
 from jlora.data._sources import Source, sources
 
 _EXPECTED = (
-    "Expected one JSON object a line, UTF-8: "
+    "Expected rows (JSON lines, CSV or Parquet) such as "
     '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, '
     '{"prompt": ..., "completion": ...} or {"instruction": ..., "input": ..., "output": ...}; or '
-    "what the guide on data names. Other names of keys go by columns: prompt=question"
+    "what the guide on data names. Other names of keys or columns go by columns: "
+    "prompt=question,completion=answer"
 )
 Row = TypeVar("Row")
 _SHOWN = 5  # bad rows that an error spells out
@@ -61,8 +62,9 @@ def checked(
             "that of the rows second: prompt=question"
         )
     count = 0
+    given = sources(source)  # of what is not there, no error speaks of how rows look
     try:
-        found = [among(its) for its in sources(source)]
+        found = [among(its) for its in given]
         for its in found:
             for record, row in _usable(its.name, its.records, columns, say, form):
                 count += 1

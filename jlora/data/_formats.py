@@ -20,6 +20,7 @@ from jlora.data._json_array import array
 
 LONGEST = 1 << 26  # bytes of one record: no more of a file without line ends is held
 _HEAD = 1 << 16
+_SAVE_AS = "save it as UTF-8, in Excel as 'CSV UTF-8'"
 _INSTALL = '"jlora[data]"'
 
 
@@ -87,7 +88,9 @@ def _text_of(name: str, line: bytes, start: int, number: int) -> str:
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is no UTF-8 text (byte {start + error.start})") from None
+        raise ValueError(
+            f"{name} is no UTF-8 text (byte {start + error.start}): {_SAVE_AS}"
+        ) from None
     if "\0" in text:
         raise ValueError(f"{name} is no text: it holds zero bytes")
     return text if start else text.removeprefix("\ufeff")
@@ -112,12 +115,18 @@ def loaded(text: str | bytes) -> Any:
         return ValueError(f"not JSON: {error}")
 
 
-def _table(delimiter: str) -> Callable[[str, BinaryIO], Iterator[Record]]:
-    """A reader of tables whose first line has the names of their columns."""
+def _table(*delimiters: str) -> Callable[[str, BinaryIO], Iterator[Record]]:
+    """A reader of tables whose first line has the names of their columns.
+
+    Args:
+        delimiters: what may stand between two fields, the usual one first.
+    """
 
     def read(name: str, file: BinaryIO) -> Iterator[Record]:
         text = _lines_of_table(name, file)
-        lines = csv.reader(text, delimiter=delimiter)
+        first = next(text, "")
+        delimiter = next((each for each in delimiters if each in first), delimiters[0])
+        lines = csv.reader(itertools.chain([first] if first else [], text), delimiter=delimiter)
         previous = csv.field_size_limit(LONGEST)  # no smaller one is meant
         try:
             names = next(lines, None)
@@ -126,10 +135,12 @@ def _table(delimiter: str) -> Callable[[str, BinaryIO], Iterator[Record]]:
             if twice := [each for each, count in Counter(names).items() if each and count > 1]:
                 raise ValueError(f"{name}: two columns are called {twice[0]!r}: rename one of them")
             for values in lines:
-                if values and len(values) != len(names):
+                if not any(values):  # blank, or the rows of a sheet below its last one
+                    continue
+                if len(values) != len(names):
                     problem = f"{len(values)} fields under {len(names)} names"
                     yield Record(f"line {lines.line_num}", ValueError(problem))
-                elif values:
+                else:
                     pairs = zip(names, values, strict=True)
                     value = {key: value for key, value in pairs if value}
                     yield Record(f"line {lines.line_num}", value)
@@ -152,8 +163,9 @@ def _lines_of_table(name: str, file: BinaryIO) -> Generator[str]:
             if "\0" in line:
                 raise ValueError(f"{name} is no text: it holds zero bytes")
             yield line
-    except UnicodeDecodeError:
-        raise ValueError(f"{name} is no UTF-8 text (after line {number})") from None
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start].decode(errors="replace")[-20:]
+        raise ValueError(f"{name} is no UTF-8 text (after {before!r}): {_SAVE_AS}") from None
     finally:
         text.detach()  # whoever opened the file closes it
 
@@ -187,7 +199,7 @@ FORMATS = {
     ".jsonl": _json,
     ".ndjson": _json,
     ".json": _json,
-    ".csv": _table(","),
+    ".csv": _table(",", ";", "\t"),  # where a comma stands in numbers, Excel writes ;
     ".tsv": _table("\t"),
     ".parquet": _parquet,
 }

@@ -65,7 +65,7 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
         ValueError: when a key that ``columns`` names is missing.
     """
     if missing := [own for own in columns.values() if own not in row]:
-        raise ValueError(f"{missing[0]!r} is missing (found {found_keys(row)})")
+        raise ValueError(f"{missing[0]!r} is missing or empty (found {found_keys(row)})")
     rest = {key: value for key, value in row.items() if key not in (*columns, *columns.values())}
     return {**rest, **{ours: row[own] for ours, own in columns.items()}}
 

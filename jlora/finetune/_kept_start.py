@@ -25,6 +25,12 @@ def folder_of(run: trainer.Run) -> Path:
     return run.directory / run.settings.get(NAME, NAME)
 
 
+def took_weight(frozen: Any, params: Any) -> bool:
+    """Whether the start moved weight of the base into the adapter: the frozen arrays are others."""
+    pairs = zip(jax.tree.leaves(frozen), jax.tree.leaves(params), strict=True)
+    return any(left is not whole for left, whole in pairs)
+
+
 def kept(run: trainer.Run) -> bool:
     """Whether a whole start is there."""
     return (folder_of(run) / "adapter.json").exists()

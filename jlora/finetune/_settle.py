@@ -15,6 +15,7 @@ from jlora.finetune._settings import Settings, flag
 
 # What may change when a run is resumed.
 FREE = {
+    "model",  # its weights are held by their fingerprint, wherever they lie
     "out",
     "steps",
     "epochs",

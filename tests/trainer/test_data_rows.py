@@ -106,7 +106,7 @@ def test_a_bad_line_is_named_with_what_is_wrong(tmp_path, line, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_rows(path)
     assert str(caught.value).startswith(f"{path}: 1 of 3 lines can't be used")
-    assert "Expected one JSON object a line" in str(caught.value)
+    assert "Expected rows (JSON lines, CSV or Parquet) such as" in str(caught.value)
 
 
 def test_all_bad_lines_are_counted_and_the_first_are_shown(tmp_path):
@@ -123,7 +123,7 @@ def test_all_bad_lines_are_counted_and_the_first_are_shown(tmp_path):
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
-        (b"\xff\xfe\x00", r"is no UTF-8 text \(byte 0\)"),
+        (b"\xff\xfe\x00", r"is no UTF-8 text \(byte 0\): save it as UTF-8"),
         (b"a\x00b", "is no text: it holds zero bytes"),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_file_of_the_wrong_kind_is_one_clear_error(tmp_path, content, message)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"gone\.jsonl can't be read: No such file"):
+    with pytest.raises(ValueError, match=r"gone\.jsonl can't be read: No such file[^.]*$"):
         read_rows(tmp_path / "gone.jsonl")
     with pytest.raises(ValueError, match=r"holds no file of rows \(\.jsonl, "):
         read_rows(tmp_path)
@@ -236,7 +236,9 @@ def test_columns_name_the_keys_that_rows_have(tmp_path):
     named = {"prompt": "question", "completion": "answer"}
     rows, said = read(tmp_path, {"question": "q", "answer": "a", "prompt": "x"}, columns=named)
     assert (rows, said) == ([[user("q"), answer("a")]], [])
-    with pytest.raises(ValueError, match=r"'reply' is missing \(found \['answer', 'prompt'"):
+    with pytest.raises(
+        ValueError, match=r"'reply' is missing or empty \(found \['answer', 'prompt'"
+    ):
         read(tmp_path, {"question": "q", "answer": "a", "prompt": "x"}, columns={"text": "reply"})
     with pytest.raises(ValueError, match="columns: 'question' is none of messages, system, "):
         read(tmp_path, columns={"question": "prompt"})

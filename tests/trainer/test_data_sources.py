@@ -127,6 +127,11 @@ def test_a_data_set_on_the_hub_is_fetched_by_its_id(monkeypatch):
         ("rows.jsonl.zst", LINES, "is no whole zstd file"),
         ("rows.jsonl.zst", zstandard.compress(LINES * 9999)[:-9], "its end is missing"),
         ("rows.csv", b"prompt,completion\na,b\na\n", "line 3: 1 fields under 2 names"),
+        (
+            "rows.csv",
+            b"prompt,completion\na,caf\xe9\n",
+            "after .*a,caf'.: save it as UTF-8, in Excel",
+        ),
         ("rows.csv", b"prompt,completion\n", "rows.csv is empty"),
         ("rows.json", b"[]", "rows.json is empty"),
         ("rows.json", b'[{"prompt": "a"', "line 1: not JSON: "),
@@ -139,6 +144,18 @@ def test_a_damaged_file_is_one_clear_error(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_rows(path)
     assert len(str(caught.value).splitlines()) < 10
+
+
+def test_a_table_of_excel_is_read_as_it_comes(tmp_path):
+    """Semicolons or tabs where a comma stands in numbers, a byte order mark, blank rows."""
+    for number, between in enumerate(";\t,"):
+        lines = [("prompt", "completion"), ('"7; 5,0\t"', "c"), ("", ""), ("a", "b"), ("", "")]
+        text = "\ufeff" + "".join(f"{between.join(line)}\r\n" for line in lines)
+        path = tmp_path / f"{number}.csv"
+        path.write_bytes(text.encode())
+        first, second = read_rows(path)
+        assert first[0]["content"] == "7; 5,0\t"
+        assert [message["content"] for message in second] == ["a", "b"]
 
 
 def test_pipes_and_devices_are_refused_and_never_waited_for(tmp_path):

@@ -1,6 +1,9 @@
 import collections
 import json
+import os
 import shutil
+import subprocess
+import sys
 import types
 
 import folders
@@ -95,6 +98,15 @@ def test_json_says_the_same(adapter, capsys):
     }
     assert known["metadata"] == METADATA
     assert known["config"]["rank_pattern"] == {"up": [3, 0, 1]}
+
+
+def test_a_reader_that_has_enough_is_told_nothing(adapter):
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "jlora", "info", str(adapter)]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_no_array_is_read(adapter, tmp_path, capsys):

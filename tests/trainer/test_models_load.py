@@ -222,8 +222,13 @@ def test_an_index_never_leads_out_of_its_folder(copy):
 
 
 def test_a_source_that_is_nothing_names_what_would_be_something(tmp_path):
-    with pytest.raises(ValueError, match=r"nothing\.gguf: no such file"):
+    with pytest.raises(ValueError, match=r"nothing\.gguf: no such file.* holds no \.gguf file"):
         models.load(tmp_path / "nothing.gguf")
+    (tmp_path / "model.gguf").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"modell\.gguf: no such file.* holds model\.gguf"):
+        models.load(tmp_path / "modell.gguf")
+    with pytest.raises(ValueError, match=r"and no folder .*elsewhere"):
+        models.load(tmp_path / "elsewhere" / "model.gguf")
     with pytest.raises(ValueError, match=r"no such file or folder\. Expected 'smollm2'"):
         models.load(tmp_path / "nothing")
     (tmp_path / "notes.txt").write_text("")

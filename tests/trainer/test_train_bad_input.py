@@ -8,7 +8,7 @@ import pytest
 from sealed import resealed
 
 import train
-from jlora import finetune, models, tasks, trainer
+from jlora import checkpoint, finetune, models, tasks, trainer
 from jlora.finetune import _settle
 
 
@@ -151,6 +151,16 @@ def test_resuming_on_a_model_whose_weights_changed_is_refused(
     told = refused([f"--out={out}", "--resume"], capsys)
     assert "the base model changed: " in told
     assert "layers/attn/q_proj/kernel: the shape agrees, the values are others" in told
+
+
+def test_a_run_goes_on_where_its_model_was_moved(finished, tmp_path, capsys):
+    out, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(finished, out)
+    shutil.copytree(trainer.Run(out).settings["settings"]["model"], moved)
+    resealed(out / "run.json", lambda run: run["settings"].update(model=str(tmp_path / "gone")))
+    assert "gone': no such file or folder" in refused([f"--out={out}", "--resume"], capsys)
+    assert train.main([f"--out={out}", "--resume", f"--model={moved}"]) == 0
+    assert checkpoint.describe(out / "adapter")["metadata"]["model"] == str(moved)
 
 
 def test_resuming_on_rows_that_changed_is_refused(finished, rows, tmp_path, capsys):

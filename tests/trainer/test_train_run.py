@@ -35,6 +35,7 @@ def test_a_run_leaves_metrics_scores_a_figure_and_an_adapter_that_works(finished
     assert (finished / "training.png").read_bytes().startswith(b"\x89PNG")
     lora, config = checkpoint.restore(finished / "adapter")
     assert (len(lora), config.rank) == (7, 3)
+    assert not (finished / "start").exists()  # it is drawn again from the seed
     assert "it gives the same answer to 3 of 3 rows" in printed
     assert f"python -m jlora generate --adapter {finished / 'adapter'}" in printed
 

@@ -9,7 +9,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 
-from jlora import _hub
+from jlora import _hub, _words
 from jlora.models._files import _gguf, _huggingface
 from jlora.models._files._stacking import Opened, expected_shapes
 
@@ -38,7 +38,7 @@ def located(source: str | Path) -> Path:
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return path
     if path.suffix == ".gguf":
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: no such file{_others(path)}")
     if path.exists():
         raise ValueError(f"{path}: expected a .gguf file or a Hugging Face folder{_hint(path)}")
     if _hub.is_id(str(source)):
@@ -59,6 +59,14 @@ def outlined(opened: Opened) -> Any:
     }
     params = flax.traverse_util.unflatten_dict(shapes, sep="/")
     return made(params, opened.config, opened.tokenizer, opened.where)
+
+
+def _others(path: Path) -> str:
+    """What the folder of a file that is not there holds instead."""
+    if not path.parent.is_dir():
+        return f", and no folder {path.parent}"
+    names = sorted(each.name for each in path.parent.glob("*.gguf"))
+    return f". {path.parent.absolute()} holds {_words.named(names) or 'no .gguf file'}"
 
 
 def _hint(path: Path) -> str:
