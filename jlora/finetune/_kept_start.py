@@ -36,12 +36,6 @@ def kept(run: trainer.Run) -> bool:
     return (folder_of(run) / "adapter.json").exists()
 
 
-def took_weight(frozen: Any, params: Any) -> bool:
-    """Whether the start took weight into the adapter: some array is no longer the base's own."""
-    pairs = zip(jax.tree.leaves(frozen), jax.tree.leaves(params), strict=True)
-    return any(leaf is not base for leaf, base in pairs)
-
-
 def keep_start(
     run: trainer.Run,
     settings: Settings,
