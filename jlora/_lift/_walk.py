@@ -206,8 +206,8 @@ class Walk:
         if not isinstance(results, list | tuple) or len(results) != len(eqn.outvars):
             count = f" of {len(results)}" if isinstance(results, list | tuple) else ""
             raise ValueError(
-                f"the rule for {eqn.primitive.name} gave {type(results).__name__}{count}: expected a list "
-                f"of {len(eqn.outvars)}, one for each result of the equation"
+                f"the rule for {eqn.primitive.name} gave {type(results).__name__}{count}: "
+                f"expected a list of {len(eqn.outvars)}, one for each result of the equation"
             )
         return list(results), operands
 
