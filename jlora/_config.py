@@ -15,6 +15,7 @@ import numpy as np
 
 from jlora import _methods as _methods  # they register themselves
 from jlora import _paths, _registry
+from jlora._node import Node
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "adapted", "all", "lora")
@@ -275,6 +276,11 @@ def _problems_of_method(config: LoraConfig):
             f"{names}"
         )
         return
+    if config.dropout and method.input_filter is Node.input_filter:
+        yield (
+            f"dropout is {config.dropout}, but {config.method!r} has no input_filter and would "
+            "drop nothing: leave it 0"
+        )
     yield from method.problems(config)
 
 

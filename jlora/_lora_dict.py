@@ -40,12 +40,30 @@ def of_leaves(lora: Mapping[str, Node]) -> dict[str, Node]:
     return {path: node for path, node in lora.items() if not is_shared(path, node)}
 
 
+def check_is_adapter(lora: Any) -> None:
+    """Refuses what is no adapter at all, such as parameters in its place.
+
+    Raises:
+        ValueError: when no entry is a node: with what came.
+    """
+    if isinstance(lora, Mapping) and (not lora or any(isinstance(v, Node) for v in lora.values())):
+        return
+    came = type(lora).__name__
+    if isinstance(lora, Mapping):
+        came += f" with {_words.named(map(str, lora))}"
+    raise ValueError(
+        "lora is no adapter: expected the second result of split, a dict from paths to nodes, "
+        f"got {came}. Adapted functions take (frozen, lora, ...)"
+    )
+
+
 def check(tree: Any, lora: Mapping[str, Node]) -> tuple[dict[str, Any], Any]:
     """The flattened tree, once every node of ``lora`` is known to fit its leaf.
 
     Raises:
         ValueError: naming every node that fits no leaf, with both shapes.
     """
+    check_is_adapter(lora)
     leaves, structure = _paths.flatten(tree)
     shared, problems = shared_of(lora), []
     for path, node in lora.items():

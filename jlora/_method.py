@@ -76,7 +76,7 @@ class Method(Node):
         Raises:
             NotImplementedError: unless a class has one of its own.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__} has no start: what is its node at the start?")
 
     def taken_from(self, weight: jax.Array) -> jax.Array:
         """What stays frozen of ``weight`` beside this node, where `start` took part of it.

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
 from jlora._frozen_leaf import is_frozen_leaf
 
@@ -74,6 +75,8 @@ def nearest(pattern: str, paths: Iterable[str], count: int = 5) -> str:
     paths = list(paths)
 
     def likeness(path: str) -> float:
+        if path.endswith(f"/{pattern}") or pattern.endswith(f"/{path}"):
+            return 2.0  # the same leaf, in a tree with more levels or fewer
         words = [word for word in re.split(r"[^A-Za-z0-9_]+", pattern) if word]
         parts = [path, *path.split("/")]
         ratios = (
@@ -117,5 +120,7 @@ def shown(path: str) -> str:
 
 def key_for(key: jax.Array, path: str) -> jax.Array:
     """A key that depends on the path and not on the order of leaves (the same on any platform)."""
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise ValueError(f"the key is {key!r}: expected a random key, such as jax.random.key(0)")
     digest = hashlib.sha256(path.encode()).digest()
     return jax.random.fold_in(key, int.from_bytes(digest[:4], "big"))

@@ -35,7 +35,8 @@ def register(kind: str) -> Callable[[Class], Class]:
 
     Raises:
         ValueError: when another class has the name, or this one is no dataclass, or says that
-            targets may be split into it (``targeted``) and is no `jlora.extend.Method`.
+            targets may be split into it (``targeted``) and is no `jlora.extend.Method`, or that
+            something trains, decays or is a factor that is none of its arrays.
 
     Example:
         >>> import dataclasses
@@ -56,6 +57,13 @@ def register(kind: str) -> Callable[[Class], Class]:
             raise ValueError(
                 f"{cls.__name__} is targeted, but no jlora.extend.Method, which says how a leaf "
                 "starts: derive it from that, or leave targeted False"
+            )
+        said = [cls.trainable, cls.decayed, cls.factors]  # some nodes say it for each instance
+        named = {name for names in said if isinstance(names, tuple) for name in names}
+        if unknown := named.difference(array_fields(cls)):
+            raise ValueError(
+                f"{cls.__name__} says that {', '.join(sorted(unknown))} trains or is a factor: "
+                f"expected names of its arrays, {', '.join(array_fields(cls))}"
             )
         other = NODES.get(kind)
         if other is not None and _place(other) != _place(cls):

@@ -199,10 +199,17 @@ class Walk:
                 raise Decline("jlora has no rule for it")
             if reason := known.decline(eqn.params):
                 raise Decline(reason)
-            return known.apply(self, eqn, *operands), operands
+            results = known.apply(self, eqn, *operands)
         except Decline as verdict:
             plain = self.merged(operands, eqn, str(verdict))
             return self.run.bind(eqn, plain), plain
+        if not isinstance(results, list | tuple) or len(results) != len(eqn.outvars):
+            count = f" of {len(results)}" if isinstance(results, list | tuple) else ""
+            raise ValueError(
+                f"the rule for {eqn.primitive.name} gave {type(results).__name__}{count}: "
+                f"expected a list of {len(eqn.outvars)}, one for each result of the equation"
+            )
+        return list(results), operands
 
     def bind(self, eqn: Any, operands: list[Any]) -> list[Any]:
         """The results of an equation on other operands, arrays all of them."""

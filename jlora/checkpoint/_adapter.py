@@ -21,7 +21,7 @@ import numpy as np
 
 from jlora import _files, _paths, _sealed_json, _words
 from jlora._config import LoraConfig
-from jlora._lora_dict import Lora, check, of_leaves, shared_of
+from jlora._lora_dict import Lora, check, check_is_adapter, of_leaves, shared_of
 from jlora._node import Node
 from jlora._registry import node_class
 from jlora._sharding import shardings as shardings_of
@@ -81,6 +81,7 @@ def save(
         True
     """
     directory = Path(directory)
+    check_is_adapter(lora)
     if not lora:
         raise ValueError("the adapter is empty: expected at least one adapted leaf")
     _check_factors(lora)
@@ -315,9 +316,25 @@ def _check_base(directory: Path, expected: Mapping[str, Any], base: Any, lora: L
     )
     if lines := differences(expected, found):
         raise ValueError(
-            f"{directory} was trained on another base than the one given. Of "
-            f"{len(expected)} leaves {len(lines)} differ:{_words.first_few(lines)}"
+            f"{directory} was trained on another base than the one given. "
+            f"{_other_level(expected, found)}Of "
+            f"{len(expected.keys() | found.keys())} leaves {len(lines)} differ:"
+            f"{_words.first_few(lines)}"
         )
+
+
+def _other_level(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """A sentence where one tree is a branch of the other, as linen's params of its variables."""
+    for small, large, words in (
+        (expected, found, "The base is the branch {!r} of the tree given. "),
+        (found, expected, "The tree given is the branch {!r} of the base. "),
+    ):
+        first = next(iter(small), "")
+        for path in large:
+            branch = path.removesuffix(f"/{first}")
+            if branch != path and all(f"{branch}/{name}" in large for name in small):
+                return words.format(branch)
+    return ""
 
 
 def _check_factors(lora: Mapping[str, Node]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jlora import _hub
 from jlora._config import LoraConfig
-from jlora._lora_dict import check, of_leaves
+from jlora._lora_dict import check, check_is_adapter, of_leaves
 from jlora._lowrank import Axes
 from jlora._node import Node
 from jlora._peft_form import BiasOnB, LowRank, Own, Rows, Whole
@@ -87,6 +87,7 @@ def contents(
     Raises:
         ValueError: as `save`.
     """
+    check_is_adapter(lora)
     known = _names.layout(model, names, axes)
     check(model.params if known.is_language_model else model, lora)
     tensors, settings, problems = (

@@ -134,6 +134,26 @@ def test_all_misfits_between_the_trees_are_told_at_once():
         assert "Stacked adapters go through jax.vmap" in said
 
 
+def test_parameters_in_the_adapters_place_are_told_as_such():
+    params = {"q_proj": weight(7, 11), "head": {"kernel": weight(11, 5)}}
+    frozen, lora = adapted(params, targets="q_proj")
+    lifted = jlora.lift(lambda p, x: x @ p["q_proj"])
+    said = r"expected the second result of split, .* got dict with head, q_proj\. "
+    for change in (jlora.merge, jlora.unmerge, lambda f, lo: lifted(f, lo, weight(3, 7))):
+        with pytest.raises(ValueError, match=said):
+            change(lora, frozen)
+    with pytest.raises(ValueError, match="the lora dict that split returns, got ArrayImpl"):
+        lifted(frozen, weight(3, 7))  # lora forgotten
+
+
+def test_a_tree_with_one_level_more_has_the_leaf_itself_as_the_nearest():
+    params = {"layers": {"attn": {"key": weight(7, 11)}}}
+    _, lora = adapted(params, targets="key")
+    variables = {"layers": {"attn": {"keys": weight(7, 11)}}, "params": params}
+    with pytest.raises(ValueError, match="The nearest: params/layers/attn/key, "):
+        jlora.merge(variables, lora)
+
+
 def test_a_node_says_its_rank_and_shape():
     _, lora = adapted({"w": weight(4, 7, 5)}, axes={"w": jlora.Axes((1,), (0, 2))})
     assert (lora["w"].rank, lora["w"].shape) == (3, (4, 7, 5))

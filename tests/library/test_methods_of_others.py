@@ -372,3 +372,20 @@ def test_a_weight_formed_by_its_method_is_one_layer_at_a_time(compiled_as_ever):
 
     layer = 96 * 96 * 4
     assert temporary("hira") < temporary("lora") + 4 * layer  # twelve are in the stack
+
+
+def test_a_class_that_names_no_array_of_its_own_is_told_before_anything_trains():
+    @dataclasses.dataclass(frozen=True)
+    class Misnamed(jlora.LoraWeight):
+        trainable: ClassVar = ("a", "bee")
+        factors: ClassVar = ("a", "axes")  # which is static
+
+    said = r"Misnamed says that axes, bee trains or is a factor: expected names of its arrays, a, b"
+    with pytest.raises(ValueError, match=said):
+        extend.register("misnamed")(Misnamed)
+
+
+def test_dropout_is_for_methods_that_filter_their_input():
+    with pytest.raises(ValueError, match=r"dropout is 0.1, but 'hira' has no input_filter"):
+        jlora.LoraConfig(targets="w", method="hira", dropout=0.1)
+    assert jlora.LoraConfig(targets="w", method="dora", dropout=0.1).dropout == 0.1

@@ -53,6 +53,21 @@ def test_a_rule_for_a_primitive_of_ones_own():
     assert jlora.trace_axes(halved, {"w": frozen["w"]}, x) == {"w": jlora.Axes()}
 
 
+@pytest.mark.parametrize("result", [lambda value: value, lambda value: None, lambda value: []])
+def test_a_rule_that_gives_no_list_of_results_is_told_so(result):
+    thirds_p = Primitive("thirds_of")
+    thirds_p.def_abstract_eval(lambda x: x)
+    frozen, lora = adapted({"w": normal(7, 11)})
+
+    @extend.rule("thirds_of", override=True)
+    def no_list(walk, eqn, value):
+        return result(value)
+
+    lifted = jlora.lift(lambda p, x: x @ thirds_p.bind(p["w"]))
+    with pytest.raises(ValueError, match=r"the rule for thirds_of gave \w.*: expected a list of 1"):
+        lifted(frozen, lora, normal(5, 7))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OnlyPositive(extend.InputFilter):

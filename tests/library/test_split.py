@@ -193,3 +193,15 @@ def test_a_fresh_adapter_changes_nothing(dtype):
     x = weight(5, 7, dtype=dtype, seed=2)
     fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"].T  # noqa: E731
     assert np.array_equal(jax.jit(jlora.lift(fn))(frozen, lora, x), jax.jit(fn)(params, x))
+
+
+def test_a_seed_in_the_place_of_a_key_is_told_with_what_to_write():
+    params = {"w": weight(7, 11)}
+    with pytest.raises(ValueError, match=r"the key is 0: expected a random key, such as jax"):
+        jlora.split(params, CONFIG, 0)
+    for old in (jax.random.PRNGKey(0), np.asarray(jax.random.PRNGKey(0))):
+        assert same(jlora.split(params, CONFIG, old), jlora.split(params, CONFIG, KEY))
+    dropped = dataclasses.replace(CONFIG, dropout=0.5)
+    frozen, lora = jlora.split(params, dropped, KEY)
+    with pytest.raises(ValueError, match=r"the key is 3: expected a random key"):
+        jlora.lift(lambda p, x: x @ p["w"])(frozen, lora, weight(2, 7), dropout_key=3)

@@ -146,7 +146,7 @@ def test_another_base_is_refused_with_every_difference(tmp_path):
     other["layers"] = {"proj": base(width=8)["layers"]["proj"]}
     with pytest.raises(ValueError, match="another base than the one given") as caught:
         checkpoint.restore(tmp_path / "a", base=other)
-    assert "Of 3 leaves 3 differ" in str(caught.value)
+    assert "Of 4 leaves 3 differ" in str(caught.value)
     assert "layers/proj: expected float32(2, 7, 11), got float32(2, 8, 11)" in str(caught.value)
     assert "layers/skip: expected float32(5,), but there is no such leaf" in str(caught.value)
     assert "new: not expected, got float32(2,)" in str(caught.value)
@@ -155,6 +155,30 @@ def test_another_base_is_refused_with_every_difference(tmp_path):
     tuned = base() | {"out": base()["out"] * 1.5}
     with pytest.raises(ValueError, match="out: the shape agrees, the values are others"):
         checkpoint.restore(tmp_path / "a", base=tuned)
+
+
+def test_a_base_with_a_level_more_or_less_is_told_as_such(tmp_path):
+    variables = {"batch_stats": {"mean": jnp.ones(5)}, "all": {"params": base()}}
+    checkpoint.save(tmp_path / "a", adapter(), CONFIG, base=base())
+    with pytest.raises(ValueError, match=r"The base is the branch 'all/params' of the tree given"):
+        checkpoint.restore(tmp_path / "a", base=variables)
+    _, lora = jlora.split(
+        variables,
+        CONFIG,
+        jax.random.key(1),
+        axes={f"all/params/{path}": each for path, each in AXES.items()},
+    )
+    checkpoint.save(tmp_path / "b", lora, CONFIG, base=variables)
+    with pytest.raises(ValueError, match=r"The tree given is the branch 'all/params' of the base"):
+        checkpoint.restore(tmp_path / "b", base=base())
+    with pytest.raises(ValueError, match=r"than the one given\. Of 4 leaves"):
+        checkpoint.restore(tmp_path / "a", base={**base(), "more": jnp.ones(2)})
+
+
+def test_the_frozen_tree_in_the_adapters_place_is_no_adapter(tmp_path):
+    with pytest.raises(ValueError, match=r"lora is no adapter: .* got dict with layers, out\."):
+        checkpoint.save(tmp_path / "a", base(), CONFIG, base=adapter())
+    assert not (tmp_path / "a").exists()
 
 
 def test_what_the_adapter_replaces_may_have_other_values_but_no_other_shape(tmp_path):
