@@ -1,6 +1,7 @@
 """All rooms can be named together: what one process can't run is left out, and the end says so."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 ROOMS = Path(__file__).parent
@@ -31,3 +32,9 @@ def pytest_terminal_summary(terminalreporter, config):
     """Each room that is left out, and why."""
     for room, reason in left_out(config).items():
         terminalreporter.write_line(f"LEFT OUT {room.relative_to(ROOMS.parent)}: {reason}")
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """A file's compiled programs go with it: of all files together they take gigabytes."""
+    if "jax" in sys.modules and (nextitem is None or nextitem.path != item.path):
+        sys.modules["jax"].clear_caches()
