@@ -12,12 +12,23 @@ import jax
 PLAIN_LOOPS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
+def enough_threads():
+    """So many that some are left when a few programs wait for others, on any number of cores.
+
+    XLA has as many threads as cores, or as devices. LAPACK's solves of many matrices hold one while
+    they wait for others to do a part, and so does a device that waits for the rest of its mesh: two
+    at once on two cores stop for good. Before JAX starts.
+    """
+    os.environ.setdefault("NPROC", "64")
+
+
 def compile_fast(**options):
     """Sets this and other options of JAX, here and for the processes that tests start.
 
     Before anything runs: XLA reads its flags once. Tracing makes many small objects, few of them
     in cycles, and to look for cycles at Python's own pace takes a tenth of the time.
     """
+    enough_threads()
     gc.set_threshold(20_000, 20, 20)
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.__version_info__ < (0, 11) and PLAIN_LOOPS not in flags:

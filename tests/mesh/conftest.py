@@ -7,9 +7,6 @@ DEVICES = "--xla_force_host_platform_device_count=8"
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# XLA has as many threads as cores, or as devices. A device that waits for the others holds one, so
-# that some never begin, and XLA ends the process after 40 seconds.
-os.environ.setdefault("NPROC", "64")
 
 import jax  # noqa: E402
 import on_meshes  # noqa: E402

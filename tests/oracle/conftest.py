@@ -8,8 +8,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jax
 import pytest
 import torch
+from fast_compiles import enough_threads
 
 from jlora import models
+
+enough_threads()
 
 # The models are tiny: more threads would wait for one another, for longest on a busy machine.
 torch.set_num_threads(1)
