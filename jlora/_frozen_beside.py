@@ -29,7 +29,8 @@ def frozen_beside(params: Any, start: Mapping[str, Node], config: LoraConfig) ->
         config: the configuration that came with it.
 
     Returns:
-        a tree of the structure of ``params``; ``params`` itself where the start took no weight.
+        a tree of the structure of ``params`` in containers of its own; with the same arrays where
+        the start took no weight.
 
     Raises:
         ValueError: when ``start`` names a leaf that ``params`` has not, or one of another shape; or
@@ -46,9 +47,8 @@ def frozen_beside(params: Any, start: Mapping[str, Node], config: LoraConfig) ->
         True
     """
     check(params, start)
-    if not method_class(str(config.method)).moves_weight(config.init):
-        return without(params, {})
-    moved = {path: node for path, node in start.items() if isinstance(node, Method)}
+    moves = method_class(str(config.method)).moves_weight(config.init)
+    moved = {path: node for path, node in start.items() if moves and isinstance(node, Method)}
     kinds = {type(node) for node in moved.values()}
     if silent := sorted(k.__name__ for k in kinds if k.taken_from is Method.taken_from):
         raise ValueError(

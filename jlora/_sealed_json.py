@@ -61,12 +61,17 @@ def opened(told: Any, path: Path, *, newest: int, sealed_since: int = 1) -> dict
             raise ValueError(f"{path} is damaged: it is not what was written")
     elif sealed_since <= version <= newest:
         raise ValueError(f"{path} is damaged: its sum is missing")
+    check_version(version, path, newest=newest)
+    return {VERSION: version, **told}
+
+
+def check_version(version: int, path: Path, *, newest: int) -> None:
+    """Raises a `NewerVersionError` where the file is of a later version than the newest known."""
     if version > newest:
         raise NewerVersionError(
             f"{path} was written by a newer jlora: it is of version {version}, this one reads "
             f"versions up to {newest}"
         )
-    return {VERSION: version, **told}
 
 
 def _sum(told: Mapping[str, Any], path: Path) -> str:

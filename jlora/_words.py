@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -47,3 +48,9 @@ def unlike(name: str, taken: Iterable[str]) -> str:
     taken = set(taken)
     names = itertools.chain([name], (f"{name} {at}" for at in itertools.count(2)))
     return next(each for each in names if each not in taken)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean loss?)`` where one of the known ones is much like the name, or nothing."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -6,17 +6,15 @@ import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import numpy as np
 
-from jlora.data._checked import CONVERSATIONS, checked
+from jlora.data._checked import CONVERSATIONS, Row, checked
 from jlora.data._messages import Messages, key_of
 from jlora.data._on_disk import Rows
 from jlora.data._plan import at_random
 from jlora.data._view import View
-
-Row = TypeVar("Row")
 
 
 def read_rows(

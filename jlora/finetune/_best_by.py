@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jlora import tasks, trainer
+from jlora import _words, tasks, trainer
 from jlora.finetune._settings import Settings
 
 _LOSS = {"loss": "lower"}
@@ -61,6 +60,5 @@ def problems(settings: Settings, task: type[tasks.Task]) -> Iterator[str]:
 
 
 def _unknown(named: str, known: Mapping[str, str]) -> str:
-    near = difflib.get_close_matches(named, known, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = _words.did_you_mean(named, known)
     return f"--best-by is {named!r}{hint}: expected {' or '.join(known)}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import traceback
 from pathlib import Path
 
-from jlora import _file_module
+from jlora import _file_module, _words
 from jlora.tasks._classify import Classify
 from jlora.tasks._home_assistant import HomeAssistant
 from jlora.tasks._rows import Rows
@@ -37,11 +36,9 @@ def find(name: str) -> type[Task]:
         return TASKS[name]
     path = Path(name)
     if path.suffix != ".py":
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(
-            f"{name!r} is no task{hint}: expected {', '.join(TASKS)}, or a .py file with a class "
-            "Task"
+            f"{name!r} is no task{_words.did_you_mean(name, TASKS)}: expected {', '.join(TASKS)}, "
+            "or a .py file with a class Task"
         )
     if not path.is_file():
         raise ValueError(f"{name} is no file: expected one with a class Task")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from jlora import _words
 
 _KEPT = ("watch", "direction", "value", "step", "waited")
 DIRECTIONS = ("lower", "higher")
@@ -73,8 +74,7 @@ class Best:
         """
         problems = []
         if self.watch not in names:
-            near = difflib.get_close_matches(self.watch, names, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = _words.did_you_mean(self.watch, names)
             given = f"one of {', '.join(sorted(names))}" if names else "an evaluation that gives it"
             problems.append(f"nothing gives the number {self.watch!r}{hint}: expected {given}")
         if self.patience is not None and evaluations <= self.patience:

@@ -6,12 +6,13 @@ import math
 import re
 from pathlib import Path
 
+from printed import says_the_same, value
+
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\s*^```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
-NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?")
 
 
-def printed(page: Path):
+def printed_by(page: Path):
     """For each block of Python, what the page says it prints (None: it says nothing), and does.
 
     All blocks of a page share one namespace of their own.
@@ -25,21 +26,17 @@ def printed(page: Path):
         yield promised, out.getvalue()
 
 
-def says_the_same(promised: str, found: str) -> bool:
+def says(promised: str, found: str) -> bool:
     """Whether the words are the same, whole numbers too, and other numbers near.
 
     A number with an exponent is an error of rounding: it may be ten times as large.
     """
-    if NUMBER.sub("#", promised).split() != NUMBER.sub("#", found).split():
-        return False
-    pairs = zip(NUMBER.findall(promised), NUMBER.findall(found), strict=True)
-    return all(_near(said, is_) for said, is_ in pairs)
+    return says_the_same(found, promised, _near)
 
 
-def _near(said: str, is_: str) -> bool:
-    expected, value = (float(text.replace(",", "")) for text in (said, is_))
+def _near(is_: str, said: str) -> bool:
     if "e-" in said or "e-" in is_:
-        return value <= 10 * expected
+        return value(is_) <= 10 * value(said)
     if "." not in said:
         return said == is_
-    return math.isclose(expected, value, rel_tol=0.03, abs_tol=0.02)
+    return math.isclose(value(said), value(is_), rel_tol=0.03, abs_tol=0.02)

@@ -2,7 +2,7 @@
 
 import pytest
 from fast_compiles import compiled_as_ever
-from first_pages import DOCS, printed, says_the_same
+from first_pages import DOCS, printed_by, says
 
 # The others train or compile more: tests/wide runs them.
 SHORT = [DOCS / "start/install.md", DOCS / "explanation/walk.md"]
@@ -12,8 +12,8 @@ SHORT = [DOCS / "start/install.md", DOCS / "explanation/walk.md"]
 def test_a_page_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with compiled_as_ever():
-        for promised, found in printed(page):
-            assert promised is None or says_the_same(promised, found), found
+        for promised, found in printed_by(page):
+            assert promised is None or says(promised, found), found
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_a_page_prints_what_it_says(page, tmp_path, monkeypatch):
     ],
 )
 def test_numbers_near_are_the_same_and_words_are_words(promised, found, same):
-    assert says_the_same(promised, found) == same
+    assert says(promised, found) == same

@@ -1,13 +1,12 @@
 """The guides' code runs as it stands there, and says what they say it says."""
 
-import contextlib
-import io
 import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from page_code import printed_in, promises
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,23 +20,12 @@ PROMISED = {
 }
 
 
-def blocks(text):
-    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-
-
-def ran(text, namespace, capsys):
-    """What the page's blocks print, one after the other."""
-    exec("\n".join(blocks(text)), namespace)
-    return capsys.readouterr().out
-
-
 @pytest.fixture(scope="module")
 def after_readme():
     """The names that README's blocks leave, and what they print: run once."""
     namespace: dict = {}
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec("\n".join(blocks(README)), namespace)
-    return namespace | {"printed": printed.getvalue()}
+    printed = printed_in(namespace, README)
+    return namespace | {"printed": printed}
 
 
 @pytest.fixture
@@ -49,16 +37,12 @@ def first_example(after_readme, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
 @pytest.mark.usefixtures("nothing_registered_stays")
-def test_a_guide_runs_after_readme(page, first_example, capsys):
+def test_a_guide_runs_after_readme(page, first_example):
     text = page.read_text(encoding="utf-8")
     goes_on = "first example" in text  # else the page stands alone, as its reader finds it
-    printed = ran(text, first_example if goes_on else {}, capsys)
-    for promised in PROMISED.get(page.stem, []):
+    printed = printed_in(first_example if goes_on else {}, text)
+    for promised in [*PROMISED.get(page.stem, []), *promises(text)]:
         assert promised in printed
-    for code in blocks(text):
-        # a comment behind a print is what it prints, on its line or on the next
-        for promised in re.findall(r"^print\(.*\)\s+# (.+)$|^print\(.*\)\n# (.+)$", code, re.M):
-            assert "".join(promised) in printed
     for recipe, first, second in re.findall(
         r"^([a-z ]+): loss ([\d.]+) -> ([\d.]+)$", printed, re.M
     ):

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 from fast_compiles import compiled_as_ever
-from first_pages import DOCS, printed, says_the_same
+from first_pages import DOCS, printed_by, says
 from tiny import save_tiny_llama
 
 from jlora.__main__ import main
@@ -20,8 +20,8 @@ PLAIN = re.compile(r"^```(bash|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 def test_a_longer_page_prints_what_it_says(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with compiled_as_ever():
-        for promised, found in printed(DOCS / f"{name}.md"):
-            assert promised is None or says_the_same(promised, found), found
+        for promised, found in printed_by(DOCS / f"{name}.md"):
+            assert promised is None or says(promised, found), found
 
 
 def on_tiny_models(command):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from page_code import printed_in, promises
 
 from jlora.peft import _fields
 
@@ -15,15 +16,11 @@ WITH_CODE = [page for page in ALONE if "```python\n" in page.read_text(encoding=
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: f"{page.parent.name}/{page.stem}")
-def test_a_page_runs_by_itself(page, capsys, tmp_path, monkeypatch):
+def test_a_page_runs_by_itself(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
-    code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    exec("\n".join(code), {"__name__": page.stem})
-    printed = capsys.readouterr().out
-    for promised in re.findall(
-        r"^\s*print\(.*\)(?:\s+# |\n# )(.+)$", "\n".join(code), re.MULTILINE
-    ):
+    printed = printed_in({"__name__": page.stem}, text)
+    for promised in promises(text):
         assert promised in printed
 
 

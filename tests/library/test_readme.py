@@ -1,13 +1,12 @@
 """README's code runs as it stands there, and says what it says; the reference names all."""
 
-import contextlib
 import importlib
 import inspect
-import io
 import re
 from pathlib import Path
 
 import pytest
+from page_code import printed_in
 from public_names import is_function_or_class, public_names
 
 import jlora
@@ -16,17 +15,12 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(text):
-    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-
-
 @pytest.fixture
 def first_example():
     """The names that README's blocks leave, and what they print."""
     namespace: dict = {}
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec("\n".join(blocks(README)), namespace)
-    return namespace | {"printed": printed.getvalue()}
+    printed = printed_in(namespace, README)
+    return namespace | {"printed": printed}
 
 
 def test_readme_prints_what_it_says(first_example):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jlora import _files
-from jlora._sealed_json import VERSION, NewerVersionError
+from jlora._sealed_json import VERSION, check_version
 from jlora.trainer._loggers import _logger
 
 NOT_FINITE = "not_finite"  # {name: "nan", "inf" or "-inf"}, for JSON has no such numbers
@@ -109,11 +109,8 @@ def _rows(path: Path, lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
             odd = {name: float(text) for name, text in row.pop(NOT_FINITE, {}).items()}
         except (ValueError, AttributeError, TypeError):
             continue
-        if isinstance(version, int) and version > _NEWEST:
-            raise NewerVersionError(
-                f"{path} was written by a newer jlora: it is of version {version}, this one reads "
-                f"versions up to {_NEWEST}"
-            )
+        if isinstance(version, int):
+            check_version(version, path, newest=_NEWEST)
         if isinstance(row.get("step"), int):
             yield row | odd
 
