@@ -34,7 +34,8 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
 
     # ---- Model -----------------------------------------------------------------------------------
 
-    model = task.model(models.load)
+    layout = finetune.layout(settings)  # None on one device
+    model = task.model(functools.partial(models.load, mesh=layout))
     measured = task.measurable(held_out, model)
     seen = data.Digest()  # of all rows, which are read once
     examples, report = task.examples(seen.through(rows), model, folder=out / folder)
@@ -45,11 +46,12 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
 
     # ---- Adapter ---------------------------------------------------------------------------------
 
+    spread = finetune.spread(batches, layout)
     config, frozen, start = finetune.start(
         settings,
         model,
         task.loss(model),
-        batches,
+        spread,
         run if asked.resume else None,
         whole=task.trains(model),
     )
@@ -79,10 +81,11 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
     # ---- Before training -------------------------------------------------------------------------
 
     held_out_batches = task.batches(measured_examples, shuffle=False)
+    spread_held_out = finetune.spread(held_out_batches, layout, fill=True)
     jitted_loss = jax.jit(loss)
 
     def measure(lora: Any, *, scores: bool = True) -> dict[str, Any]:
-        each = map(held_out_batches, range(held_out_batches.per_epoch))
+        each = map(spread_held_out, range(held_out_batches.per_epoch))
         found = {"loss": trainer.mean_loss(jitted_loss, frozen, lora, each)}
         return finetune.plain(
             found | (task.scores(model, measured, frozen, lora) if scores else {})
@@ -114,7 +117,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
     ):
         losses = trainer.Jumps().over(trainer.read_metrics(out / "metrics.jsonl"))
         watch = trainer.Stopwatch()
-        for update in trainer.iterate(step, frozen, state, batches, steps=until):
+        for update in trainer.iterate(step, frozen, state, spread, steps=until):
             state, number = update.state, update.number
             told = jax.device_get(update.metrics)  # waits for the device, once
             values = {

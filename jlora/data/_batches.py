@@ -68,17 +68,18 @@ class Batches(Planned):
         """The (length, answers) of each shape that a batch may have."""
         return list(zip(self.lengths, self.answers, strict=True))
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of the step, counted from 0."""
+    def part(self, step: int, start: int, stop: int) -> Batch:
+        """The rows ``start:stop`` of the step's batch, as they stand there."""
         bucket, rows = self._plan(step)
         length, answers = self.lengths[bucket], self.answers[bucket]
+        count = stop - start
         batch = {
-            "tokens": np.zeros((self.batch_size, length), np.int32),
-            "positions": np.zeros((self.batch_size, answers), np.int32),
-            "labels": np.zeros((self.batch_size, answers), np.int32),
-            "weights": np.zeros((self.batch_size, answers), np.float32),
+            "tokens": np.zeros((count, length), np.int32),
+            "positions": np.zeros((count, answers), np.int32),
+            "labels": np.zeros((count, answers), np.int32),
+            "weights": np.zeros((count, answers), np.float32),
         }
-        for place, row in enumerate(rows):
+        for place, row in enumerate(rows[start:stop]):
             tokens, positions = (np.asarray(part, np.int32) for part in self.examples[row])
             batch["tokens"][place, : len(tokens)] = tokens
             batch["positions"][place, : len(positions)] = positions

@@ -179,16 +179,16 @@ class LabelledBatches(Planned):
         """The lengths that a batch may have."""
         return list(self._plan.lengths)
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of the step, counted from 0."""
+    def part(self, step: int, start: int, stop: int) -> Batch:
+        """The rows ``start:stop`` of the step's batch, as they stand there."""
         bucket, rows = self._plan(step)
-        shape = (self.batch_size, self._plan.lengths[bucket])
+        shape = (stop - start, self._plan.lengths[bucket])
         batch: Batch = {
             **{name: np.zeros(shape, np.int32) for name in ("tokens", "mask", "types")},
-            "labels": np.zeros(self.batch_size, np.int32),
-            "weights": np.zeros(self.batch_size, np.float32),
+            "labels": np.zeros(stop - start, np.int32),
+            "weights": np.zeros(stop - start, np.float32),
         }
-        for place, row in enumerate(rows):
+        for place, row in enumerate(rows[start:stop]):
             tokens, types, label = self.examples[row]
             batch["tokens"][place, : len(tokens)] = tokens
             batch["mask"][place, : len(tokens)] = 1

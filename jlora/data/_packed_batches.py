@@ -81,24 +81,29 @@ class PackedBatches:
 
     def __call__(self, step: int) -> Batch:
         """The batch of the step, counted from 0."""
+        return self.part(step, 0, self.batch_size)
+
+    def part(self, step: int, start: int, stop: int) -> Batch:
+        """The sequences ``start:stop`` of the step's batch, as they stand there."""
+        count = stop - start
         batch = {
-            "tokens": np.zeros((self.batch_size, self.length), np.int32),
-            "segments": np.zeros((self.batch_size, self.length), np.int32),
-            "positions": np.zeros((self.batch_size, self.answers), np.int32),
-            "labels": np.zeros((self.batch_size, self.answers), np.int32),
-            "weights": np.zeros((self.batch_size, self.answers), np.float32),
+            "tokens": np.zeros((count, self.length), np.int32),
+            "segments": np.zeros((count, self.length), np.int32),
+            "positions": np.zeros((count, self.answers), np.int32),
+            "labels": np.zeros((count, self.answers), np.int32),
+            "weights": np.zeros((count, self.answers), np.float32),
         }
-        for place, rows in enumerate(self._of(step)):
-            start = first = 0
+        for place, rows in enumerate(self._of(step)[start:stop]):
+            begins = first = 0
             for segment, row in enumerate(rows, start=1):
                 tokens, answers = (np.asarray(part, np.int32) for part in self.examples[row])
-                end, last = start + len(tokens), first + len(answers)
-                batch["tokens"][place, start:end] = tokens
-                batch["segments"][place, start:end] = segment
-                batch["positions"][place, first:last] = start + answers
+                end, last = begins + len(tokens), first + len(answers)
+                batch["tokens"][place, begins:end] = tokens
+                batch["segments"][place, begins:end] = segment
+                batch["positions"][place, first:last] = begins + answers
                 batch["labels"][place, first:last] = tokens[answers + 1]
                 batch["weights"][place, first:last] = 1
-                start, first = end, last
+                begins, first = end, last
         return batch
 
     def rows(self, step: int) -> list[int]:

@@ -82,6 +82,14 @@ class Planned(abc.ABC):
         """Batches in an epoch: the same number in each."""
         return self._plan.per_epoch
 
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of the step, counted from 0."""
+        return self.part(step, 0, self.batch_size)
+
+    @abc.abstractmethod
+    def part(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        """The rows ``start:stop`` of the step's batch, as they stand there."""
+
     def rows(self, step: int) -> list[int]:
         """Which examples make up the step's batch, in its order."""
         return self._plan(step)[1].tolist()

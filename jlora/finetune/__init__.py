@@ -16,6 +16,8 @@ from jlora.finetune._folder import resume as resume
 from jlora.finetune._folder import rows_folder as rows_folder
 from jlora.finetune._folder import save as save
 from jlora.finetune._kept_start import keep_start as keep_start
+from jlora.finetune._layout import layout as layout
+from jlora.finetune._layout import spread as spread
 from jlora.finetune._main import StoppedError as StoppedError
 from jlora.finetune._main import main as main
 from jlora.finetune._nonfinite import NonFinite as NonFinite

@@ -27,6 +27,8 @@ def start(
 ) -> tuple[jlora.LoraConfig, Any, Any]:
     """(config, frozen, lora) at the start; the same again for a run that goes on.
 
+    On a mesh the adapter lies as its weights do.
+
     Args:
         settings: of the run.
         model: whose parameters are split.
@@ -38,6 +40,21 @@ def start(
     Raises:
         ValueError: as `jlora.split`; when nothing is a target, say.
     """
+    config, frozen, lora = _started(settings, model, loss, batches, run, whole=whole)
+    if model.layout is not None and not of_shapes(model):
+        lora = jax.device_put(lora, model.layout.of_adapter(frozen, lora))
+    return config, frozen, lora
+
+
+def _started(
+    settings: Settings,
+    model: Any,
+    loss: Callable[..., Any],
+    batches: Callable[[int], Any],
+    run: trainer.Run | None = None,
+    *,
+    whole: tuple[str, ...] = (),
+) -> tuple[jlora.LoraConfig, Any, Any]:
     if run is not None and _kept_start.kept(run):
         return _kept_start.restored(run, settings, model)
     if settings.adapter:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import jlora
 from jlora import models, tasks, trainer
 from jlora.finetune._adapter import start
+from jlora.finetune._layout import layout
 from jlora.finetune._optimizer import optimizer
 from jlora.finetune._settings import Settings
 
@@ -30,6 +33,7 @@ class Prospect:
     batches: Any
     frozen: Any  # of shapes
     lora: Any  # of shapes
+    on: models.Layout | None = None
 
     @property
     def largest(self) -> Any:
@@ -50,40 +54,44 @@ class Prospect:
         loss = jlora.lift(task.loss(self.model, self.lora))
         tx, _ = optimizer(its, its.total_steps(self.batches.per_epoch))
         step = trainer.make_step(loss, tx, accumulate=its.accumulate)
-        init = lambda lora: trainer.init(lora, tx, jax.random.key(its.seed))  # noqa: E731
-        state = jax.eval_shape(init, self.lora)
-        batch = self.largest
-        return trainer.outlook(step, self.frozen, state, batch, tokens=batch["tokens"].size)
+        state = trainer.init_shapes(self.lora, tx)
+        batch = _batch_on(self.on, self.largest)
+        return trainer.outlook(
+            step, self.frozen, state, batch, tokens=math.prod(batch["tokens"].shape)
+        )
 
     def measuring(self) -> trainer.Outlook:
         """What the longest measurement of the loss needs."""
         batches = self.task.batches(self.measured, shuffle=False)
         loss = jax.jit(jlora.lift(self.task.loss(self.model, self.lora)))
-        return trainer.outlook(loss, self.frozen, self.lora, batches(0))
+        return trainer.outlook(loss, self.frozen, self.lora, _batch_on(self.on, batches(0)))
 
 
-def prospect(settings: Settings, folder: Path) -> Prospect:
+def prospect(settings: Settings, folder: Path, *, on: models.Layout | None = None) -> Prospect:
     """The run of these settings, of shapes alone.
 
     Args:
         settings: of the run.
         folder: where rows and tokens may be written.
+        on: how it lies on a mesh.
 
     Raises:
         ValueError: as the run itself would.
     """
-    task, model, examples, held_out, _ = _read(settings, folder)
+    task, model, examples, held_out, _ = _read(settings, folder, on)
     measured, _ = task.examples(task.measurable(held_out, model), model)
     batches = task.batches(examples)
     frozen, lora = _started(settings, task, model, batches)
-    return Prospect(settings, task, model, examples, measured, batches, frozen, lora)
+    return Prospect(settings, task, model, examples, measured, batches, frozen, lora, on)
 
 
-def _read(settings: Settings, folder: Path) -> tuple[tasks.Task, Any, Any, Any, Any]:
+def _read(
+    settings: Settings, folder: Path, on: models.Layout | None = None
+) -> tuple[tasks.Task, Any, Any, Any, Any]:
     """(task, model of shapes, examples, rows held out, report on the examples)."""
     task = tasks.find(settings.task_name)(settings, folder)
     rows, held_out = task.rows()
-    model = task.model(_outline)
+    model = task.model(functools.partial(_outline, on))
     examples, report = task.examples(rows, model, folder=folder)
     return task, model, examples, held_out, report
 
@@ -99,13 +107,39 @@ def _started(settings: Settings, task: tasks.Task, model: Any, batches: Any) -> 
         its = dataclasses.replace(model, params=params)
         return start(plain, its, task.loss(model), batches, whole=task.trains(model))[1:]
 
-    return jax.eval_shape(shapes, model.params)
+    frozen, lora = jax.eval_shape(shapes, model.params)
+    if (on := model.layout) is None:
+        return frozen, lora
+    frozen = jax.tree.map(
+        lambda like, known: like.update(sharding=known.sharding), frozen, model.params
+    )
+    its = on.of_adapter(frozen, lora)
+    return frozen, jax.tree.map(lambda like, where: like.update(sharding=where), lora, its)
 
 
-def _outline(source: str, *, dtype: str = "float32", attention: str = "blocks", **text: Any) -> Any:
+def _batch_on(on: models.Layout | None, batch: Any) -> Any:
+    """The batch's shapes, as they lie on the run's devices."""
+    if on is None:
+        return batch
+
+    def shape(array: Any) -> jax.ShapeDtypeStruct:
+        rows = -(-len(array) // on.parts) * on.parts
+        return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=on.rows)
+
+    return jax.tree.map(shape, batch)
+
+
+def _outline(
+    on: models.Layout | None,
+    source: str,
+    *,
+    dtype: str = "float32",
+    attention: str = "blocks",
+    **text: Any,
+) -> Any:
     """The model as `jlora.models.load` gives it, of shapes."""
-    model = models.outline(source)
-    cast = lambda like: jax.ShapeDtypeStruct(like.shape, jnp.dtype(dtype))  # noqa: E731
+    model = models.outline(source, mesh=on)
+    cast = lambda like: like.update(dtype=jnp.dtype(dtype))  # noqa: E731
     tokenizer = model.tokenizer
     given = {name: value for name, value in text.items() if value}
     return dataclasses.replace(
@@ -119,7 +153,7 @@ def _outline(source: str, *, dtype: str = "float32", attention: str = "blocks", 
 def dry_run(settings: Settings) -> None:
     """Prints what the run will need, and a few rows as the model will see them."""
     with tempfile.TemporaryDirectory() as folder:
-        run = prospect(settings, Path(folder))
+        run = prospect(settings, Path(folder), on=layout(settings))
         its, measuring = run.training(), run.measuring()
         per_epoch = run.batches.per_epoch
         print(f"adapter    {jlora.summary(run.frozen, run.lora)}")
@@ -141,7 +175,7 @@ def preview(settings: Settings) -> None:
 def advice(settings: Settings) -> str:
     """Which settings would fit where these did not."""
     with tempfile.TemporaryDirectory() as folder:
-        return advised(prospect(settings, Path(folder)))
+        return advised(prospect(settings, Path(folder), on=layout(settings)))
 
 
 def advised(run: Prospect, its: trainer.Outlook | None = None) -> str:

@@ -64,6 +64,14 @@ def names(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
+def sizes(text: str) -> dict[str, int]:
+    """``data=2,model=4`` as a dict of whole numbers."""
+    try:
+        return {name: int(size) for name, size in names(text).items()}
+    except ValueError:
+        raise ValueError(f"{text!r}: expected axes such as data=2,model=4 or fsdp=-1") from None
+
+
 def words(text: str) -> tuple[str, ...]:
     """``no,yes`` as ``("no", "yes")``."""
     found = tuple(part.strip() for part in text.split(","))
@@ -130,6 +138,7 @@ def _spec(
 
 
 NAMES = _spec(names, _pairs, "KEY=KEY,...")
+SIZES = _spec(sizes, _pairs, "AXIS=N,...")
 WORDS = _spec(words, _joined, "WORD,...")
 TEMPLATE = _spec(template, str, "FILE")
 DAY = _spec(day, str, "DAY")

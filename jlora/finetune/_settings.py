@@ -126,6 +126,8 @@ class Settings:
     seed: Annotated[int, Range(least=-(2**31), most=2**31 - 1)] = 0
     """of the data, the order and A's start"""
 
+    mesh: Annotated[dict[str, int] | None, _kinds.SIZES, UNSHOWN] = None
+    """data=2,model=4, or fsdp=-1 for all devices (rows over as many as divide them)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the frozen weights; A and B are float32"""
     precision: Literal["", "default", "high", "highest"] = ""

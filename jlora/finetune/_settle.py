@@ -22,6 +22,7 @@ FREE = {
     "checkpoint_every",
     "keep",
     "attention",
+    "mesh",
     "save_as",
     "on_nonfinite",
     "accumulate",

@@ -11,7 +11,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
+import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jlora.models._answers._generate import answer as answer
 from jlora.models._answers._sampling import GREEDY as GREEDY
@@ -36,6 +39,9 @@ from jlora.models._files._stacking import expected_shapes as expected_shapes
 from jlora.models._files._torch_tensors import Stored as Stored
 from jlora.models._files._torch_tensors import from_stored as from_stored
 from jlora.models._files._torch_tensors import to_stored as to_stored
+from jlora.models._layout import Layout as Layout
+from jlora.models._layout import layout_of as _layout_of
+from jlora.models._mesh import make_mesh as make_mesh
 from jlora.models._model import Model as Model
 from jlora.models._net import _encoder_config, _fused_attention
 from jlora.models._net._config import ClampedGate as ClampedGate
@@ -64,13 +70,16 @@ from jlora.models._with_classifier import fresh_leaves as fresh_leaves
 from jlora.models._with_classifier import with_classifier as with_classifier
 
 
-def outline(source: str | Path = DEFAULT) -> Model | EncoderModel:
+def outline(
+    source: str | Path = DEFAULT, *, mesh: Mesh | Layout | None = None
+) -> Model | EncoderModel:
     """The model as `load` gives it, with the shapes of its parameters in place of the arrays.
 
     For what needs names and shapes alone: no weight is read.
 
     Args:
         source: as for `load`.
+        mesh: as for `load`: the shapes say how they lie there.
 
     Raises:
         ValueError: as `load`.
@@ -99,7 +108,14 @@ def outline(source: str | Path = DEFAULT) -> Model | EncoderModel:
     opened = _source.opened(_source.located(source))
     model = _source.outlined(opened)
     tokenizer = _of_model(model.tokenizer, model.config)
-    return dataclasses.replace(model, tokenizer=tokenizer, name=str(source))
+    layout, params = _layout_of(mesh), model.params
+    if layout is not None:
+        its = layout.weights(model.config, expected_shapes(model.config))
+        its = flax.traverse_util.unflatten_dict(its, sep="/")
+        params = jax.tree.map(lambda like, where: like.update(sharding=where), params, its)
+    return dataclasses.replace(
+        model, params=params, tokenizer=tokenizer, name=str(source), layout=layout
+    )
 
 
 def load(
@@ -109,6 +125,7 @@ def load(
     attention: str = "blocks",
     template: str | None = None,
     date: str | None = None,
+    mesh: Mesh | Layout | None = None,
 ) -> Model | EncoderModel:
     """The model in a file, a folder, or a repository on the hub.
 
@@ -122,9 +139,13 @@ def load(
             fused kernel: "FlashAttention", Dao et al. 2022, arXiv 2205.14135.)
         template: a chat template (Jinja) in the place of the model's own.
         date: what a template takes for today, as 2026-11-27; today's if None.
+        mesh: of devices, with some of the axes ``data``, ``fsdp`` and ``model``, or a `Layout`: the
+            parameters lie on it so, and the model computes on it. Each process reads what its own
+            devices hold.
 
     Returns:
-        the model, its parameters on the default device: an `EncoderModel` where it is an encoder.
+        the model, its parameters on the mesh or on the default device: an `EncoderModel` where it
+        is an encoder.
 
     Raises:
         ValueError: when there is no such model, or it can't be read, or can't have this attention:
@@ -165,9 +186,12 @@ def load(
     _fused_attention.check(attention, opened.config, dtype)
     for line in opened.told:
         warnings.warn(line, stacklevel=2)
-    params = _stacking.assemble(opened, dtype)
+    layout, shardings = _layout_of(mesh), None
+    if layout is not None:
+        shardings = layout.weights(opened.config, expected_shapes(opened.config))
+    params = _stacking.assemble(opened, dtype, shardings)
     tokenizer = _of_model(opened.tokenizer, opened.config, template, date)
-    return _made(params, opened.config, tokenizer, str(source), attention)
+    return _made(params, opened.config, tokenizer, str(source), attention, layout)
 
 
 def _of_model(

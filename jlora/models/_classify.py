@@ -15,6 +15,7 @@ from jlora._cross_entropy import cross_entropy
 from jlora._lift import lift
 from jlora.models._answers._generate import bucket
 from jlora.models._encoder_model import made
+from jlora.models._layout import Layout
 
 
 def classification_loss(
@@ -108,7 +109,7 @@ def classify(
     lengths = inputs["mask"].sum(axis=1)
     order = np.argsort(lengths, kind="stable")
     shares = np.zeros((len(texts), len(model.config.labels)), np.float32)
-    run = _compiled(model.config, model.attention)
+    run = _compiled(model.config, model.attention, model.layout)
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
         width = min(bucket(int(lengths[chosen].max())), model.config.longest)
@@ -126,10 +127,10 @@ def _filled(array: np.ndarray, rows: int, width: int) -> np.ndarray:
 
 
 @functools.cache
-def _compiled(config: Any, attention: str) -> Callable[..., jax.Array]:
+def _compiled(config: Any, attention: str, layout: Layout | None) -> Callable[..., jax.Array]:
     """The jitted probabilities, with the weights, (params,) or (frozen, lora), first."""
     nothing: Any = None
-    model = made(nothing, config, nothing, config.family, attention)
+    model = made(nothing, config, nothing, config.family, attention, layout)
 
     def shares(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         return jax.nn.softmax(model.classifier(params, batch))
@@ -138,7 +139,7 @@ def _compiled(config: Any, attention: str) -> Callable[..., jax.Array]:
         apply: Callable[..., jax.Array] = lift(shares) if len(weights) == 2 else shares
         return apply(*weights, batch)
 
-    return jax.jit(run)
+    return jax.jit(run, out_shardings=None if layout is None else layout.whole)
 
 
 def accuracy(labels: npt.ArrayLike, predicted: npt.ArrayLike) -> float:

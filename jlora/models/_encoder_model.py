@@ -11,6 +11,7 @@ import jax
 
 from jlora.models import _families
 from jlora.models._files._torch_tensors import Stored
+from jlora.models._layout import Layout, computed
 from jlora.models._model import Model
 from jlora.models._net._encoder import Encoder
 from jlora.models._net._encoder_config import Config, EncoderConfig
@@ -77,8 +78,7 @@ class EncoderModel(TextModel):
         Raises:
             ValueError: when there are more tokens than positions that the model has learned.
         """
-        encoder = Encoder(self.config, remat)
-        return encoder.apply({"params": params}, tokens, mask, types)  # pyright: ignore[reportReturnType]
+        return self._computed("__call__", params, tokens, mask, types, remat=remat)
 
     def hidden(
         self,
@@ -94,8 +94,7 @@ class EncoderModel(TextModel):
         Raises:
             ValueError: as `apply`.
         """
-        encoder = Encoder(self.config, remat)
-        return encoder.apply({"params": params}, tokens, mask, types, method="hidden")  # pyright: ignore[reportReturnType]
+        return self._computed("hidden", params, tokens, mask, types, remat=remat)
 
     def pooled(self, params: Any, hidden: jax.Array) -> jax.Array:
         """The pooler's output, (batch, width), of what `hidden` gives.
@@ -105,8 +104,7 @@ class EncoderModel(TextModel):
         """
         if not self.config.pooler:
             raise ValueError(f"{self.name} has no pooler: its file holds none")
-        encoder = Encoder(self.config)
-        return encoder.apply({"params": params}, hidden, method="pooled")  # pyright: ignore[reportReturnType]
+        return self._computed("pooled", params, hidden)
 
     def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
         """The labels' scores, (batch, labels) float32, of what `hidden` gives.
@@ -115,8 +113,15 @@ class EncoderModel(TextModel):
             ValueError: when the model has no head.
         """
         self.require_labels()
-        encoder = Encoder(self.config)
-        return encoder.apply({"params": params}, hidden, method="scores")  # pyright: ignore[reportReturnType]
+        return self._computed("scores", params, hidden)
+
+    def _computed(self, method: str, params: Any, *args: Any, remat: str = "products") -> Any:
+        encoder = Encoder(self.config, remat)
+
+        def run(params: Any, *args: Any) -> Any:
+            return encoder.apply({"params": params}, *args, method=method)
+
+        return computed(self.layout, run)(params, *args)
 
     @property
     def task_type(self) -> str:
@@ -134,9 +139,15 @@ class EncoderModel(TextModel):
 
 
 def made(
-    params: Any, config: Config, tokenizer: Tokenizer, name: str, attention: str = "blocks"
+    params: Any,
+    config: Config,
+    tokenizer: Tokenizer,
+    name: str,
+    attention: str = "blocks",
+    layout: Layout | None = None,
 ) -> Model | EncoderModel:
     """The model of its configuration's kind."""
+    its = (tokenizer, name, attention, layout)
     if isinstance(config, EncoderConfig):
-        return EncoderModel(params, config, tokenizer, name, attention)  # pyright: ignore[reportArgumentType]
-    return Model(params, config, tokenizer, name, attention)
+        return EncoderModel(params, config, *its)  # pyright: ignore[reportArgumentType]
+    return Model(params, config, *its)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jlora.models._answers import _generate
 from jlora.models._answers._sampling import GREEDY, Sampling
+from jlora.models._layout import computed
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._decoder import Decoder
 from jlora.models._net._kinds import require_writer
@@ -70,8 +71,7 @@ class Model(TextModel):
             ValueError: when there are more tokens than learned positions, or segments, and another
                 ``attention`` than blocks.
         """
-        decoder = Decoder(self.config, remat, self.attention)
-        return decoder.apply({"params": params}, tokens, mask, segments)  # pyright: ignore[reportReturnType]
+        return self._computed("__call__", params, tokens, mask, segments, remat=remat)
 
     def hidden(
         self,
@@ -82,13 +82,19 @@ class Model(TextModel):
         remat: str = "products",
     ) -> jax.Array:
         """What `logits` reads: (batch, length, width); arguments and errors as of `apply`."""
-        decoder = Decoder(self.config, remat, self.attention)
-        return decoder.apply({"params": params}, tokens, segments, method="hidden")  # pyright: ignore[reportReturnType]
+        return self._computed("hidden", params, tokens, segments, remat=remat)
 
     def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
         """The head's scores, float32, at the places that ``hidden`` (..., width) holds."""
-        decoder = Decoder(self.config)
-        return decoder.apply({"params": params}, hidden, method="logits")  # pyright: ignore[reportReturnType]
+        return self._computed("logits", params, hidden)
+
+    def _computed(self, method: str, params: Any, *args: Any, remat: str = "products") -> Any:
+        decoder = Decoder(self.config, remat, self.attention)
+
+        def run(params: Any, *args: Any) -> Any:
+            return decoder.apply({"params": params}, *args, method=method)
+
+        return computed(self.layout, run)(params, *args)
 
     @property
     def task_type(self) -> str:
@@ -136,4 +142,8 @@ class Model(TextModel):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(tokens)))
         rules = _generate.Rules(np.array(self.tokenizer.stop_ids, np.int32), numbers)
         decoder = Decoder(self.config)
-        return _generate.generate(decoder, params, tokens, starts, keys, rules, max_new_tokens)
+
+        def run(*args: Any) -> jax.Array:
+            return _generate.generate(decoder, *args, max_new_tokens=max_new_tokens)
+
+        return computed(self.layout, run)(params, tokens, starts, keys, rules)

@@ -15,6 +15,7 @@ import numpy as np
 from jlora.models import _families
 from jlora.models._files import _stacking
 from jlora.models._files._torch_tensors import Stored
+from jlora.models._layout import Layout
 from jlora.models._net._encoder_config import Config
 from jlora.models._text._tokenizer import Tokenizer
 
@@ -50,6 +51,7 @@ class TextModel(abc.ABC):
     tokenizer: Tokenizer
     name: str
     attention: str = "blocks"  # as `load` describes it
+    layout: Layout | None = None  # where it lies on a mesh, if on one
 
     @property
     def stored(self) -> Mapping[str, Stored]:

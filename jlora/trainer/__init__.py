@@ -41,9 +41,11 @@ from jlora.trainer._progress import progress as progress
 from jlora.trainer._run import Run as Run
 from jlora.trainer._schedules import SCHEDULES as SCHEDULES
 from jlora.trainer._schedules import schedule as schedule
+from jlora.trainer._sharded import sharded as sharded
 from jlora.trainer._signals import Stop as Stop
 from jlora.trainer._signals import stop_on_signals as stop_on_signals
 from jlora.trainer._state import TrainState as TrainState
 from jlora.trainer._state import init as init
+from jlora.trainer._state import init_shapes as init_shapes
 from jlora.trainer._step import make_step as make_step
 from jlora.trainer._stopwatch import Stopwatch as Stopwatch

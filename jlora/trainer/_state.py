@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jlora import _placement
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +38,8 @@ def init(lora: Any, tx: optax.GradientTransformation, key: jax.Array) -> TrainSt
     """The state before the first step.
 
     Args:
-        lora: the adapter as it starts. Steps write into what they are given, so it is copied.
+        lora: the adapter as it starts. Steps write into what they are given, so it is copied. On a
+            mesh the optimizer's state lies as the factors do, and what it counts is everywhere.
         tx: from `jlora.optimizer`.
         key: of dropout; it is copied too.
 
@@ -50,4 +55,52 @@ def init(lora: Any, tx: optax.GradientTransformation, key: jax.Array) -> TrainSt
         (0, ['kernel'])
     """
     lora, key = jax.tree.map(jnp.copy, (lora, key))
-    return TrainState(jnp.zeros((), jnp.int32), lora, tx.init(lora), key)
+    state = TrainState(jnp.zeros((), jnp.int32), lora, tx.init(lora), key)
+    first = next(iter(jax.tree.leaves(lora)), None)
+    return _placement.on_mesh_of(state, first)
+
+
+def init_shapes(lora: Any, tx: optax.GradientTransformation) -> TrainState:
+    """What `init` gives, of shapes, and laid out as there: for `outlook`.
+
+    Args:
+        lora: the adapter, of `jax.ShapeDtypeStruct`, with shardings where it lies on a mesh.
+        tx: from `jlora.optimizer`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import jlora
+        >>> config = jlora.LoraConfig(targets="kernel", rank=2)
+        >>> params = {"kernel": jax.ShapeDtypeStruct((7, 5), jnp.float32)}
+        >>> split = lambda params: jlora.split(params, config, jax.random.key(0))
+        >>> frozen, lora = jax.eval_shape(split, params)
+        >>> state = jlora.trainer.init_shapes(lora, jlora.optimizer(optax.sgd(0.1)))
+        >>> state.step.dtype
+        dtype('int32')
+    """
+    number: Any
+    number, key = jax.eval_shape(lambda: (jnp.int32(0), jax.random.key(0)))
+    meshes = [leaf.sharding.mesh for leaf in jax.tree.leaves(lora) if leaf.sharding is not None]
+    everywhere = NamedSharding(meshes[0], PartitionSpec()) if meshes else None
+    whole = functools.partial(_placed, sharding=everywhere)
+
+    def like(moment: Any, param: Any) -> Any:
+        if isinstance(moment, optax.MaskedNode):  # of what does not train
+            return moment
+        return _placed(moment, param.sharding) if moment.shape == param.shape else whole(moment)
+
+    moments = optax.tree.map_params(
+        tx,
+        like,
+        jax.eval_shape(tx.init, lora),
+        lora,
+        transform_non_params=whole,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
+    return TrainState(whole(number), lora, moments, whole(key))
+
+
+def _placed(shape: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

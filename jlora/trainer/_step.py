@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jlora import _optim
+from jlora.trainer._in_place import InPlace
 from jlora.trainer._state import TrainState
 
 # (frozen, lora, batch, dropout_key=key) -> (sum over what is counted, how much was counted)
@@ -24,7 +25,7 @@ def make_step(
     *,
     accumulate: int = 1,
     trains: Callable[[Any], Any] = _optim.mask,
-) -> jax.stages.Wrapped:
+) -> InPlace:
     """The jitted function ``(frozen, state, batch) -> (state, metrics)``, one update.
 
     The gradient is that of sum / count over the whole batch. The frozen weights are an argument, so
@@ -73,7 +74,6 @@ def make_step(
         raise ValueError(f"accumulate is {accumulate}: expected a number of parts, at least 1")
     mean_and_gradient = _of_parts(loss, accumulate) if accumulate > 1 else _of_whole(loss)
 
-    @functools.partial(jax.jit, donate_argnums=1)
     def step(frozen: Any, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         number = state.step + 1
         key = jax.random.fold_in(state.key, number)
@@ -91,7 +91,7 @@ def make_step(
         metrics = {"loss": mean, "grad_norm": norm, "count": count, "finite": finite}
         return TrainState(number, lora, opt_state, state.key), metrics
 
-    return step
+    return InPlace(step)
 
 
 def _of_whole(loss: Loss) -> Callable[..., Any]:
@@ -134,9 +134,9 @@ def _of_parts(loss: Loss, parts: int) -> Callable[..., Any]:
 
 
 def _rows_in_parts(parts: int, array: jax.Array) -> jax.Array:
-    """(rows, ...) as (parts, rows / parts, ...)."""
+    """(rows, ...) as (parts, rows / parts, ...): each device along the rows has some of each."""
     if array.shape[0] % parts:
         raise ValueError(
             f"accumulate={parts} parts of {array.shape[0]} rows: expected a divisor of the rows"
         )
-    return array.reshape(parts, array.shape[0] // parts, *array.shape[1:])
+    return array.reshape(array.shape[0] // parts, parts, *array.shape[1:]).swapaxes(0, 1)

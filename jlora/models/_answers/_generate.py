@@ -13,6 +13,7 @@ import numpy as np
 from jlora._lift import lift
 from jlora.models._answers._sampling import GREEDY, Sampling, draw
 from jlora.models._answers._stops import Stops, stops_of
+from jlora.models._layout import Layout, computed
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._decoder import Cache, Decoder, empty_cache
 from jlora.models._net._kinds import require_writer
@@ -135,26 +136,29 @@ class Compiled(NamedTuple):
 
 
 @functools.cache
-def compiled(config: DecoderConfig) -> Compiled:
+def compiled(config: DecoderConfig, layout: Layout | None = None) -> Compiled:
     """The jitted functions, with the weights, (params,) or (frozen, lora), as first argument."""
     decoder = Decoder(config)
 
     def with_weights(fn: Callable, weights: tuple[Any, ...]) -> Callable:
-        pure = functools.partial(fn, decoder)
+        pure = computed(layout, functools.partial(fn, decoder))
         return functools.partial(lift(pure) if len(weights) == 2 else pure, *weights)
 
     def begin(weights, cache, tokens, starts, end, seed, rows, rules, *, width):
         """The state after a prompt. ``rows`` choose the random streams; those below 0 are empty."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
         state = State(tokens, starts, end, rows < 0, keys, cache)
-        return with_weights(follow, weights)(state, rules, width)
+        return with_weights(functools.partial(follow, width=width), weights)(state, rules)
 
     def go_on(weights, state, rules, until):
         return with_weights(advance, weights)(state, rules, until)
 
+    # all but the cache is looked at by every process
+    whole: Any = None if layout is None else layout.whole
+    out = None if layout is None else State(whole, whole, whole, whole, whole, None)
     return Compiled(
-        jax.jit(begin, static_argnames="width", donate_argnames="cache"),
-        jax.jit(go_on, donate_argnames="state"),
+        jax.jit(begin, static_argnames="width", donate_argnames="cache", out_shardings=out),
+        jax.jit(go_on, donate_argnames="state", out_shardings=out),
     )
 
 
@@ -259,7 +263,7 @@ def answer(
     stops = stops_of(model.tokenizer, stop)
     prompts = [prompt_of(model, row, max_new_tokens) for row in rows]
     rules = Rules(np.array(stops.tokens, np.int32), sampling.numbers())
-    begin, _ = compiled(model.config)
+    begin, _ = compiled(model.config, model.layout)
     weights = weights or (model.params,)
     answers: list[str] = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
@@ -293,7 +297,7 @@ def _written(
     looks = [*range(width + CHECKED, limit, CHECKED), limit] if stops.strings else [limit]
     texts = []
     for until in looks:
-        state = compiled(model.config).advance(weights, state, rules, np.int32(until))
+        state = compiled(model.config, model.layout).advance(weights, state, rules, np.int32(until))
         lines = np.asarray(state.tokens)[:, width:until]
         whole = [model.tokenizer.decode(stops.tokens_before(line)) for line in lines]
         texts = [stops.text_before(text) for text in whole]

@@ -130,7 +130,7 @@ def _tokens(
     memory: Memory,
 ) -> Iterator[int]:
     """The answer's tokens before one that stops."""
-    begin, advance = compiled(model.config)
+    begin, advance = compiled(model.config, model.layout)
     held, shared = memory.state, memory.shared(prompt)
     if model.config.linear is not None:  # what it remembers can't be taken back, nor read twice
         held, shared = None, 0

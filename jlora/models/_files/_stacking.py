@@ -111,7 +111,7 @@ class Opened:
         return stored_shapes(its, layer, shape, fused=fused)
 
 
-def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
+def assemble(opened: Opened, dtype: Any, shardings: Any = None) -> dict[str, Any]:
     """The parameters as a plain nested dict of arrays.
 
     Each stack is filled in place, one layer at a time: the file's tensors are never all in memory.
@@ -141,7 +141,9 @@ def assemble(opened: Opened, dtype: Any) -> dict[str, Any]:
                     f"{opened.where}: {path} has values that {leaf.dtype.name} can't hold: load it "
                     "as bfloat16 or float32"
                 )
-        params[path] = jnp.asarray(leaf)
+        params[path] = (
+            jnp.asarray(leaf) if shardings is None else jax.device_put(leaf, shardings[path])
+        )
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jlora.models._net import _fused_attention
 from jlora.models._net._borrowing import BORROWED, LENT, OWN, Keys
 from jlora.models._net._config import DecoderConfig
+from jlora.models._net._laid_out import MODEL, ROWS, laid_out, rows_laid_out
 from jlora.models._net._latent import queries_keys_values
 from jlora.models._net._layer_differences import Layer
 from jlora.models._net._norms import by_root_mean_square, norm
@@ -61,6 +62,7 @@ class Attention(nn.Module):
             key, value = layer.lent if self.keys == BORROWED else (*turned, own[1])
             if config.value_rms and self.keys != BORROWED:
                 value = by_root_mean_square(value, config.norm_epsilon).astype(value.dtype)
+        query, key, value = (laid_out(x, ROWS, None, MODEL, None) for x in (query, key, value))
         if layer.sharper is not None:
             query = (query * layer.sharper).astype(query.dtype)
         if cache is not None and self.keys != BORROWED:
@@ -78,7 +80,7 @@ class Attention(nn.Module):
         if gate is not None:
             mixed = mixed * jax.nn.sigmoid(gate.reshape(mixed.shape))
         out = nn.Dense(config.width, use_bias=config.o_bias, name="o_proj")(mixed)
-        return product(out), (key, value) if self.keys == LENT else cache
+        return rows_laid_out(product(out)), (key, value) if self.keys == LENT else cache
 
     def _turned(self, queries_and_keys: list[jax.Array], layer: Layer, turn) -> list[jax.Array]:
         """Queries, and keys where the layer has its own, normed and rotated."""

@@ -19,6 +19,7 @@ from jlora.models._net._attention import Attention, capped
 from jlora.models._net._borrowing import BORROWED, LENT, OWN, Keys
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._experts import Mixture
+from jlora.models._net._laid_out import ANY, MODEL, REPLICAS, ROWS, WIDTH, laid_out
 from jlora.models._net._laurel import Laurel
 from jlora.models._net._layer_differences import of_layer, prepare
 from jlora.models._net._layer_inputs import InputsOfLayers, LayerInput
@@ -73,7 +74,8 @@ class Block(nn.Module):
             mixed = Mixture(config, config.experts, name="mlp")(normed)
         x = x + self._given("mlp_post_norm", mixed)
         x = x if altup is None else altup.corrected(predicted, x)
-        return x if layer.given is None else self._with_input(x, layer.given), cache
+        x = x if layer.given is None else self._with_input(x, layer.given)
+        return _kept(x), cache
 
     def _with_input(self, x: jax.Array, given: jax.Array) -> jax.Array:
         """Of several streams the first says what is added to the others."""
@@ -88,6 +90,11 @@ class Block(nn.Module):
         if self.config.post_norms:
             mixed = norm(self.config, name)(mixed)
         return mixed if (scale := self.config.residual_scale) == 1.0 else mixed * scale
+
+
+def _kept(x: jax.Array) -> jax.Array:
+    """What goes from layer to layer, (batch, length, width) or several of it: rows cut alone."""
+    return laid_out(x, *[None] * (x.ndim - 3), ROWS, None, None)
 
 
 def _scanned(of: type[nn.Module], times: int) -> type[nn.Module]:
@@ -279,13 +286,13 @@ class Decoder(nn.Module):
         if self.config.labels:
             return self.classifier(hidden).astype(jnp.float32)
         out = self.embed.attend(hidden) if self.config.tied else self.head(hidden)
-        out = out.astype(jnp.float32)
+        out = laid_out(out, *[ANY] * (out.ndim - 1), MODEL).astype(jnp.float32)
         out = out if (scale := self.config.logit_scale) == 1.0 else out * scale
         return capped(out, self.config.logit_cap)
 
     def _run(self, tokens, positions, mask, cache, slot, lengths=None) -> tuple[jax.Array, Any]:
         config = self.config
-        x = self.embed(tokens)
+        x = _kept(laid_out(self.embed(tokens), REPLICAS, None, WIDTH))
         if config.scaled_embedding:
             x = x * jnp.asarray(math.sqrt(config.width), x.dtype)
         if config.embedding_scale != 1.0:
@@ -323,7 +330,10 @@ def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any) -> Ca
             return jax.tree.map(lambda each: jnp.zeros((layers, *each.shape), each.dtype), one)
         shape = (layers, batch, slots, config.kv_heads)
         keys, values = (*shape, config.head_dim), (*shape, config.value_dim)
-        return jnp.zeros(keys, dtype), jnp.zeros(values, dtype)
+        return tuple(
+            laid_out(jnp.zeros(shape, dtype), None, ROWS, None, MODEL, None)
+            for shape in (keys, values)
+        )
 
     rooms = tuple(map(room, stacks(config)))
     return rooms[0] if len(rooms) == 1 else rooms

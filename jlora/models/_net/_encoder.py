@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.models._net._encoder_config import EncoderConfig
+from jlora.models._net._laid_out import MODEL, ROWS, laid_out, rows_laid_out
 from jlora.models._net._mlp import ACTIVATION
 from jlora.models._net._remat import product, rematerialised
 
@@ -30,14 +31,15 @@ class Attention(nn.Module):
 
         def heads(name: str) -> jax.Array:  # (batch, length, heads, head_dim)
             out = product(nn.Dense(config.width, name=name)(x))
-            return out.reshape(*x.shape[:2], config.heads, config.head_dim)
+            out = out.reshape(*x.shape[:2], config.heads, config.head_dim)
+            return laid_out(out, ROWS, None, MODEL, None)
 
         query, key, value = heads("q_proj"), heads("k_proj"), heads("v_proj")
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * config.head_dim**-0.5
         scores = jnp.where(seen[:, None, None], scores.astype(jnp.float32), -1e30)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
-        return product(nn.Dense(config.width, name="o_proj")(mixed))
+        return rows_laid_out(product(nn.Dense(config.width, name="o_proj")(mixed)))
 
 
 class MLP(nn.Module):
@@ -48,7 +50,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = product(nn.Dense(self.config.mlp_width, name="up_proj")(x))
-        hidden = ACTIVATION[self.config.activation](wide)
+        hidden = rows_laid_out(ACTIVATION[self.config.activation](wide), MODEL)
         return product(nn.Dense(self.config.width, name="down_proj")(hidden))
 
 
@@ -61,7 +63,7 @@ class Layer(nn.Module):
     def __call__(self, x, seen):
         x = _norm(self.config, "attn_norm")(x + Attention(self.config, name="attn")(x, seen))
         x = _norm(self.config, "mlp_norm")(x + MLP(self.config, name="mlp")(x))
-        return x, None
+        return rows_laid_out(x), None
 
 
 class Classifier(nn.Module):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jlora.models._net._config import DecoderConfig, DeltaRule
 from jlora.models._net._delta_rule import gated_delta_rule
+from jlora.models._net._laid_out import rows_laid_out
 from jlora.models._net._mlp import ACTIVATION
 from jlora.models._net._norms import by_root_mean_square
 from jlora.models._net._remat import product
@@ -96,7 +97,8 @@ class LinearAttention(nn.Module):
         gate = gate.reshape(batch, length, rule.value_heads, rule.value_dim)
         normed = GatedNorm(config.norm_epsilon, name="norm")(read.astype(x.dtype), gate)
         out = nn.Dense(config.width, use_bias=False, name="out_proj")
-        return product(out(normed.reshape(batch, length, -1))), (cache[0], state)
+        mixed = product(out(normed.reshape(batch, length, -1)))
+        return rows_laid_out(mixed), (cache[0], state)
 
     def _by_key_head(self, name: str, sizes: tuple[int, ...], x: jax.Array) -> list[jax.Array]:
         """Products of these sizes, side by side in each head of keys."""

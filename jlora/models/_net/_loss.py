@@ -12,7 +12,9 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jlora._cross_entropy import cross_entropy
+from jlora.models._layout import computed
 from jlora.models._net._kinds import require_writer
+from jlora.models._net._laid_out import ROWS, laid_out
 
 _SHARE = 0.5  # of the head's own memory, that a chunk's scores in float32 take
 
@@ -80,20 +82,31 @@ def answer_loss(
     """
     if (config := getattr(model, "config", None)) is not None:
         require_writer(config, model.name, "learns answers")
-    hidden = model.hidden(
-        params, batch["tokens"], segments=batch.get("segments"), remat=remat
-    )  # (batch, length, width)
-    hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
+    layout = getattr(model, "layout", None)
+    in_chunks = recomputed_in_chunks if head_trains else sum_in_chunks
 
-    def loss(head, rows, labels, weights):
+    def loss(head: Any, rows: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
         return cross_entropy(model.logits(head, rows), labels, weights)[0]
 
-    in_chunks = recomputed_in_chunks if head_trains else sum_in_chunks
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    total = in_chunks(loss, chunk=rows_at_a_time(rows.shape[-1], rows.dtype))
-    labels, weights = batch["labels"].reshape(-1), batch["weights"].reshape(-1)
-    head = {name: params[name] for name in model.head_names}
-    return total(head, rows, labels, weights), jnp.sum(weights)
+    def pair(params: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        hidden = model.hidden(
+            params, batch["tokens"], segments=batch.get("segments"), remat=remat
+        )  # (batch, length, width)
+        hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
+        predicted = hidden, batch["labels"], batch["weights"]
+        chunk = rows_at_a_time(hidden.shape[-1], hidden.dtype)
+        if layout is None:
+            rows = [each.reshape(-1, *each.shape[2:]) for each in predicted]
+        else:  # a chunk has some places of all rows, so that each device cuts its own rows
+            rows = [laid_out(each.swapaxes(0, 1), *IN_PLACES[: each.ndim]) for each in predicted]
+            chunk = max(1, chunk * layout.parts // len(hidden))
+        head = {name: params[name] for name in model.head_names}
+        return in_chunks(loss, chunk=chunk)(head, *rows), jnp.sum(batch["weights"])
+
+    return computed(layout, pair)(params, batch)
+
+
+IN_PLACES = (None, ROWS, None)  # (answers, batch, width)
 
 
 def rows_at_a_time(width: int, dtype: Any) -> int:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.models._net._config import DecoderConfig
+from jlora.models._net._laid_out import MODEL, rows_laid_out
 from jlora.models._net._remat import product
 from jlora.models._net._sparse_gate import Sparsity, largest
 
@@ -45,7 +46,8 @@ class MLP(nn.Module):
         else:
             gate = product(dense("gate", width)(x))
             hidden = act(_kept(gate, sparsity)) * product(dense("up", width)(x))
-        return product(dense("down", config.width)(hidden))
+        hidden = rows_laid_out(hidden, MODEL)
+        return rows_laid_out(product(dense("down", config.width)(hidden)))
 
 
 def _kept(gate: jax.Array, sparsity: Sparsity | None) -> jax.Array:

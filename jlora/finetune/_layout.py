@@ -1,0 +1,100 @@
+"""Over which devices a run goes: the mesh that was asked for, or the one that suits the batch."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jlora import models, trainer
+from jlora.finetune._settings import Settings
+
+# Weights that take less of a device than this are whole there without asking its compiler.
+_SMALL = 0.25
+
+
+def layout(settings: Settings) -> models.Layout | None:
+    """How the run lies on its devices; None on one alone. A line says which of them are used.
+
+    Without ``settings.mesh``: rows are cut over as many devices as divide them, and weights too
+    where a step does not fit one device whole, by the compiler's own count.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        ValueError: when the devices do not make the mesh, or it does not divide the batch; when
+            devices of several processes would be left over.
+    """
+    devices = jax.devices()
+    rows = settings.batch_size // settings.accumulate
+    if settings.mesh is not None:
+        found = models.Layout(models.make_mesh(settings.mesh))
+        if rows % found.parts:
+            raise ValueError(_undivided(settings, rows, found.parts))
+    elif len(devices) == 1:
+        return None
+    else:
+        count = max(each for each in range(1, len(devices) + 1) if rows % each == 0)
+        if jax.process_count() > 1 and count < len(devices):
+            raise ValueError(
+                f"{_undivided(settings, rows, len(devices))}; or --mesh data={count},model="
+                f"{len(devices) // count}"
+                if len(devices) % count == 0
+                else _undivided(settings, rows, len(devices))
+            )
+        if count == 1:
+            _tell(None, len(devices))
+            return None
+        found = models.Layout(models.make_mesh({"data": count}))
+        if not _fits(settings, found):
+            found = models.Layout(models.make_mesh({"fsdp": count}))
+    _tell(found, len(devices))
+    return found
+
+
+def _undivided(settings: Settings, rows: int, parts: int) -> str:
+    of = (
+        ""
+        if settings.accumulate == 1
+        else f" (--batch-size over --accumulate {settings.accumulate})"
+    )
+    return (
+        f"{rows} rows{of} can't be cut over {parts} devices along data and fsdp: expected a "
+        f"multiple of {parts}"
+    )
+
+
+def _tell(found: models.Layout | None, count: int) -> None:
+    used = 1 if found is None else found.mesh.size
+    sizes = {} if found is None else found.mesh.shape
+    axes = ",".join(f"{name}={size}" for name, size in sizes.items()) or "one device"
+    idle = f", {count - used} idle" if used < count else ""
+    print(f"mesh      {axes}: {used} of {count} devices{idle}")
+
+
+def _fits(settings: Settings, on: models.Layout) -> bool:
+    """Whether a step fits one of the devices, with its weights whole there."""
+    limit = trainer.memory_limit()
+    if limit is None:
+        return True
+    if jax.devices()[0].platform == "cpu":  # which share the machine's
+        limit //= jax.local_device_count()
+    outlined = models.outline(settings.model)
+    numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(outlined.params))
+    if numbers * jnp.dtype(settings.dtype).itemsize < _SMALL * limit:
+        return True
+    from jlora.finetune._dry_run import prospect
+
+    with tempfile.TemporaryDirectory() as folder:
+        its = prospect(settings, Path(folder), on=on).training()
+    return its.peak <= limit
+
+
+def spread(batches: Any, on: models.Layout | None, *, fill: bool = False) -> Any:
+    """``n -> batch`` on the run's devices; as it is on one alone."""
+    return batches if on is None else trainer.sharded(batches, on.rows, fill=fill)
