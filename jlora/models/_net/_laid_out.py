@@ -69,23 +69,31 @@ def fitting(size: int, axes: tuple[str, ...], mesh: Any) -> tuple[str, ...] | No
 
 
 def automatic(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """``fn``, a function of trees of arrays, whatever the axes of `jax.set_mesh` are.
+    """``fn``, a function of trees of arrays, on a mesh of any axes: in it they are automatic.
 
-    Where they are explicit they are automatic in it, and its results, rows first, lie by rows.
+    Results, whose rows are first, lie by rows where the axes are explicit.
     """
-    context = jax.sharding.get_abstract_mesh()
-    if AxisType.Explicit not in (context.axis_types or ()):
-        return fn
 
-    def on_explicit_axes(*args: Any) -> Any:
+    def on_any_axes(*args: Any) -> Any:
+        mesh = _explicit(args)
+        if mesh is None:
+            return fn(*args)
         run = lambda out: jax.sharding.auto_axes(fn, out_sharding=out)(*args)  # noqa: E731
         _, axes = _known.get() or (None, {})
 
         def of_rows(like: jax.ShapeDtypeStruct) -> PartitionSpec:
             if like.ndim < 2:
                 return PartitionSpec()
-            return PartitionSpec(fitting(like.shape[0], axes.get(ROWS, ()), context))
+            return PartitionSpec(fitting(like.shape[0], axes.get(ROWS, ()), mesh))
 
-        return run(jax.tree.map(of_rows, jax.eval_shape(run, PartitionSpec())))
+        with jax.sharding.use_abstract_mesh(mesh):
+            return run(jax.tree.map(of_rows, jax.eval_shape(lambda: run(PartitionSpec()))))
 
-    return on_explicit_axes
+    return on_any_axes
+
+
+def _explicit(args: Any) -> Any:
+    """The mesh with explicit axes that one of the arrays is on, or that of `jax.set_mesh`."""
+    on = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(args)]
+    found = [mesh for mesh in (jax.sharding.get_abstract_mesh(), *on) if not mesh.empty]
+    return next((mesh for mesh in found if AxisType.Explicit in mesh.axis_types), None)
