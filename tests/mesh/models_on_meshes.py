@@ -50,10 +50,8 @@ def on_one_device(family: str) -> models.Model:
     def moved(leaf: jax.Array) -> jax.Array:
         return leaf + 0.02 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
 
-    # wherever the mesh of this moment would have it
-    params = jax.device_put(jax.tree.map(moved, params["params"]), jax.devices()[0])
     nothing: Any = None
-    return models.Model(params, config, nothing, family)
+    return models.Model(jax.tree.map(moved, params["params"]), config, nothing, family)
 
 
 def on(mesh: Any, family: str, **options: Any) -> models.Model:

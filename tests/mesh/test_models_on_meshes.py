@@ -73,8 +73,8 @@ RUNS = [
 
 @pytest.mark.parametrize(("mesh", "run", "axes"), RUNS)
 def test_twenty_steps_are_those_of_one_device(mesh, run, axes):
-    mesh = mesh_of(mesh)
-    context = contextlib.nullcontext()
+    on_one_device(run)  # before there is a mesh on which its arrays would lie
+    mesh, context = mesh_of(mesh), contextlib.nullcontext()
     if axes == "explicit":
         mesh = explicit(mesh)
         context = jax.set_mesh(mesh)
