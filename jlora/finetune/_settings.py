@@ -21,7 +21,7 @@ from jlora.finetune._kinds import UNSHOWN, Range
 ADAPTER = jlora.LoraConfig(targets="(q|k|v|o|gate|up|down)_proj", rank=8, alpha=16.0)
 STARTS_FROM_DATA = ("eva", "lora_ga")
 HOME_ASSISTANT = "home-assistant"
-STEPS = 480
+STEPS = 640
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Settings:
     """folder for everything that the run writes (runs/MODEL-DATA)"""
 
     steps: Annotated[int | None, _kinds.STEPS, UNSHOWN, Range(least=1, most=10**9)] = None
-    """updates of the adapter (480, or what --epochs comes to)"""
+    """updates of the adapter (640, or what --epochs comes to)"""
     epochs: Annotated[float, Range(least=0, most=10**6)] = 0.0
     """passes over the rows, in the place of --steps"""
     # Many small updates: the same 1920 rows gave 49 % in batches of 16, 74 % of 8, 84 % of 4.

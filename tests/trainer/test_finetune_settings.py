@@ -139,7 +139,7 @@ def test_the_folder_is_named_after_model_and_data(settings, folder):
 
 
 def test_steps_are_those_given_or_what_epochs_come_to():
-    assert finetune.Settings().total_steps(7) == 480
+    assert finetune.Settings().total_steps(7) == 640
     assert finetune.Settings(steps=3).total_steps(7) == 3
     assert finetune.Settings(epochs=1.5).total_steps(7) == 11
 
