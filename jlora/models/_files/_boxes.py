@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 Box = tuple[range, ...]
-Index = Sequence[int | slice]  # as numpy's; dimensions that it does not name are whole
+Index = tuple[int | slice, ...]  # as numpy's; dimensions that it does not name are whole
 
 
 def of(index: Index, shape: Sequence[int]) -> Box:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from jlora.models._files._stacking import Opened
-from jlora.models._files._tensor import Tensor, made
+from jlora.models._files._tensor import Tensor, all_at_once
 from jlora.models._vocabulary import EMBED, HEAD, Vocabulary
 
 
@@ -38,7 +38,7 @@ def with_vocabulary(opened: Opened, vocabulary: Vocabulary) -> Opened:
             rows = table.whole()
             return np.concatenate([rows, added[name].astype(rows.dtype)])
 
-        return made(tuple(shapes[name]), longer)
+        return all_at_once(tuple(shapes[name]), longer)
 
     return dataclasses.replace(
         opened,

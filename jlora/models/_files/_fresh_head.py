@@ -12,7 +12,7 @@ from jlora._node import Node
 from jlora.models._families import family_of
 from jlora.models._families._labels import HEAD, relabelled
 from jlora.models._files._stacking import Opened, expected_shapes
-from jlora.models._files._tensor import Tensor, made
+from jlora.models._files._tensor import Tensor, all_at_once
 from jlora.models._files._torch_tensors import Stored, stored_shapes
 
 
@@ -57,7 +57,7 @@ def with_head(opened: Opened, labels: tuple[str, ...], lora: Mapping[str, Node])
     def tensor(name: str) -> Tensor:
         if name not in new:
             return opened.tensor(name)
-        return made(new[name], lambda: np.zeros(new[name], np.float32))
+        return all_at_once(new[name], lambda: np.zeros(new[name], np.float32))
 
     return dataclasses.replace(
         opened,

@@ -14,7 +14,7 @@ from jlora._requires import requires
 from jlora.models._families._family import Family
 from jlora.models._families._gguf_route import NAMES, Gguf, Joined, Undo
 from jlora.models._files._boxes import Box
-from jlora.models._files._tensor import Tensor, made, read_box
+from jlora.models._files._tensor import Tensor, all_at_once, as_it_lies
 from jlora.models._files._torch_tensors import Kind, Stored
 from jlora.models._net._config import DecoderConfig
 
@@ -126,9 +126,10 @@ class Tensors:
         parts = [_in_file(self._file[part]) for part in its.parts]
         if its.joined is None and not its.undo and parts[0].shape == its.shape:
             return parts[0]
-        return made(its.shape, lambda: self._made(name, its, [part.whole() for part in parts]))
+        return all_at_once(its.shape, lambda: self._made(name, its, parts))
 
-    def _made(self, name: str, its: _Tensor, found: Sequence[np.ndarray]) -> np.ndarray:
+    def _made(self, name: str, its: _Tensor, parts: Sequence[Tensor]) -> np.ndarray:
+        found = [part.whole() for part in parts]
         if its.joined is not None:
             array = self._whole(name, its.joined, found)
         else:
@@ -172,12 +173,11 @@ def _in_file(tensor: Any) -> Tensor:
     shape = tuple(map(int, tensor.shape))[::-1]
     block, _ = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
     items = data.shape[-1] * block // shape[-1]  # of a block
+    held = as_it_lies(Path(data.filename), int(tensor.data_offset), data.shape, data.dtype)
 
     def read(box: Box) -> np.ndarray:
         *rows, columns = box
         columns = range(columns.start // block * items, columns.stop // block * items)
-        file, start = Path(data.filename), int(tensor.data_offset)
-        stored = read_box(file, start, data.shape, data.dtype, (*rows, columns))
-        return gguf.dequantize(stored, tensor.tensor_type)
+        return gguf.dequantize(held.read((*rows, columns)), tensor.tensor_type)
 
     return Tensor(shape, (*(1,) * len(shape[1:]), block), read)

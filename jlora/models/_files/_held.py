@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,7 +44,7 @@ def joined(
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
-def _by_device(shape: tuple[int, ...], sharding: NamedSharding) -> dict[jax.Device, Box]:
+def _by_device(shape: tuple[int, ...], sharding: NamedSharding) -> dict[Any, Box]:
     indices = sharding.addressable_devices_indices_map(shape)
     return {device: _boxes.of(index or (), shape) for device, index in indices.items()}
 

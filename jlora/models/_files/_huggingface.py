@@ -25,7 +25,7 @@ from jlora.models._files import (
 from jlora.models._files._left_over import left_over
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened, expected_shapes
-from jlora.models._files._tensor import Tensor, stored
+from jlora.models._files._tensor import Tensor, as_it_lies
 from jlora.models._net._config import DecoderConfig
 
 # What older files hold beside the parameters: rotary frequencies, causal masks, places.
@@ -110,7 +110,7 @@ def opened(directory: Path, *, tensors: Mapping[str, Header] | None = None) -> O
 
     def tensor(name: str) -> Tensor:
         _, its = named[name]
-        return stored(its.file, its.start, its.shape, _STORED[its.dtype])
+        return as_it_lies(its.file, its.start, its.shape, _STORED[its.dtype])
 
     def dtype(name: str) -> np.dtype:
         return _dtype(*named[name])

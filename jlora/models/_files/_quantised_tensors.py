@@ -46,7 +46,7 @@ class Weight:
     shape: tuple[int, ...]
     parts: tuple[str, ...]  # the tensors' names
     dequantised: Callable[..., np.ndarray]  # of the parts, float32
-    grain: tuple[int, int]  # of the last two dimensions, as `Tensor` has it
+    grain: tuple[int, ...]  # of the last two dimensions, as `Tensor` has it
     boxes: Callable[[Box], Sequence[Box]]  # of the parts, for one of the weight
 
 

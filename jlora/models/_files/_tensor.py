@@ -60,13 +60,13 @@ class Tensor:
         return self.read(_boxes.whole(self.shape))
 
 
-def stored(file: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+def as_it_lies(file: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
     """A tensor that lies in the file as it is, from this byte on."""
     read = functools.partial(read_box, file, start, shape, dtype)
     return Tensor(shape, (1,) * len(shape), read)
 
 
-def made(shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> Tensor:
+def all_at_once(shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> Tensor:
     """A tensor that comes as a whole or not at all."""
     return Tensor(shape, shape, lambda box: make())
 
