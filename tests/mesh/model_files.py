@@ -17,7 +17,7 @@ BFLOAT16, FP8 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
 SIZES = {
     "vocab_size": 72,
     "hidden_size": 96,
-    "intermediate_size": 160,
+    "intermediate_size": 128,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -189,7 +189,9 @@ def _packed(path, kind):
 
 STREAMS = {"laurel_rank": 64, "vocab_size_per_layer_input": 72}  # no header says these
 KINDS = gguf.GGMLQuantizationType
+LARGE = {"vocab_size": 1000, "hidden_size": 512, "intermediate_size": 1536, "head_dim": 128}
 WRITTEN = {
+    "large": lambda at: folder(at, "llama", **LARGE),
     "linear": lambda at: folder(at, "llama"),
     "several shards": lambda at: folder(at, "llama", shards=True),
     "conv1d": lambda at: folder(at, "gpt2"),
