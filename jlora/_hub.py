@@ -71,7 +71,7 @@ def headers(hub_id: str) -> dict[str, Header]:
     except Exception as error:  # a dozen types, of several libraries
         raise UnreachableError(one_line(f"{type(error).__name__}: {error}", 300)) from None
     return {
-        name: Header(tuple(tensor.shape), tensor.dtype, Path(file), tensor.data_offsets[0])
+        name: Header(tuple(tensor.shape), tensor.dtype, Path(file))
         for file, content in said.files_metadata.items()
         for name, tensor in content.tensors.items()
     }

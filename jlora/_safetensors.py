@@ -16,7 +16,7 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
     dtype: str  # as the format has it: F32, BF16
     file: Path
-    start: int  # its first byte in the file
+    start: int = 0  # its first byte, in a file that is here
 
 
 def headers(files: Iterable[Path]) -> dict[str, Header]:
