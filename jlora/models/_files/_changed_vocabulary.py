@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from jlora.models._files._stacking import Opened
+from jlora.models._files._tensor import Tensor, all_at_once
 from jlora.models._vocabulary import EMBED, HEAD, Vocabulary
 
 
@@ -28,17 +29,22 @@ def with_vocabulary(opened: Opened, vocabulary: Vocabulary) -> Opened:
         tokens, *width = shapes.get(name, (0,))
         shapes[name] = (tokens + len(rows), *width)
 
-    def read(name: str) -> np.ndarray:
-        table = opened.read(held_in.get(name, name))
+    def tensor(name: str) -> Tensor:
+        table = opened.tensor(held_in.get(name, name))
         if name not in added:
             return table
-        return np.concatenate([table, added[name].astype(table.dtype)])
+
+        def longer() -> np.ndarray:
+            rows = table.whole()
+            return np.concatenate([rows, added[name].astype(rows.dtype)])
+
+        return all_at_once(tuple(shapes[name]), longer)
 
     return dataclasses.replace(
         opened,
         config=config,
         shapes=shapes,
-        read=read,
+        tensor=tensor,
         dtype=lambda name: opened.dtype(held_in.get(name, name)),
         ignored=set(opened.ignored) - ({head} if not config.tied else set()),
         second_head=opened.second_head if config.tied else None,

@@ -12,6 +12,7 @@ from jlora._node import Node
 from jlora.models._families import family_of
 from jlora.models._families._labels import HEAD, relabelled
 from jlora.models._files._stacking import Opened, expected_shapes
+from jlora.models._files._tensor import Tensor, all_at_once
 from jlora.models._files._torch_tensors import Stored, stored_shapes
 
 
@@ -46,18 +47,24 @@ def with_head(opened: Opened, labels: tuple[str, ...], lora: Mapping[str, Node])
     before = expected_shapes(opened.config)
     gone = {opened.leaves[path].name for path in before if path not in paths}
     heads = {name for name in opened.aside if name.startswith(family.heads_aside or (" ",))}
-    made = {
+    new = {
         name: shape
         for path, its in fresh.items()
         for name, shape in stored_shapes(opened.leaves[path], 0, its).items()
     }
     dtype = opened.dtype(opened.leaves["embed/embedding"].name)
+
+    def tensor(name: str) -> Tensor:
+        if name not in new:
+            return opened.tensor(name)
+        return all_at_once(new[name], lambda: np.zeros(new[name], np.float32))
+
     return dataclasses.replace(
         opened,
         config=config,
-        shapes={**{n: s for n, s in opened.shapes.items() if n not in gone | heads}, **made},
-        read=lambda name: np.zeros(made[name], np.float32) if name in made else opened.read(name),
-        dtype=lambda name: dtype if name in made else opened.dtype(name),
+        shapes={**{n: s for n, s in opened.shapes.items() if n not in gone | heads}, **new},
+        tensor=tensor,
+        dtype=lambda name: dtype if name in new else opened.dtype(name),
         second_head=None,
         aside=[name for name in opened.aside if name not in heads],
     )

@@ -34,7 +34,7 @@ def opened(path: Path) -> Opened:
         tokenizer=tokenizer,
         leaves=leaves,
         shapes=tensors.shapes,
-        read=tensors.read,
+        tensor=tensors.tensor,
         dtype=tensors.dtype,
         ignored={*_gguf_rope.honoured(config), *left_over(leaves, config)},
         where=where,

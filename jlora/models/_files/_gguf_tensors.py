@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from jlora._requires import requires
 from jlora.models._families._family import Family
 from jlora.models._families._gguf_route import NAMES, Gguf, Joined, Undo
+from jlora.models._files._boxes import Box
+from jlora.models._files._tensor import Tensor, all_at_once, as_it_lies
 from jlora.models._files._torch_tensors import Kind, Stored
 from jlora.models._net._config import DecoderConfig
 
@@ -111,21 +114,27 @@ class Tensors:
                 shape = joined.shape([self._here.pop(part).shape for part in parts])
                 self._here[name] = _Tensor(parts, shape, undo, joined)
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor in float32."""
-        tensor = self._here[name]
-        gguf = requires("gguf")
-        found = [
-            gguf.dequantize(self._file[part].data, self._file[part].tensor_type)
-            for part in tensor.parts
-        ]
-        if tensor.joined is not None:
-            array = self._whole(name, tensor.joined, found)
-        elif tensor.at is not None:
-            array = found[0].reshape(-1, *tensor.shape)[tensor.at]
+    def tensor(self, name: str) -> Tensor:
+        """The tensor in float32.
+
+        One that stands in the file as it is or in a stack is read in parts, the others as a whole.
+        """
+        its = self._here[name]
+        if its.at is not None:
+            stack, one = _in_file(self._file[its.parts[0]]), range(its.at, its.at + 1)
+            return Tensor(its.shape, stack.grain[1:], lambda box: stack.read((one, *box))[0])
+        parts = [_in_file(self._file[part]) for part in its.parts]
+        if its.joined is None and not its.undo and parts[0].shape == its.shape:
+            return parts[0]
+        return all_at_once(its.shape, lambda: self._made(name, its, parts))
+
+    def _made(self, name: str, its: _Tensor, parts: Sequence[Tensor]) -> np.ndarray:
+        found = [part.whole() for part in parts]
+        if its.joined is not None:
+            array = self._whole(name, its.joined, found)
         else:
-            array = found[0].reshape(tensor.shape)
-        for each in tensor.undo:
+            array = found[0].reshape(its.shape)
+        for each in its.undo:
             array = each(array, self._config)
         return array
 
@@ -151,8 +160,24 @@ class Tensors:
 
     def _check(self, tensor: Any) -> None:
         try:
-            first = tensor.data.reshape(-1, tensor.data.shape[-1])[:1]
-            requires("gguf").dequantize(first, tensor.tensor_type)
+            row = np.zeros((1, tensor.data.shape[-1]), tensor.data.dtype)
+            requires("gguf").dequantize(row, tensor.tensor_type)
         except NotImplementedError:
             kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
             raise ValueError(f"{tensor.name} is of type {kind}, which holds no weights") from None
+
+
+def _in_file(tensor: Any) -> Tensor:
+    """A tensor as it stands there, in float32; its rows are cut at blocks alone."""
+    gguf, data = requires("gguf"), tensor.data
+    shape = tuple(map(int, tensor.shape))[::-1]
+    block, _ = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+    items = data.shape[-1] * block // shape[-1]  # of a block
+    held = as_it_lies(Path(data.filename), int(tensor.data_offset), data.shape, data.dtype)
+
+    def read(box: Box) -> np.ndarray:
+        *rows, columns = box
+        columns = range(columns.start // block * items, columns.stop // block * items)
+        return gguf.dequantize(held.read((*rows, columns)), tensor.tensor_type)
+
+    return Tensor(shape, (*(1,) * len(shape[1:]), block), read)

@@ -13,7 +13,6 @@ import numpy as np
 
 from jlora import _hub, _words
 from jlora._files import read_json_object, require_regular
-from jlora._requires import requires
 from jlora._safetensors import Header
 from jlora._wrapped_names import bare
 from jlora.models import _families
@@ -26,12 +25,19 @@ from jlora.models._files import (
 from jlora.models._files._left_over import left_over
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened, expected_shapes
+from jlora.models._files._tensor import Tensor, as_it_lies
 from jlora.models._net._config import DecoderConfig
 
 # What older files hold beside the parameters: rotary frequencies, causal masks, places.
 _BUFFERS = re.compile(
     r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|embeddings\.(position|token_type)_ids$"
 )
+# Formats of one byte that numpy has no name for are read as bytes.
+_STORED = {
+    **DTYPES,
+    "F64": np.dtype(np.float64),
+    **dict.fromkeys(("U8", "F8_E4M3", "F8_E8M0"), np.dtype(np.uint8)),
+}
 _DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")
 _DOWNLOADED = (*_DESCRIPTION, "*.safetensors")
 _TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -102,8 +108,9 @@ def opened(directory: Path, *, tensors: Mapping[str, Header] | None = None) -> O
     ignored |= left_over(family.leaves, config)
     head = family.leaves["head/kernel"].name if config.tied else None
 
-    def read(name: str) -> np.ndarray:
-        return _read(*named[name])
+    def tensor(name: str) -> Tensor:
+        _, its = named[name]
+        return as_it_lies(its.file, its.start, its.shape, _STORED[its.dtype])
 
     def dtype(name: str) -> np.dtype:
         return _dtype(*named[name])
@@ -113,7 +120,7 @@ def opened(directory: Path, *, tensors: Mapping[str, Header] | None = None) -> O
         tokenizer=tokenizer,
         leaves=family.leaves,
         shapes=shapes,
-        read=read,
+        tensor=tensor,
         dtype=dtype,
         ignored=ignored | ({head} if head in shapes else set()),
         where=where,
@@ -145,14 +152,6 @@ def _by_family(
             f"{_words.first_few(twice, 8)}"
         )
     return {name: (own, tensors[own]) for name, [own] in names.items()}
-
-
-def _read(name: str, tensor: Header) -> np.ndarray:
-    safetensors = requires("safetensors")
-    framework = "flax" if tensor.dtype == "BF16" else "numpy"
-    # opened each time: a mapped file counts as memory, as much of it as was read
-    with safetensors.safe_open(str(tensor.file), framework=framework) as file:
-        return np.asarray(file.get_tensor(name))
 
 
 def _dtype(name: str, tensor: Header) -> np.dtype:

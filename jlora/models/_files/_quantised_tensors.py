@@ -10,10 +10,8 @@ Both are dequantised when they are read.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -21,8 +19,11 @@ import numpy as np
 
 from jlora import _words
 from jlora._safetensors import Header
+from jlora.models._files import _boxes
+from jlora.models._files._boxes import Box
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened
+from jlora.models._files._tensor import Tensor
 
 _FP8, _POWERS, _BYTES = "F8_E4M3", "F8_E8M0", "U8"
 _SCALE, _BLOCKS, _EXPONENTS = "_scale_inv", "_blocks", "_scales"
@@ -45,6 +46,8 @@ class Weight:
     shape: tuple[int, ...]
     parts: tuple[str, ...]  # the tensors' names
     dequantised: Callable[..., np.ndarray]  # of the parts, float32
+    grain: tuple[int, ...]  # of the last two dimensions, as `Tensor` has it
+    boxes: Callable[[Box], Sequence[Box]]  # of the parts, for one of the weight
 
 
 def dequantised(opened: Opened, files: Mapping[str, tuple[str, Header]], settings: Any) -> Opened:
@@ -70,21 +73,22 @@ def dequantised(opened: Opened, files: Mapping[str, tuple[str, Header]], setting
         return opened
     parts = {part for weight in found.values() for part in weight.parts}
 
-    def read_part(name: str) -> np.ndarray:
-        within, header = files[name]
-        # by bytes: numpy has no float8, and safetensors gives none without
-        return raw(header.file, within) if header.dtype in (_FP8, _POWERS) else opened.read(name)
-
-    def read(name: str) -> np.ndarray:
+    def tensor(name: str) -> Tensor:
         if name not in found:
-            return opened.read(name)
-        return found[name].dequantised(*map(read_part, found[name].parts))
+            return opened.tensor(name)
+        weight = found[name]
+
+        def read(box: Box) -> np.ndarray:
+            its = zip(weight.parts, weight.boxes(box), strict=True)
+            return weight.dequantised(*(opened.tensor(part).part(each) for part, each in its))
+
+        return Tensor(weight.shape, (*(1,) * len(weight.shape[2:]), *weight.grain), read)
 
     kept = {name: shape for name, shape in opened.shapes.items() if name not in parts}
     return dataclasses.replace(
         opened,
         shapes={**kept, **{name: weight.shape for name, weight in found.items()}},
-        read=read,
+        tensor=tensor,
         dtype=lambda name: _COUNTS_AS if name in found else opened.dtype(name),
     )
 
@@ -96,7 +100,7 @@ def _weights(tensors: Mapping[str, Header], settings: Any) -> tuple[dict[str, We
     scale_dtypes = (*DTYPES, _POWERS, *as_bytes)
     found: dict[str, Weight] = {}
     problems: list[str] = []
-    for name, (shape, dtype, _) in tensors.items():
+    for name, (shape, dtype, *_) in tensors.items():
         if dtype == _FP8 and len(shape) < 2:
             problems.append(f"{name} has shape {shape}: expected blocks of rows and columns")
         elif dtype == _FP8:
@@ -104,12 +108,16 @@ def _weights(tensors: Mapping[str, Header], settings: Any) -> tuple[dict[str, We
             sizes = shape[-2:] if block is None else tuple(block)
             counts = [-(-n // size) for n, size in zip(shape[-2:], sizes, strict=True)]
             problems += _misfits(name, tensors, scales, (*shape[:-2], *counts), scale_dtypes)
-            found[name] = Weight(shape, (name, scales), _of_fp8(sizes))
+            if scales in tensors:
+                boxes = _boxes_of_fp8(sizes, tensors[scales].shape)
+                found[name] = Weight(shape, (name, scales), _of_fp8(sizes), sizes, boxes)
         elif dtype == _BYTES and name.endswith(_BLOCKS) and shape[2:][-1:] == (_BYTES_OF,):
             stem, (*stack, out, blocks, _) = name.removesuffix(_BLOCKS), shape
             scales = f"{stem}{_EXPONENTS}"
             problems += _misfits(stem, tensors, scales, shape[:-1], (_BYTES,))
-            found[stem] = Weight((*stack, blocks * _IN_A_BLOCK, out), (name, scales), of_mxfp4)
+            its = (*stack, blocks * _IN_A_BLOCK, out)
+            grain = (_IN_A_BLOCK, 1)
+            found[stem] = Weight(its, (name, scales), of_mxfp4, grain, _boxes_of_mxfp4)
     return found, problems
 
 
@@ -122,7 +130,7 @@ def _misfits(
 ) -> list[str]:
     if scales not in tensors:
         return [f"{name} has no scales, {scales}"]
-    shape, dtype, _ = tensors[scales]
+    shape, dtype, *_ = tensors[scales]
     one = math.prod(shape) == math.prod(wanted) == 1  # a scale for the whole weight
     problems = [] if shape == wanted or one else [f"has shape {shape}, expected {wanted}"]
     if dtype not in dtypes:
@@ -145,6 +153,15 @@ def _of_fp8(sizes: tuple[int, ...]) -> Callable[..., np.ndarray]:
     return dequantised
 
 
+def _boxes_of_fp8(sizes: Sequence[int], scales: tuple[int, ...]) -> Callable[[Box], Sequence[Box]]:
+    def boxes(box: Box) -> Sequence[Box]:
+        if math.prod(scales) == 1:
+            return box, _boxes.whole(scales)
+        return box, (*box[:-2], *map(_in_blocks, box[-2:], sizes))
+
+    return boxes
+
+
 def of_mxfp4(blocks: np.ndarray, exponents: np.ndarray) -> np.ndarray:
     """(*stack, in, out) float32 of (*stack, out, blocks, 16) bytes and (*stack, out, blocks)."""
     numbers = _PAIRS[blocks].reshape(*blocks.shape[:-1], _IN_A_BLOCK)
@@ -152,11 +169,12 @@ def of_mxfp4(blocks: np.ndarray, exponents: np.ndarray) -> np.ndarray:
     return numbers.reshape(*blocks.shape[:-2], -1).swapaxes(-1, -2)
 
 
-def raw(path: Path, name: str) -> np.ndarray:
-    """The bytes of a tensor in its shape, for dtypes of one byte that numpy has no name for."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[name]
-        start, end = entry["data_offsets"]
-        file.seek(8 + length + start)
-        return np.frombuffer(file.read(end - start), np.uint8).reshape(entry["shape"])
+def _boxes_of_mxfp4(box: Box) -> Sequence[Box]:
+    *stack, within, out = box
+    scales = (*stack, out, _in_blocks(within, _IN_A_BLOCK))
+    return (*scales, range(_BYTES_OF)), scales
+
+
+def _in_blocks(side: range, size: int) -> range:
+    """The blocks of a range that begins with one."""
+    return range(side.start // size, -(-side.stop // size))

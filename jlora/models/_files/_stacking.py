@@ -1,4 +1,4 @@
-"""Tensors of a file, layer by layer, into the stacked tree of the model."""
+"""Tensors of a file, layer by layer, into the stacked tree of the model, whole or in slices."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jlora import _paths, _words
-from jlora.models._files._torch_tensors import Stored, from_stored, stored_shapes
+from jlora.models._files import _boxes, _held
+from jlora.models._files._boxes import Box
+from jlora.models._files._tensor import Tensor
+from jlora.models._files._torch_tensors import (
+    Stored,
+    from_stored,
+    oriented,
+    oriented_box,
+    places,
+    stored_shapes,
+)
 from jlora.models._net._encoder_config import Config
 from jlora.models._net._kinds import net_of
 from jlora.models._text._tokenizer import Tokenizer
@@ -28,7 +39,7 @@ class Opened:
     tokenizer: Tokenizer
     leaves: Mapping[str, Stored]  # how each of our leaves lies in the file, as `stored_of` asks
     shapes: Mapping[str, tuple[int, ...]]  # the tensors that are there
-    read: Callable[[str], np.ndarray]  # a tensor by its name, in the file's orientation
+    tensor: Callable[[str], Tensor]  # by its name, in the file's orientation
     dtype: Callable[[str], np.dtype]  # of a tensor, without reading it
     ignored: Collection[str]  # tensors that may be there and are not needed
     where: str  # for messages
@@ -72,20 +83,43 @@ class Opened:
             listed = _words.first_few(problems, 8)
             raise ValueError(f"{self.where} does not fit its own configuration:{listed}")
 
-    def check_head(self) -> None:
-        """Raises a ValueError where the file has another head than the embedding that should be it.
+    def checking_head(self) -> Opened:
+        """The same; where the file has a head beside the embedding that should be it, both are read
 
-        Both are read.
+        together: reading raises a ValueError where they differ.
         """
         if self.second_head is None:
-            return
-        embedding = self.leaves["embed/embedding"].name
-        if not np.array_equal(self.read(self.second_head), self.read(embedding)):
-            raise ValueError(
-                f"{self.where}: tie_word_embeddings is true, but {self.second_head} is not "
-                f"{embedding}. Where the head is right, set tie_word_embeddings to false in "
-                "config.json; where it is left over, remove it from the file"
-            )
+            return self
+        embedding, second = self.leaves["embed/embedding"].name, self.second_head
+
+        def tensor(name: str) -> Tensor:
+            its = self.tensor(name)
+            if name != embedding:
+                return its
+            head = self.tensor(second)
+
+            def read(box: Box) -> np.ndarray:
+                values = its.read(box)
+                if head.shape != its.shape or not np.array_equal(head.part(box), values):
+                    raise ValueError(
+                        f"{self.where}: tie_word_embeddings is true, but {second} is not "
+                        f"{embedding}. Where the head is right, set tie_word_embeddings to false "
+                        "in config.json; where it is left over, remove it from the file"
+                    )
+                return values
+
+            return dataclasses.replace(its, read=read)
+
+        return dataclasses.replace(self, tensor=tensor)
+
+    def check_head(self) -> None:
+        """Raises the error of `checking_head`; embedding and head are read for that."""
+        if self.second_head is not None:
+            self.checking_head().read(self.leaves["embed/embedding"].name)
+
+    def read(self, name: str) -> np.ndarray:
+        """A whole tensor by its name, in the file's orientation."""
+        return self.tensor(name).whole()
 
     def _unreadable(self, name: str) -> list[str]:
         try:
@@ -105,46 +139,73 @@ class Opened:
             jnp.promote_types, map(self.dtype, self._tensors(path, layer, shape))
         )
 
+    def placed(self, path: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Box]]:
+        """The tensors of a leaf of this shape, and where each lies in it as the file has it."""
+        its = stored_of(self.leaves, path)
+        held = _boxes.shape(oriented_box(its, _boxes.whole(shape)))
+        for at, layer in enumerate(layers_of(path, shape)):
+            fused = self._fused(its, layer)
+            for name, index in places(its, layer, per_layer(path, shape), fused=fused).items():
+                yield name, _boxes.of((at, *index) if stacked(path) else index, held)
+
     def _tensors(self, path: str, layer: int, shape: tuple[int, ...]) -> dict[str, Any]:
         its = stored_of(self.leaves, path)
-        fused = its.name.format(layer) in self.shapes
-        return stored_shapes(its, layer, shape, fused=fused)
+        return stored_shapes(its, layer, shape, fused=self._fused(its, layer))
+
+    def _fused(self, its: Stored, layer: int) -> bool:
+        return its.name.format(layer) in self.shapes
 
 
-def assemble(opened: Opened, dtype: Any, shardings: Any = None) -> dict[str, Any]:
+def assemble(
+    opened: Opened, dtype: Any, shardings: Mapping[str, NamedSharding] | None = None
+) -> dict[str, Any]:
     """The parameters as a plain nested dict of arrays.
 
     Each stack is filled in place, one layer at a time: the file's tensors are never all in memory.
+    What only other processes hold is not read.
 
     Args:
-        opened: a model's file or folder: its ``config``, ``check()`` that it holds what that asks
-            for, and ``layer(path, number, shape)``, an array.
+        opened: a model's file or folder.
         dtype: of the parameters; buffers are float32.
+        shardings: how each leaf lies on devices, by its path; all on one if None.
 
     Raises:
         ValueError: when the file does not hold the tensors that its configuration asks for, or a
             weight has no finite value in ``dtype``.
     """
     opened.check()
-    opened.check_head()
+    opened = opened.checking_head()
     params: dict[str, jax.Array] = {}
     for path, shape in expected_shapes(opened.config).items():
-        wide = stored_of(opened.leaves, path).kind == "buffer"
-        leaf = np.empty(shape, jnp.dtype(jnp.float32 if wide else dtype))
-        for at, layer in enumerate(layers_of(path, shape)):
-            one = opened.layer(path, layer, per_layer(path, shape))
-            place = at if stacked(path) else ...
-            with np.errstate(over="ignore"):  # said below
-                leaf[place] = one
-            if overflowed(one, leaf[place]):
+        its = stored_of(opened.leaves, path)
+        sharding = None if shardings is None else shardings[path]
+        kept = jnp.dtype(jnp.float32 if its.kind == "buffer" else dtype)
+        held = _held.empty(shape, kept, sharding)
+        as_in_file = {oriented_box(its, box): oriented(its, held[box]) for box in held}
+        for name, place in opened.placed(path, shape):
+            if not _fill(as_in_file, place, opened.tensor(name)):
                 raise ValueError(
-                    f"{opened.where}: {path} has values that {leaf.dtype.name} can't hold: load it "
+                    f"{opened.where}: {path} has values that {kept.name} can't hold: load it "
                     "as bfloat16 or float32"
                 )
-        params[path] = (
-            jnp.asarray(leaf) if shardings is None else jax.device_put(leaf, shardings[path])
-        )
+        params[path] = _held.joined(shape, sharding, held)
     return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def _fill(held: Mapping[Box, np.ndarray], place: Box, tensor: Tensor) -> bool:
+    """Puts what lies in the boxes that are held there; whether they can hold it."""
+    targets: dict[Box, np.ndarray] = {}
+    for box, values in held.items():
+        if (both := _boxes.common(box, place)) is not None:
+            # the tensor has not the dimensions in front of which it is one entry
+            inside = _boxes.within(both, place)[len(place) - len(tensor.shape) :]
+            targets[inside] = values[_boxes.index(_boxes.within(both, box))]
+    for inside, values in tensor.parts(targets):
+        with np.errstate(over="ignore"):  # the caller says it
+            targets[inside][...] = values
+        if overflowed(values, targets[inside]):
+            return False
+    return True
 
 
 def overflowed(weight: np.ndarray, cast: np.ndarray) -> bool:

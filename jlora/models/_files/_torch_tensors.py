@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jlora.models._files import _boxes
+from jlora.models._files._boxes import Box, Index
+
 Kind = Literal["linear", "router", "conv1d", "experts", "experts_as_ours", "plain", "buffer"]
 _TRANSPOSED: tuple[Kind, ...] = ("linear", "router", "experts")
 
@@ -86,6 +89,11 @@ def oriented(stored: Stored, value: Any) -> Any:
     return value.swapaxes(-1, -2) if stored.kind in _TRANSPOSED else value
 
 
+def oriented_box(stored: Stored, box: Box) -> Box:
+    """A box of a leaf, or of one layer of it, as `oriented` turns it."""
+    return (*box[:-2], box[-1], box[-2]) if stored.kind in _TRANSPOSED else box
+
+
 def to_stored(stored: Stored, layer: int, value: Any) -> dict[str, Any]:
     """The tensors that transformers' ``save_pretrained`` writes for one layer of a leaf, by name.
 
@@ -103,12 +111,24 @@ def to_stored(stored: Stored, layer: int, value: Any) -> dict[str, Any]:
         ('model.layers.3.mlp.up_proj.weight', (5, 7))
     """
     held = oriented(stored, value)
-    if not stored.parts:
-        return {stored.written.format(layer): held}
-    width = held.shape[1] // len(stored.parts)
+    return {name: held[index] for name, index in places(stored, layer, value.shape).items()}
+
+
+def places(
+    stored: Stored, layer: int, shape: tuple[int, ...], *, fused: bool = False
+) -> dict[str, Index]:
+    """The names of `to_stored`, and where each tensor lies in the layer as transformers holds it.
+
+    With ``fused`` those of the parameter in memory.
+    """
+    held = _boxes.shape(oriented_box(stored, _boxes.whole(shape)))
+    if fused or not stored.parts:
+        name = stored.name if fused else stored.written
+        return {name.format(layer): _boxes.index(_boxes.whole(held))}
+    width = held[1] // len(stored.parts)
     return {
-        _of_expert(stored, layer, expert, part): held[expert, at * width : (at + 1) * width]
-        for expert in range(held.shape[0])
+        _of_expert(stored, layer, expert, part): (expert, slice(at * width, (at + 1) * width))
+        for expert in range(held[0])
         for at, part in enumerate(stored.parts)
     }
 
@@ -117,10 +137,9 @@ def stored_shapes(
     stored: Stored, layer: int, shape: tuple[int, ...], *, fused: bool = False
 ) -> dict[str, tuple[int, ...]]:
     """The names and shapes of `to_stored`; with ``fused``, of the parameter in memory."""
-    nothing = np.broadcast_to(np.int8(0), shape)
-    if fused:
-        return {stored.name.format(layer): oriented(stored, nothing).shape}
-    return {name: part.shape for name, part in to_stored(stored, layer, nothing).items()}
+    held = oriented(stored, np.broadcast_to(np.int8(0), shape))
+    where = places(stored, layer, shape, fused=fused)
+    return {name: held[index].shape for name, index in where.items()}
 
 
 def from_stored(
@@ -161,11 +180,10 @@ def from_stored(
         raise ValueError("; ".join(problems))
     if fused or not stored.parts:
         return oriented(stored, next(iter(found.values())))
-    rows = [
-        np.concatenate([found[_of_expert(stored, layer, at, part)] for part in stored.parts])
-        for at in range(shape[0])
-    ]
-    return oriented(stored, np.stack(rows))
+    value = np.empty(shape, np.result_type(*found.values()))
+    for name, index in places(stored, layer, shape).items():
+        oriented(stored, value)[index] = found[name]
+    return value
 
 
 def _of_expert(stored: Stored, layer: int, expert: int, part: str) -> str:

@@ -1,0 +1,139 @@
+"""Loads a model onto a mesh, held to the laws of loading; by itself, one of two processes."""
+
+import dataclasses
+import json
+import math
+import sys
+import tracemalloc
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jlora.models._files import _boxes, _source, _stacking, _tensor
+
+LAYOUTS = ("columns", "rows", "stacks")
+
+
+def opened(path):
+    return _source.opened(_source.located(path))
+
+
+def spec(shape, layout, axes):
+    """For each axis of the mesh the first dimension that it divides, in the order of the layout."""
+    order = {
+        "columns": range(len(shape))[::-1],
+        "rows": sorted(range(len(shape)), key=lambda at: (at - len(shape) + 2) % len(shape)),
+        "stacks": range(len(shape)),
+    }[layout]
+    names = {at: [] for at in order}
+    left = dict(enumerate(shape))
+    for axis, size in axes.items():
+        for at in order:
+            if left[at] % size == 0 and (layout == "stacks" or not names[at]):
+                names[at].append(axis)
+                left[at] //= size
+                break
+    return P(*(tuple(names[at]) or None for at in range(len(shape))))
+
+
+def shardings(config, mesh, layout):
+    return {
+        path: NamedSharding(mesh, spec(shape, layout, dict(mesh.shape)))
+        for path, shape in _stacking.expected_shapes(config).items()
+    }
+
+
+@dataclasses.dataclass
+class Reads:
+    """How often each number of what stands in files was read, by file and place in it."""
+
+    times: dict = dataclasses.field(default_factory=dict)
+    bytes: int = 0
+
+    def __enter__(self):
+        self._original = _tensor.read_box
+
+        def read_box(file, start, shape, dtype, box):
+            times = self.times.setdefault((file, start), np.zeros(shape, np.int8))
+            times[_boxes.index(box)] += 1
+            self.bytes += math.prod(_boxes.shape(box)) * dtype.itemsize
+            return self._original(file, start, shape, dtype, box)
+
+        _tensor.read_box = read_box
+        return self
+
+    def __exit__(self, *error):
+        _tensor.read_box = self._original
+
+    @property
+    def most(self):
+        return max(int(each.max()) for each in self.times.values())
+
+
+def held_bytes(params):
+    """Of the slices that this process holds; devices that hold the same one count once."""
+    return sum(
+        sum({str(shard.index): shard.data.nbytes for shard in leaf.addressable_shards}.values())
+        for leaf in jax.tree.leaves(params)
+    )
+
+
+def check(path, mesh, *layouts, dtype="float32"):
+    """The parameters on the mesh are those of a plain load, and no byte was read twice."""
+    model = opened(path)
+    plain = flatten_dict(_stacking.assemble(model, dtype), sep="/")
+    for layout in layouts:
+        where = shardings(model.config, mesh, layout)
+        with Reads() as reads:
+            params = _stacking.assemble(model, dtype, where)
+        assert reads.most == 1, f"{path}: bytes were read {reads.most} times"
+        found = flatten_dict(params, sep="/")
+        assert found.keys() == plain.keys()
+        for name, leaf in found.items():
+            assert (leaf.shape, leaf.dtype) == (plain[name].shape, plain[name].dtype), name
+            assert leaf.sharding == where[name], name
+            whole = np.asarray(plain[name])
+            for shard in leaf.addressable_shards:
+                np.testing.assert_array_equal(np.asarray(shard.data), whole[shard.index], name)
+
+
+def measured(path, mesh, layout, dtype):
+    """Bytes: of the whole model, of what is held here, read from the file, at most on the host."""
+    model = opened(path)
+    where = shardings(model.config, mesh, layout)
+    with Reads() as reads:
+        _stacking.assemble(model, dtype, where)
+    tracemalloc.start()
+    try:
+        params = _stacking.assemble(model, dtype, where)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    return {"whole": whole, "held": held_bytes(params), "read": reads.bytes, "peak": peak}
+
+
+def _as_one_of_two(address, number, *paths):
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(address, num_processes=2, process_id=int(number))
+    assert (len(jax.local_devices()), jax.device_count()) == (4, 8)
+    devices = np.array(jax.devices())
+    meshes = {
+        "across": jax.make_mesh((2, 4), ("data", "model"), devices=devices),
+        "within": jax.sharding.Mesh(devices.reshape(2, 4).T, ("model", "data")),
+    }
+    large, *others = paths
+    for path in paths:
+        check(path, meshes["across"], "columns", "rows")
+    for path in others:
+        check(path, meshes["within"], "columns", "stacks")
+    for mesh in meshes.values():
+        for layout in ("rows", "stacks"):
+            print(json.dumps(measured(large, mesh, layout, "bfloat16")))
+
+
+if __name__ == "__main__":
+    _as_one_of_two(*sys.argv[1:])
