@@ -6,7 +6,9 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
+
+from benchmarks.ahead._loops import computations, runs
 
 # Bytes that a chip sends for each byte of the result, in a ring of n (all of them but its own part,
 # for a sum twice).
@@ -19,23 +21,16 @@ RING: dict[str, Callable[[int], float]] = {
     "collective-permute": lambda n: 1,
     "collective-broadcast": lambda n: 1,
 }
+_WITH_OPERANDS = ("all-gather", "collective-permute", "reduce-scatter")  # begun, but not done
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _COLLECTIVE = re.compile(
     rf"= (?P<result>\(.*?\)|\S+) (?P<name>{'|'.join(RING)})(?P<start>-start)?\("
 )
-_CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|branch_computations|called_computations|"
-    r"(?:true|false)_computation)=(\{[^}]*\}|%?[\w.\-]+)"
-)
 _ARRAY = re.compile(r"([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CONDITION = re.compile(r" while\(.*condition=%?([\w.\-]+)")
-_NUMBER = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]<=")
-_ON_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_ON_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 _ORIGIN = re.compile(r'op_name="([^"]*)"')
 
 
@@ -69,18 +64,16 @@ def moved(text: str, chips: int) -> list[Moved]:
     Raises:
         ValueError: when a loop does not say how often it turns.
     """
-    lines, entry = _computations(text)
-    times: collections.Counter[str] = collections.Counter()
-    for name, count in _runs(lines, entry, 1):
-        times[name] += count
+    lines, entry = computations(text)
     found: dict[Hashable, Moved] = {}
-    for name, count in times.items():
+    for name, count in runs(lines, entry).items():
         for at, line in enumerate(lines[name]):
             if (match := _COLLECTIVE.search(line)) is None:
                 continue
             channel = _CHANNEL.search(line)
             key = channel[1] if channel else (name, at)
-            if key not in found or found[key].times < count:
+            # the fewest: of those beside products in a loop of their own, not where it begins
+            if key not in found or found[key].times > count:
                 found[key] = _of_line(match, line, chips, count)
     return list(found.values())
 
@@ -93,51 +86,12 @@ def sent(collectives: list[Moved]) -> dict[str, float]:
     return dict(total)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """(the lines of each computation by its name, the name of the first one to run)."""
-    found: dict[str, list[str]] = {}
-    name = entry = ""
-    for line in text.splitlines():
-        if start := _COMPUTATION.match(line):
-            name = start[1]
-            found[name] = []
-            entry = name if line.startswith("ENTRY") else entry
-        elif name:
-            found[name].append(line)
-    return found, entry
-
-
-def _runs(lines: dict[str, list[str]], name: str, times: int) -> Iterator[tuple[str, int]]:
-    """Each computation that is run, and how often: what a loop runs as often as it turns."""
-    yield name, times
-    for line in lines[name]:
-        if " async-done(" in line or " async-update(" in line:  # of what async-start called
-            continue
-        called = [n for c in _CALLED.findall(line) for n in re.findall(r"[\w.\-]+", c)]
-        inner = [each for each in called if each in lines]
-        trips = _trips(lines, line) if inner else 1
-        for each in inner:
-            yield from _runs(lines, each, times * trips)
-
-
-def _trips(lines: dict[str, list[str]], line: str) -> int:
-    """How often what the line calls is run: by the loop's own word, or the number it counts to."""
-    if known := _TRIPS.search(line):
-        return int(known[1])
-    if (condition := _CONDITION.search(line)) is None:
-        return 1
-    numbers = {int(n) for inner in lines[condition[1]] for n in _NUMBER.findall(inner)}
-    if len(numbers) != 1:
-        raise ValueError(f"a loop whose turns are not known: {condition[1]} has {sorted(numbers)}")
-    return numbers.pop()
-
-
 def _of_line(found: re.Match[str], line: str, chips: int, times: int) -> Moved:
     arrays = [
         (tuple(map(int, filter(None, shape.split(",")))), _bytes(kind), kind)
         for kind, shape in _ARRAY.findall(found["result"])
     ]
-    if found["start"] and found["name"] in ("all-gather", "collective-permute"):
+    if found["start"] and found["name"] in _WITH_OPERANDS:
         # (what goes in, what comes out, words of its own)
         arrays = [each for each in arrays if each[0] or each[2] not in ("u32", "s32")]
         arrays = arrays[len(arrays) // 2 :]
