@@ -64,9 +64,7 @@ def main() -> None:
     print(f"\n{known}. *: some products in loops over chips, each counted once")
 
 
-def walk(
-    table: Table, model: str, trains: str, generation: str, given: argparse.Namespace
-) -> None:
+def walk(table: Table, model: str, trains: str, generation: str, given: argparse.Namespace) -> None:
     """From the first slice that can hold what stays between steps, up to the first that fits."""
     for each in SLICES[generation]:
         case = Case(model, trains, each)

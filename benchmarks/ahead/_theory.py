@@ -63,6 +63,4 @@ def factors_on_a_place(step: Step, sharing: int) -> float:
     """Bytes of A and B, in bfloat16, that all chips of one place along the model axis have."""
     factors = [leaf for leaf in jax.tree.leaves(step.state.lora) if leaf.ndim > 1]
     cut = lambda leaf: "model" in str(leaf.sharding.spec)  # noqa: E731
-    return sum(
-        _NUMBER * math.prod(leaf.shape) / (sharing if cut(leaf) else 1) for leaf in factors
-    )
+    return sum(_NUMBER * math.prod(leaf.shape) / (sharing if cut(leaf) else 1) for leaf in factors)

@@ -47,7 +47,7 @@ def test_what_the_step_trains_is_what_it_says(steps):
 
 
 def test_lora_has_three_products_where_full_fine_tuning_has_four(steps):
-    """Forward, forward again and one gradient, not two, beside the head that is not computed again."""
+    """Forward, forward again and one gradient, not two; the head is not computed again."""
     lora, full = (traced_flops(steps[trains])[0] for trains in ("LoRA", "full"))
     assert 0.72 < lora / full < 0.76
 
