@@ -1,15 +1,19 @@
-"""What a train step needs on TPU slices and H100s, by their own compilers and without them.
+"""What a train step needs and moves on TPU slices and H100s, by their own compilers, without them.
 
     pip install -e ".[ahead]" && python -m benchmarks.ahead
 
 Nothing runs, and shapes are all that is read. For each model and each generation it begins with the
 smallest slice on which weights and optimizer state alone would fit, and goes up until the compiled
 step fits: LoRA of rank 16 on all linear layers, then full fine-tuning. A compilation takes half a
-minute to three. `--models 8B --slices v5e:4x4 h100:1` compiles these alone, fitting or not.
+minute to five. `--models 8B --slices v5e:4x4 h100:1` compiles these alone, fitting or not;
+`--table collectives` says what these programs move between chips, and what they would have to;
+`--table scaling` says what more chips change, by theory, and compiles nothing. `--programs FOLDER`
+keeps what was compiled, and reads it there.
 """
 
 import argparse
 import os
+from pathlib import Path
 
 # Before JAX starts: no device is asked for, and none is here that two processes could not share.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
@@ -17,83 +21,66 @@ os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
 # More devices than one, as on a slice: `jlora.lift` writes some products otherwise for one alone.
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 
-from benchmarks._shared.llamas import LLAMAS, outlined
 from benchmarks._shared.table import Table, add_save, versions
-from benchmarks.ahead._compiled import Figures, compiled, held
-from benchmarks.ahead._layout import SHARING, mesh_of
-from benchmarks.ahead._slices import SLICES, Slice
-from benchmarks.ahead._steps import Step, full_step, lora_step
+from benchmarks.ahead import _tables
+from benchmarks.ahead._compiled import held, program
+from benchmarks.ahead._slices import SLICES
+from benchmarks.ahead._steps import SHARING, STEPS
+from benchmarks.ahead._tables import Case
 
-STEPS = {"LoRA": lora_step, "full": full_step}
-COLUMNS = (
-    "model",
-    "slice",
-    "mesh",
-    "trains",
-    "weights",
-    "adapters",
-    "optimizer",
-    "temporary",
-    "peak, GB a chip",
-    "TFLOP a chip",
-    "FLOPs, compiled / traced",
-)
+TABLES = {
+    "memory": ("ahead", _tables.MEMORY),
+    "collectives": ("ahead-collectives", _tables.COLLECTIVES),
+    "scaling": ("ahead-scaling", _tables.SCALING),
+}
 
 
 def main() -> None:
     """The table in Markdown, each row as soon as it is known."""
     every = [str(each) for slices in SLICES.values() for each in slices]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--table", choices=TABLES, default="memory")
     parser.add_argument("--models", nargs="*", choices=SHARING, default=list(SHARING), metavar="")
     parser.add_argument("--slices", nargs="*", choices=every, metavar="", help="these alone")
     parser.add_argument("--generations", nargs="*", choices=SLICES, default=list(SLICES))
     parser.add_argument("--trains", nargs="*", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--programs", type=Path, metavar="FOLDER", help="keeps what is compiled")
     add_save(parser)
     given = parser.parse_args()
-    table = Table(*COLUMNS)
+    name, columns = TABLES[given.table]
+    table = Table(*columns)
     chosen = [each for s in SLICES.values() for each in s if str(each) in (given.slices or ())]
     for model in given.models:
         for trains in given.trains:
+            if given.table == "scaling":
+                _tables.scaling_rows(table, model, trains)
+                continue
             for each in chosen:
-                row(table, model, trains, each, step_for(model, trains, each))
+                add(table, Case(model, trains, each), given)
             for generation in () if chosen else given.generations:
-                walk(table, model, trains, SLICES[generation])
+                walk(table, model, trains, generation, given)
     known = versions("jax", "libtpu", "jax-cuda12-plugin", "flax", "optax")
-    table.keep("ahead", given.save, known)
+    table.keep(name, given.save, known)
     print(f"\n{known}. *: some products in loops over chips, each counted once")
 
 
-def walk(table: Table, model: str, trains: str, slices: list[Slice]) -> None:
+def walk(table: Table, model: str, trains: str, generation: str, given: argparse.Namespace) -> None:
     """From the first slice that can hold what stays between steps, up to the first that fits."""
-    for each in slices:
-        step = step_for(model, trains, each)
-        if sum(held(step)) < each.memory and row(table, model, trains, each, step).fits:
+    for each in SLICES[generation]:
+        case = Case(model, trains, each)
+        if sum(held(case.step())) < each.memory and add(table, case, given):
             return
 
 
-def row(table: Table, model: str, trains: str, each: Slice, step: Step) -> Figures:
-    """Compiles and prints one row."""
-    its = compiled(step, each)
-    temporary = "does not fit" if its.temporary is None else f"{its.temporary / 1e9:.2f}"
-    cells = [
-        model,
-        str(each),
-        "x".join(map(str, step.mesh.shape.values())),
-        trains,
-        *(f"{size / 1e9:.2f}" for size in (its.weights, its.adapters, its.optimizer)),
-        temporary,
-        f"{its.peak / 1e9:.2f} of {each.memory / 1e9:.1f}",
-        f"{its.flops / 1e12:.1f}",
-        "" if its.repeated is None else f"{its.repeated:.2f}{'*' * its.in_turns}",
-    ]
-    table.row(*cells)
-    return its
-
-
-def step_for(model: str, trains: str, each: Slice) -> Step:
-    """FSDP over the slice, but for so many chips of tensor parallelism as suit the model."""
-    mesh = mesh_of(each.devices(), min(SHARING[model], each.chips))
-    return STEPS[trains](outlined(LLAMAS[model]), mesh)
+def add(table: Table, case: Case, given: argparse.Namespace) -> bool:
+    """One row, if there is one to add; whether the step fits."""
+    step = case.step()
+    kept = given.programs and given.programs / f"{case.name}.json"
+    its = program(step, kept)
+    if given.table == "memory":
+        return _tables.memory_row(table, case, step, its).fits
+    _tables.collectives_row(table, case, step, its)
+    return its.temporary is not None and its.peak <= case.on.memory
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """What a device's compiler says of one step: bytes on each chip, or that it does not fit."""
 
 import dataclasses
+import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +14,36 @@ from benchmarks._shared.memory import allocated
 from benchmarks.ahead._slices import Slice
 from benchmarks.ahead._steps import Step
 from jlora.trainer._flops import flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiler made, or why it made nothing."""
+
+    text: str
+    peak: int  # bytes on a chip, at once
+    temporary: int | None  # None: did not fit
+    flops: float | None  # loops counted once; the compiler for CUDA does not say
+
+
+def program(step: Step, kept: Path | None = None) -> Program:
+    """The step's program: compiled, or as an earlier call has kept it in a file."""
+    if kept is not None and kept.exists():
+        return Program(**json.loads(kept.read_text("utf-8")))
+    try:
+        done = step.fn.lower(*step.args).compile()
+    except JaxRuntimeError as error:
+        its = Program("", needed(str(error)), None, None)
+    else:
+        memory: Any = done.memory_analysis()
+        peak = memory.peak_memory_in_bytes or allocated(memory)  # not every compiler says
+        counted: Any = done.cost_analysis()
+        count = counted["flops"] if counted else None
+        its = Program(done.as_text() or "", peak, memory.temp_size_in_bytes, count)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(dataclasses.asdict(its)), "utf-8")
+    return its
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,23 +64,19 @@ class Figures:
         return self.temporary is not None
 
 
-def compiled(step: Step, on: Slice) -> Figures:
-    """Compiles the step."""
-    traced = step.fn.trace(*step.args)
-    kept = held(step)
-    products = flops(traced.jaxpr.jaxpr) / on.chips
-    once = flops(traced.jaxpr.jaxpr, loops_once=True) / on.chips
-    try:
-        done = traced.lower().compile()
-    except JaxRuntimeError as error:
-        return Figures(*kept, None, needed(str(error)), products, None)
-    memory: Any = done.memory_analysis()
-    peak = memory.peak_memory_in_bytes or allocated(memory)  # not every compiler says
-    temporary = memory.temp_size_in_bytes if peak <= on.memory else None
-    counted: Any = done.cost_analysis()  # none for GPUs
-    repeated = counted["flops"] / once if counted else None
-    in_turns = "windowed_dot_general" in (done.as_text() or "")
-    return Figures(*kept, temporary, peak, products, repeated, in_turns)
+def figures(step: Step, its: Program, on: Slice) -> Figures:
+    """What the program needs there."""
+    products, once = (count / on.chips for count in traced_flops(step))
+    temporary = its.temporary if its.peak <= on.memory else None
+    repeated = None if its.flops is None else its.flops / once
+    in_turns = "windowed_dot_general" in its.text
+    return Figures(*held(step), temporary, its.peak, products, repeated, in_turns)
+
+
+def traced_flops(step: Step) -> tuple[int, int]:
+    """(FLOPs of all products, loops in full; the same with loops counted once) on all chips."""
+    jaxpr = step.fn.trace(*step.args).jaxpr.jaxpr
+    return flops(jaxpr), flops(jaxpr, loops_once=True)
 
 
 def held(step: Step) -> tuple[int, int, int]:

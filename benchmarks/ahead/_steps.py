@@ -1,29 +1,30 @@
 """The two train steps, as functions of (frozen, state, batch) that are laid out."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jlora
+from benchmarks._shared.llamas import LLAMAS, outlined
 from benchmarks._shared.whole import whole_step
-from benchmarks.ahead._layout import FSDP, placed, shardings_of
-from jlora import trainer
-from jlora.models import Model, answer_loss
+from jlora import models, trainer
 
 LENGTH, RANK = 2048, 16
+
+# chips that share the work on a row, where there are so many
+SHARING = {"1B": 1, "8B": 2, "70B": 4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
     """What is frozen, the state of what trains, and a batch: shapes with layouts."""
 
-    mesh: Mesh
+    layout: models.Layout
     fn: Any  # jitted; the state is donated
     frozen: Any
     state: trainer.TrainState
@@ -34,35 +35,44 @@ class Step:
         return self.frozen, self.state, self.batch
 
 
-def batch_on(mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def layout_on(devices: Sequence[Any], sharing: int) -> models.Layout:
+    """FSDP over all devices, but for so many in each group that shares the work on its rows."""
+    return models.Layout(models.make_mesh({"fsdp": -1, "model": sharing}, devices))
+
+
+def model_on(name: str, layout: models.Layout) -> models.Model:
+    """The llama of this name, its parameters shapes that lie on the mesh."""
+    model = outlined(LLAMAS[name])
+    shapes = {path: leaf.shape for path, leaf in flat(model.params).items()}
+    where = flax.traverse_util.unflatten_dict(layout.weights(model.config, shapes), sep="/")
+    return dataclasses.replace(model, params=placed(model.params, where), layout=layout)
+
+
+def batch_on(layout: models.Layout) -> dict[str, jax.ShapeDtypeStruct]:
     """One row of 2048 tokens, each of them predicted, for each place along the FSDP axis."""
-    rows = NamedSharding(mesh, PartitionSpec(FSDP))
-    shape = (mesh.shape[FSDP], LENGTH)
+    shape = (layout.parts, LENGTH)
     dtypes = {"tokens": "int32", "positions": "int32", "labels": "int32", "weights": "float32"}
+    rows = layout.rows
     return {n: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for n, dtype in dtypes.items()}
 
 
-def lora_step(model: Model, mesh: Mesh) -> Step:
+def lora_step(name: str, layout: models.Layout) -> Step:
     """As train.py has it: A and B in float32 on all linear layers, AdamW."""
-    batch = batch_on(mesh)
-    loss = loss_of(model, mesh)
+    model, batch = model_on(name, layout), batch_on(layout)
     # of the model, not the loss: a product in a loop over chunks is not known to be the head's
     axes = jlora.trace_axes(model.apply, model.params, batch["tokens"])
     config = jlora.LoraConfig(targets="all-linear", rank=RANK)
     key = jax.random.key(0)
-    frozen, lora = jax.eval_shape(lambda p: jlora.split(p, config, key, axes=axes), model.params)
-    layout = shardings_of(frozen, mesh)
-    lora = placed(lora, jlora.shardings(layout, lora))
+    _, lora = jax.eval_shape(lambda p: jlora.split(p, config, key, axes=axes), model.params)
+    lora = placed(lora, layout.of_adapter(model.params, lora))
     tx = jlora.optimizer(optax.adamw(1e-4, mask=jlora.decay_mask))
-    step = trainer.make_step(jlora.lift(loss, strict=True), tx)
-    return Step(mesh, step, placed(frozen, layout), state_of(tx, lora, lora, mesh), batch)
+    step = trainer.make_step(jlora.lift(_loss_of(model), strict=True), tx)
+    return Step(layout, step, model.params, trainer.init_shapes(lora, tx), batch)
 
 
-def full_step(model: Model, mesh: Mesh) -> Step:
+def full_step(name: str, layout: models.Layout) -> Step:
     """Every parameter in bfloat16, with AdamW's two moments in float32."""
-    batch = batch_on(mesh)
-    loss = loss_of(model, mesh)
-    params = placed(model.params, shardings_of(model.params, mesh))
+    model, batch = model_on(name, layout), batch_on(layout)
     tx = optax.adamw(1e-5)
     wide = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)  # noqa: E731
 
@@ -70,57 +80,23 @@ def full_step(model: Model, mesh: Mesh) -> Step:
         lambda params: tx.init(wide(params)),
         lambda grads, state, params: tx.update(wide(grads), state, wide(params)),
     )
-    float32 = jax.tree.map(lambda p: p.update(dtype=jnp.float32), params)
-    state = state_of(tx, params, float32, mesh)
-    return Step(mesh, whole_step(loss, in_wide), None, state, batch)
+    state = trainer.init_shapes(model.params, in_wide)
+    return Step(layout, whole_step(_loss_of(model), in_wide), None, state, batch)
 
 
-def loss_of(model: Model, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """(params, batch) -> the loss of the tokens, layers rematerialised, scores in chunks.
-
-    Rows are vmapped, so that each chip cuts its own into chunks; and the output of each layer keeps
-    to the row's chips: left alone, the compiler cuts activations along their width instead.
-    """
-    kept = NamedSharding(mesh, PartitionSpec(None, None, PartitionSpec.UNCONSTRAINED))
-
-    def keep(next_fun, args, kwargs, context):
-        out = next_fun(*args, **kwargs)
-        simple = context.method_name == "__call__" and isinstance(out, jax.Array)
-        return jax.lax.with_sharding_constraint(out, kept) if simple and out.ndim == 3 else out
-
-    def loss(params, batch):
-        def of_row(row):
-            with nn.intercept_methods(keep):
-                row = jax.tree.map(lambda leaf: leaf[None], row)
-                return answer_loss(model, params, row, remat="full")
-
-        total, count = jax.vmap(of_row, spmd_axis_name=FSDP)(batch)
-        return total.sum(), count.sum()
-
-    return loss
+STEPS = {"LoRA": lora_step, "full": full_step}
 
 
-def state_of(tx: Any, trained: Any, like: Any, mesh: Mesh) -> trainer.TrainState:
-    """The state of what trains, with moments in the dtypes of ``like``.
+def _loss_of(model: models.Model) -> Any:
+    """(params, batch) -> the loss of the tokens, layers rematerialised."""
+    return lambda params, batch: models.answer_loss(model, params, batch, remat="full")
 
-    Moments lie as what they are of, counts are whole everywhere.
-    """
 
-    def placed_like(moment, param):
-        if isinstance(moment, optax.MaskedNode):  # of what does not train
-            return moment
-        return moment.update(sharding=param.sharding)
+def placed(shapes: Any, shardings: Any) -> Any:
+    """The ShapeDtypeStructs, laid out so."""
+    return jax.tree.map(lambda leaf, where: leaf.update(sharding=where), shapes, shardings)
 
-    def whole(leaf):
-        return leaf.update(sharding=NamedSharding(mesh, PartitionSpec()))
 
-    moments = optax.tree.map_params(
-        tx,
-        placed_like,
-        jax.eval_shape(tx.init, like),
-        like,
-        transform_non_params=whole,
-        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
-    )
-    number, key = jax.eval_shape(lambda: (jnp.int32(0), jax.random.key(0)))
-    return trainer.TrainState(whole(number), trained, moments, whole(key))
+def flat(tree: Any) -> dict[str, Any]:
+    """The leaves by their paths."""
+    return flax.traverse_util.flatten_dict(tree, sep="/")  # type: ignore

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import flax.traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jlora import _placement, _words
@@ -130,6 +131,28 @@ class Layout:
         if FSDP not in self.mesh.axis_names:
             return placed
         return {path: self._cut(node, placed[path]) for path, node in lora.items()}
+
+    def gathered(self, config: Any, weights: Any) -> Any:
+        """In a model: some of its weights, whole along ``fsdp``, as a product needs them.
+
+        The compiler gathers a weight before each product; in a loop that is once a turn, and before
+        the loop once.
+
+        Args:
+            config: the model's.
+            weights: a part of its parameters, as a tree.
+        """
+        flat: Any = flax.traverse_util.flatten_dict(weights, sep="/")
+        for path, leaf in flat.items():
+            rule = next((spec for pattern, spec in self.rules if re.search(pattern, path)), None)
+            entries = self._entries(config, path, leaf.shape) if rule is None else [*rule]
+            entries += [None] * (leaf.ndim - len(entries))
+            kept = [
+                tuple(axis for axis in _placement.axes_of(entry) if axis != FSDP) or None
+                for entry in entries
+            ]
+            flat[path] = _laid_out.constrained(leaf, self.mesh, kept)
+        return flax.traverse_util.unflatten_dict(flat, sep="/")
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:

@@ -1,40 +1,79 @@
-"""The rules by which ``python -m benchmarks.ahead`` lays a llama out: no compiler is needed."""
+"""What ``python -m benchmarks.ahead`` says before any compiler is asked."""
+
+import math
 
 import jax
 import pytest
-from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import AbstractMesh
 
-from benchmarks._shared.llamas import LLAMAS, outlined
-from benchmarks.ahead._compiled import needed
-from benchmarks.ahead._layout import FSDP, RULES, SHARING, TENSOR, shardings_of, spec_of
+from benchmarks._shared.llamas import LLAMAS
+from benchmarks.ahead import _theory
+from benchmarks.ahead._compiled import needed, on_a_chip, traced_flops
+from benchmarks.ahead._links import CHIPS, seconds
 from benchmarks.ahead._slices import SLICES
+from benchmarks.ahead._steps import LENGTH, SHARING, STEPS, flat, layout_on, model_on
+from jlora import models
 from jlora.trainer._flops import flops
+
+EVERY = [each for slices in SLICES.values() for each in slices]
 
 
 @pytest.mark.parametrize("name", SHARING)
-def test_one_rule_cuts_each_parameter_evenly_on_every_slice(name):
-    params = outlined(LLAMAS[name]).params
-    for each in (each for slices in SLICES.values() for each in slices):
-        tensor = min(SHARING[name], each.chips)
-        mesh = AbstractMesh((each.chips // tensor, tensor), (FSDP, TENSOR))
-
-        def check(leaf, sharding):
-            assert isinstance(sharding, NamedSharding)
-            sharding.shard_shape(leaf.shape)  # raises where a dimension does not divide
-
-        jax.tree.map(check, params, shardings_of(params, mesh))
-
-
-def test_every_rule_is_of_use():
-    leaves = jax.tree_util.tree_leaves_with_path(outlined(LLAMAS["8B"]).params)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    assert {spec_of(path) for path in paths} == {spec for _, spec in RULES}
+def test_every_slice_has_each_weight_once(name):
+    """But for norms, which are small, no chip has what another one of its slice has."""
+    shapes = model_on(name, layout_on(jax.devices()[:1], 1)).params
+    numbers = {path: math.prod(leaf.shape) for path, leaf in flat(shapes).items()}
+    norms = sum(count for path, count in numbers.items() if path.endswith("norm/scale"))
+    for each in EVERY:
+        sharing = min(SHARING[name], each.chips)
+        mesh = AbstractMesh((each.chips // sharing, sharing), ("fsdp", "model"))
+        held = on_a_chip(model_on(name, models.Layout(mesh)).params)
+        assert held == 2 * ((sum(numbers.values()) - norms) / each.chips + norms), each
 
 
-@pytest.mark.parametrize("path", ["layers/attn/k_proj/bias", "embed/embedding/norm/scale/extra"])
-def test_a_parameter_without_a_rule_is_named(path):
-    with pytest.raises(ValueError, match=rf"{path}: expected one rule, found \[\]"):
-        spec_of(path)
+@pytest.fixture(scope="module", name="steps")
+def _steps():
+    layout = layout_on(jax.devices()[:1], 1)
+    return {trains: STEPS[trains]("1B", layout) for trains in STEPS}
+
+
+def test_what_the_step_trains_is_what_it_says(steps):
+    assert steps["full"].frozen is None
+    assert jax.tree.structure(steps["LoRA"].frozen) == jax.tree.structure(steps["full"].state.lora)
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(steps["LoRA"].state.lora)}
+    assert dtypes == {"float32"}
+    full = jax.tree.leaves(steps["full"].state.opt_state)
+    assert {leaf.dtype.name for leaf in full if leaf.ndim} == {"float32"}
+
+
+def test_lora_has_three_products_where_full_fine_tuning_has_four(steps):
+    """Forward, forward again and one gradient, not two; the head is not computed again."""
+    lora, full = (traced_flops(steps[trains])[0] for trains in ("LoRA", "full"))
+    assert 0.72 < lora / full < 0.76
+
+
+def test_theory_gathers_weights_twice_and_adds_gradients_of_what_trains(steps):
+    config = LLAMAS["1B"]
+    width, inner = config.width, config.mlp_width
+    a_layer = 2 * width**2 + 2 * width * 512 + 3 * width * inner
+    layers, table = 2 * 16 * a_layer, 2 * config.vocabulary * width
+    norms = 2 * width * (2 * 16 + 1)
+    lora, full = (_theory.needed("1B", steps[trains], 4, 1) for trains in ("LoRA", "full"))
+    assert lora.weights == full.weights == 3 / 4 * (2 * layers + table)
+    assert full.gradients == 3 / 4 * (layers + table + norms)
+    assert 0 < lora.gradients < full.gradients / 40
+    assert lora.activations == full.activations == 0
+    shared = _theory.needed("1B", steps["LoRA"], 2, 2)
+    assert shared.weights == 1 / 2 * (2 * layers + table) / 2
+    assert shared.activations == (5 * 16 + 2) * LENGTH * width * 2
+
+
+def test_between_nodes_the_slower_links_count():
+    h100, v5e = CHIPS["h100"], CHIPS["v5e"]
+    assert seconds(v5e, 3e9, 1e9, chips=64, sharing=4) == pytest.approx(4e9 / 200e9)
+    assert seconds(h100, 3e9, 1e9, chips=8, sharing=4) == pytest.approx(4e9 / 450e9)
+    # eight links out of a node, for four groups
+    assert seconds(h100, 3e9, 1e9, chips=16, sharing=4) == pytest.approx(3e9 / 100e9 + 1e9 / 450e9)
 
 
 def test_products_under_a_scan_count_each_time():

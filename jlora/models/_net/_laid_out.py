@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,6 +50,11 @@ def laid_out(x: jax.Array, *names: str | None) -> jax.Array:
         PartitionSpec.UNCONSTRAINED if name == ANY else fitting(size, axes.get(name, ()), mesh)
         for size, name in zip(x.shape, names, strict=True)
     ]
+    return constrained(x, mesh, entries)
+
+
+def constrained(x: jax.Array, mesh: Any, entries: Sequence[Any]) -> jax.Array:
+    """The array with its dimensions along these axes of the mesh."""
     spec = PartitionSpec(*entries)
     in_context = jax.sharding.get_abstract_mesh().axis_names == mesh.axis_names
     return jax.lax.with_sharding_constraint(x, spec if in_context else NamedSharding(mesh, spec))

@@ -83,7 +83,10 @@ def answer_loss(
     if (config := getattr(model, "config", None)) is not None:
         require_writer(config, model.name, "learns answers")
     layout = getattr(model, "layout", None)
-    in_chunks = recomputed_in_chunks if head_trains else sum_in_chunks
+    at_work = (lambda head: head) if layout is None else functools.partial(layout.gathered, config)
+    in_chunks = (
+        recomputed_in_chunks if head_trains else functools.partial(sum_in_chunks, frozen=at_work)
+    )
 
     def loss(head: Any, rows: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
         return cross_entropy(model.logits(head, rows), labels, weights)[0]
@@ -119,23 +122,35 @@ def rows_at_a_time(width: int, dtype: Any) -> int:
     return max(1, int(_SHARE * width * jnp.dtype(dtype).itemsize / 4))
 
 
-def sum_in_chunks(loss: Callable[..., jax.Array], *, chunk: int) -> Callable[..., jax.Array]:
+def sum_in_chunks(
+    loss: Callable[..., jax.Array],
+    *,
+    chunk: int,
+    frozen: Callable[[Any], Any] = lambda params: params,
+) -> Callable[..., jax.Array]:
     """``loss(params, rows, labels, weights)``, a sum over rows, of so many rows at a time.
 
     A chunk's gradient is computed with its value, so that nothing of it is kept but the gradient of
     its rows, and no product with ``params`` is computed twice. ``params`` gets a gradient where one
     is asked for; labels and weights are constants. (As "Cut Your Losses", Wijmans et al. 2024,
     arXiv 2411.09009, has it, by chunks of rows and not of the vocabulary.)
+
+    Args:
+        loss: the function.
+        chunk: the rows at a time.
+        frozen: what becomes of ``params`` before the first chunk, where they get no gradient.
     """
 
     @jax.custom_vjp
     def total(params, rows, labels, weights):
+        params = frozen(params)
         value, _ = _each(lambda *part: (loss(params, *part), ()), chunk, rows, labels, weights)
         return value
 
     def forward(*primals):
         trains = any(leaf.perturbed for leaf in jax.tree.leaves(primals[0]))
         params, *rest = jax.tree.map(lambda primal: primal.value, primals)
+        params = params if trains else frozen(params)
         wanted = (0, 1) if trains else (1,)
 
         def part(*part):

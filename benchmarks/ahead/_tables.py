@@ -1,0 +1,142 @@
+"""The three tables: what a step needs, what it moves between chips, and how both scale."""
+
+import dataclasses
+
+import jax
+
+from benchmarks._shared.table import Table
+from benchmarks.ahead import _proofs
+from benchmarks.ahead._collectives import moved, sent
+from benchmarks.ahead._compiled import Figures, Program, figures, traced_flops
+from benchmarks.ahead._links import CHIPS, seconds
+from benchmarks.ahead._slices import Slice
+from benchmarks.ahead._steps import SHARING, STEPS, Step, layout_on
+from benchmarks.ahead._theory import needed
+
+MEMORY = (
+    "model",
+    "slice",
+    "mesh",
+    "trains",
+    "weights",
+    "adapters",
+    "optimizer",
+    "temporary",
+    "peak, GB a chip",
+    "TFLOP a chip",
+    "FLOPs, compiled / traced",
+)
+COLLECTIVES = (
+    "model",
+    "slice",
+    "mesh",
+    "trains",
+    "all-gather",
+    "reduce-scatter",
+    "all-reduce",
+    "permute, all-to-all",
+    "sent, GB a chip",
+    "needed: weights + gradients + activations",
+    "sent / needed",
+    "stacks moved",
+    "largest sum over rows / smallest weight",
+    "sums of A, B / one everywhere",
+)
+SCALING = (
+    "model",
+    "trains",
+    "chips",
+    "mesh",
+    "TFLOP a chip",
+    "sent, GB a chip",
+    *(f"{generation}: sending / computing" for generation in CHIPS),
+)
+COUNTS = (1, 8, 64, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model that trains so on these chips."""
+
+    model: str
+    trains: str
+    on: Slice
+
+    @property
+    def sharing(self) -> int:
+        return min(SHARING[self.model], self.on.chips)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.on}-{self.trains}-{self.sharing}".replace(":", "-")
+
+    def step(self) -> Step:
+        """FSDP over the slice, but for so many chips in each group as suit the model."""
+        return STEPS[self.trains](self.model, layout_on(self.on.devices(), self.sharing))
+
+
+def memory_row(table: Table, case: Case, step: Step, its: Program) -> Figures:
+    """One row of what a step needs."""
+    found = figures(step, its, case.on)
+    temporary = "does not fit" if found.temporary is None else f"{found.temporary / 1e9:.2f}"
+    table.row(
+        *_head(case, step),
+        *(f"{size / 1e9:.2f}" for size in (found.weights, found.adapters, found.optimizer)),
+        temporary,
+        f"{found.peak / 1e9:.2f} of {case.on.memory / 1e9:.1f}",
+        f"{found.flops / 1e12:.1f}",
+        "" if found.repeated is None else f"{found.repeated:.2f}{'*' * found.in_turns}",
+    )
+    return found
+
+
+def collectives_row(table: Table, case: Case, step: Step, its: Program) -> None:
+    """One row of what a step moves; none where nothing was compiled, or on one chip."""
+    if not its.text or case.on.chips == 1:
+        return
+    found = moved(its.text, case.on.chips)
+    by_name = sent(found)
+    least = needed(case.model, step, step.layout.parts, case.sharing)
+    whole, named = sum(by_name.values()), ("all-gather", "reduce-scatter", "all-reduce")
+    each = [by_name.get(name, 0) for name in named]
+    lora = step.frozen is not None
+    largest = _proofs.largest_sum(found, step) if lora else None
+    table.row(
+        *_head(case, step),
+        *(f"{size / 1e9:.2f}" for size in (*each, whole - sum(each), whole)),
+        " + ".join(f"{s / 1e9:.2f}" for s in (least.weights, least.gradients, least.activations)),
+        f"{whole / least.total:.2f}",
+        str(len(_proofs.stacks(found, step))),
+        "" if largest is None else f"{largest:.3f}",
+        f"{_proofs.sums_of_factors(found, step):.2f}" if lora else "",
+    )
+
+
+def scaling_rows(table: Table, model: str, trains: str) -> None:
+    """By theory alone: one row of 2048 tokens for each place along the FSDP axis."""
+    step = STEPS[trains](model, layout_on(jax.devices()[:1], 1))
+    products, _ = traced_flops(step)
+    for chips in COUNTS:
+        sharing = min(SHARING[model], chips)
+        its = needed(model, step, chips // sharing, sharing)
+        on_a_chip = products / sharing
+        cells = []
+        for chip in CHIPS.values():
+            along_rows = its.weights + its.gradients
+            sending = seconds(chip, along_rows, its.activations, chips, sharing)
+            cells.append(f"{100 * sending / (on_a_chip / chip.flops):.0f} %")
+        mesh = f"{chips // sharing}x{sharing}"
+        table.row(
+            model,
+            trains,
+            str(chips),
+            mesh,
+            f"{on_a_chip / 1e12:.1f}",
+            f"{its.total / 1e9:.2f}",
+            *cells,
+        )
+
+
+def _head(case: Case, step: Step) -> tuple[str, ...]:
+    mesh = "x".join(map(str, step.layout.mesh.shape.values()))
+    return case.model, str(case.on), mesh, case.trains
