@@ -100,6 +100,7 @@ def test_alphas_below_one_and_layers_of_alpha_zero_are_taken():
     config = jlora.LoraConfig(targets="q", rank=4, alpha=0.5, alpha_pattern={"mlp": (0, 0.25)})
     assert config.scaling_for("attn/q", 4) == 0.125
     assert [config.scaling_for("mlp", 2, layer) for layer in (0, 1)] == [0, 0.125]
+    assert config.scaling_for("mlp", 2) == 0  # of a leaf that is no stack
 
 
 def test_scaling_is_alpha_over_rank_or_over_its_root():
