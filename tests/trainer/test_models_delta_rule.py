@@ -41,6 +41,28 @@ def test_chunks_read_and_leave_what_one_token_after_the_other_does(size, monkeyp
         np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 61, 64])
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+def test_the_inverse_is_exact_to_rounding_however_alike_the_keys_are(spread, size):
+    rng = np.random.default_rng(size)
+    key = rng.normal(size=(3, 1, KEY)) + spread * rng.normal(size=(3, size, KEY))
+    key /= np.linalg.norm(key, axis=-1, keepdims=True)
+    below = np.tril(rng.uniform(0.7, 1, (3, size, 1)) * (key @ key.swapaxes(-1, -2)), -1)
+    below = below.astype(np.float32)
+    want = np.linalg.inv(below.astype(np.float64) + np.eye(size))
+    np.testing.assert_allclose(_delta_rule._inverse(jnp.asarray(below)), want, rtol=0, atol=3e-6)
+
+
+def test_neither_reading_nor_its_gradient_calls_lapack():
+    def loss(*given):
+        return _delta_rule.gated_delta_rule(*given)[0].sum()
+
+    given = [jnp.asarray(each, jnp.float32) for each in drawn()]
+    text = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4, 5))).lower(*given).as_text()
+    assert "lapack" not in text
+    assert "triangular_solve" not in text
+
+
 def test_padding_before_a_text_leaves_nothing_in_the_state():
     config = config_of("qwen3_next")
     params, decoder = {"params": random_params(config)}, Decoder(config)
