@@ -128,6 +128,11 @@ def test_an_untied_head_is_read_and_one_beside_tied_embeddings_must_be_the_same(
     edit(copy / "config.json", tie_word_embeddings=False)
     untied = models.load(copy)
     np.testing.assert_array_equal(untied.params["head"]["kernel"], head.T)
+    edit(copy / "config.json", tie_word_embeddings=True)
+    numbers = np.zeros((259, 24), np.int32)
+    save_file({**tensors, "lm_head.weight": numbers}, copy / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lm_head\.weight is of dtype I32"):
+        models.load(copy)
 
 
 def test_missing_extra_and_misshaped_tensors_are_named_all_at_once(copy):

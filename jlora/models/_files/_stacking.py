@@ -77,6 +77,8 @@ class Opened:
                         problems.append(f"{name} has shape {have}, expected {want}")
                     else:
                         problems += self._unreadable(name)
+        if self.second_head is not None:
+            problems += self._unreadable(self.second_head)
         known = used | set(self.ignored)
         problems += [f"{name} is not expected" for name in self.shapes if name not in known]
         if problems:
@@ -84,9 +86,9 @@ class Opened:
             raise ValueError(f"{self.where} does not fit its own configuration:{listed}")
 
     def checking_head(self) -> Opened:
-        """The same; where the file has a head beside the embedding that should be it, both are read
+        """The same, in which reading compares the embedding with a head that should be it.
 
-        together: reading raises a ValueError where they differ.
+        What is read of the one is read of the other; a ValueError says where they differ.
         """
         if self.second_head is None:
             return self
