@@ -14,6 +14,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
+
+from jlora import _placement
 from jlora._lift import _jax
 from jlora._lift._decline import Decline
 from jlora._lift._movement import Movement
@@ -127,6 +130,7 @@ class Walk:
         self.calls: tuple[Any, ...] = ()  # the equations around, outermost first
         self.asked: Any = None  # that of them which called a function of JAX's own
         self._jaxpr: Any = None
+        self._beside: dict[int, tuple[Any, Any]] = {}
 
     def inside(self, eqn: Any, *, times: int = 1, jaxpr: Any = None) -> Walk:
         """The same walk in the body of an equation that runs it so many times."""
@@ -137,10 +141,24 @@ class Walk:
             inner.asked = eqn
         return inner
 
+    def beside(self, x: Any) -> Any:
+        """An activation as thin products read it: one copy for all of them, which costs nothing.
+
+        Its gradient is added up over them, and apart from that over the products beside which they
+        are. Of these, chips that share the work hold parts, which they then add up once, where a
+        sum in between would make it once for each product.
+        """
+        if _placement.on_one_device(x):
+            return x
+        if id(x) not in self._beside:
+            self._beside[id(x)] = x, jnp.copy(x)
+        return self._beside[id(x)][1]
+
     def __call__(self, jaxpr: Any, operands: list[Any]) -> list[Any]:
         """The results of a jaxpr (open, or closed over its constants); they may be weights."""
         jaxpr, consts = _jax.open_jaxpr(jaxpr)
         self._jaxpr = jaxpr
+        self._beside = {}
         values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         values.update(zip(jaxpr.invars, operands, strict=True))
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+import jlora
 from benchmarks.ahead._collectives import moved, sent
 from jlora import models
 
@@ -77,3 +78,18 @@ def test_the_head_is_gathered_once_for_all_chunks_of_the_loss(mesh):
     found = moved(text, 8)
     heads = [each for each in found if (WIDTH, VOCABULARY // 2) in each.shapes]
     assert [(each.name, each.times) for each in heads] == [("all-gather", 1)]
+
+
+def test_thin_products_read_one_copy_of_what_several_weights_read():
+    """Made before the products, so that their gradients are added up first, and over chips once."""
+    names = ("q", "k", "v", "o")
+    params = {name: jnp.ones((12, 12)) for name in names}
+
+    def fn(params, x):
+        q, k, v = (x @ params[name] for name in names[:3])
+        return jnp.tanh(q * k + v) @ params["o"]
+
+    frozen, lora = jlora.split(params, jlora.LoraConfig(targets=".", rank=2), jax.random.key(0))
+    jaxpr = jax.make_jaxpr(jlora.lift(fn, strict=True))(frozen, lora, jnp.ones((5, 12)))
+    done = [e.primitive.name for e in jaxpr.eqns if e.primitive.name in ("copy", "dot_general")]
+    assert done == ["copy"] + 9 * ["dot_general"] + ["copy"] + 3 * ["dot_general"]

@@ -50,6 +50,7 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
     gain_last = _gain_last(value, x_dims, out_dims)
     if not gain_last:
         x = value.gained(x, x_dims)
+    beside = walk.beside(x) if value.thin else x  # first, so that its gradient is added last
     base = value.multiply(
         lambda w, x: walk.bind(eqn, [w, x] if on_left else [x, w])[0], x, kept=out_dims
     )
@@ -58,7 +59,7 @@ def dot_general(walk: Walk, eqn: Any, lhs: Any, rhs: Any) -> list[Any]:
     )
     thins, flops = [], []
     for term in value.thin:
-        seen, seen_labels = _filtered(term, x, x_labels, w_labels, value.shape)
+        seen, seen_labels = _filtered(term, beside, x_labels, w_labels, value.shape)
         thin, cost = _thin(
             seen, seen_labels, term, w_labels, base, out_labels, sizes, value.dtype, eqn.params
         )
