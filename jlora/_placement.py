@@ -158,6 +158,20 @@ def divide(array: Any, mesh: Any, entries: Sequence[Any], manual: frozenset[str]
     return _laid_out(array, mesh, wanted)
 
 
+def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """In a `jax.shard_map`: the arrays, each told to differ along all axes along which one does.
+
+    JAX does so for its own operations; a function with a gradient of its own has to.
+    """
+    axes = frozenset[str]().union(*(jax.typeof(array).manual_axis_type.varying for array in arrays))
+
+    def told(array: jax.Array) -> jax.Array:
+        new = tuple(axes - jax.typeof(array).manual_axis_type.varying)
+        return jax.lax.pcast(array, new, to="varying") if new else array
+
+    return list(map(told, arrays))
+
+
 def _divided(array: Any) -> bool:
     """Whether its type says that it is divided, which explicit axes alone do."""
     return any(entry is not None for entry in jax.typeof(array).sharding.spec)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import custom_batching, lax
 
+from jlora import _placement
+
 _OVER_ROWS = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
 
 
@@ -28,7 +30,8 @@ def ragged_dot(
 
     Gradients are those of rows and matrices; under jit one that nothing reads is not computed.
     """
-    return _product(precision, preferred_element_type)(rows, matrices, group_sizes)
+    operands = _placement.varying_alike(rows, matrices, group_sizes)
+    return _product(precision, preferred_element_type)(*operands)
 
 
 @functools.cache

@@ -2,56 +2,62 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jlora.models._net._config import ClampedGate, DecoderConfig, Experts
+from jlora.models._net._laid_out import by_rows
 from jlora.models._net._mlp import ACTIVATION, MLP
 from jlora.models._net._remat import product
 from jlora.models._net._routing import choose
 
 
 class Grouped(nn.Module):
-    """x W of each row's own expert; rows stand sorted by expert, ``sizes`` rows for each.
+    """The weights of all experts, and biases where there are some; `grouped` computes with them."""
 
-    ``whose`` is each row's expert, where there are biases.
-    """
-
+    count: int
+    inputs: int
     features: int
+    biased: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, sizes: jax.Array, whose: jax.Array | None) -> jax.Array:
+    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
         init = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0)
-        shape = (sizes.shape[0], x.shape[-1], self.features)
-        kernel = self.param("kernel", init, shape).astype(x.dtype)
-        out = product(jax.lax.ragged_dot(x, kernel, sizes))
-        if whose is None:
-            return out
+        kernel = self.param("kernel", init, (self.count, self.inputs, self.features))
+        if not self.biased:
+            return kernel, None
         zeros = nn.initializers.zeros_init()
-        bias = self.param("bias", zeros, (sizes.shape[0], self.features)).astype(x.dtype)
-        return out + bias[whose]
+        return kernel, self.param("bias", zeros, (self.count, self.features))
 
 
 class GatedExperts(nn.Module):
-    """down(act(gate(x)) * up(x)) of each row's own expert, gate and up in one product."""
+    """The weights of down(act(gate(x)) * up(x)) of all experts, gate and up in one."""
 
     config: DecoderConfig
     experts: Experts
 
     @nn.compact
-    def __call__(self, x: jax.Array, sizes: jax.Array, whose: jax.Array | None) -> jax.Array:
-        experts = self.experts
-        both = Grouped(2 * experts.width, name="gate_up_proj")(x, sizes, whose)
-        if experts.interleaved:
-            gate, up = both[..., ::2], both[..., 1::2]
-        else:
-            gate, up = jnp.split(both, 2, axis=-1)
-        if experts.clamped is None:
-            hidden = ACTIVATION[self.config.activation](gate) * up
-        else:
-            hidden = clamped(gate, up, experts.clamped)
-        return Grouped(self.config.width, name="down_proj")(hidden, sizes, whose)
+    def __call__(self) -> tuple[Any, Any]:
+        experts, width = self.experts, self.config.width
+        both = Grouped(experts.count, width, 2 * experts.width, experts.biases, name="gate_up_proj")
+        down = Grouped(experts.count, experts.width, width, experts.biases, name="down_proj")
+        return both(), down()
+
+
+def grouped(
+    x: jax.Array, weights: tuple[jax.Array, jax.Array | None], sizes: jax.Array, whose: Any
+) -> jax.Array:
+    """x W of each row's own expert; rows stand sorted by expert, ``sizes`` rows for each.
+
+    ``whose`` is each row's expert, where there are biases.
+    """
+    kernel, bias = weights
+    out = product(jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes))
+    return out if bias is None else out + bias.astype(x.dtype)[whose]
 
 
 def clamped(gate: jax.Array, up: jax.Array, by: ClampedGate) -> jax.Array:
@@ -82,18 +88,11 @@ class Mixture(nn.Module):
             zeros = nn.initializers.zeros_init()
             correction = self.param("router_correction", zeros, (experts.count,))
         shares, chosen = choose(experts, scores, correction)
-        order = jnp.argsort(chosen.reshape(-1))
-        whose = chosen.reshape(-1)[order] if experts.biases else None
-        sizes = jnp.bincount(chosen.reshape(-1), length=experts.count)
-        sorted_rows = tokens[order // experts.chosen]
-        if experts.weighted_input:
-            sorted_rows = sorted_rows * shares.astype(x.dtype).reshape(-1, 1)[order]
-        out = GatedExperts(self.config, experts, name="experts")(sorted_rows, sizes, whose)
-        out = out[jnp.argsort(order)].reshape(*chosen.shape, -1)
-        if experts.weighted_input:
-            out = out.sum(axis=1)
-        else:
-            out = jnp.einsum("tk,tkd->td", shares.astype(x.dtype), out)
+        weights = GatedExperts(self.config, experts, name="experts")()
+        # each device sorts the rows that it has
+        run = functools.partial(mixed, self.config, experts)
+        of_rows = [each.reshape(*x.shape[:-1], -1) for each in (tokens, shares, chosen)]
+        out = by_rows(run, of_rows, weights).reshape(tokens.shape)
         if experts.shared_width is not None:
             out = out + self._shared(tokens)
         return out.reshape(x.shape)
@@ -104,3 +103,42 @@ class Mixture(nn.Module):
             return out
         gate = product(nn.Dense(1, use_bias=False, name="shared_gate")(tokens))
         return jax.nn.sigmoid(gate) * out
+
+
+def mixed(
+    config: DecoderConfig, experts: Experts, x: jax.Array, shares: Any, chosen: Any, weights: Any
+) -> jax.Array:
+    """The sum of what the chosen experts make of each token, weighted by their shares.
+
+    Args:
+        config: of the model.
+        experts: its rule.
+        x: (..., width).
+        shares: (..., chosen experts) float32.
+        chosen: (..., chosen experts) int32.
+        weights: what `GatedExperts` holds.
+    """
+    shape, (both, down) = x.shape, weights
+    tokens, shares, chosen = (each.reshape(-1, each.shape[-1]) for each in (x, shares, chosen))
+    order = jnp.argsort(chosen.reshape(-1))
+    whose = chosen.reshape(-1)[order] if experts.biases else None
+    sizes = jnp.bincount(chosen.reshape(-1), length=experts.count)
+    sorted_rows = tokens[order // experts.chosen]
+    if experts.weighted_input:
+        sorted_rows = sorted_rows * shares.astype(x.dtype).reshape(-1, 1)[order]
+    hidden = _gated(config, experts, grouped(sorted_rows, both, sizes, whose))
+    out = grouped(hidden, down, sizes, whose)
+    out = out[jnp.argsort(order)].reshape(*chosen.shape, -1)
+    if experts.weighted_input:
+        return out.sum(axis=1).reshape(shape)
+    return jnp.einsum("tk,tkd->td", shares.astype(x.dtype), out).reshape(shape)
+
+
+def _gated(config: DecoderConfig, experts: Experts, both: jax.Array) -> jax.Array:
+    if experts.interleaved:
+        gate, up = both[..., ::2], both[..., 1::2]
+    else:
+        gate, up = jnp.split(both, 2, axis=-1)
+    if experts.clamped is not None:
+        return clamped(gate, up, experts.clamped)
+    return ACTIVATION[config.activation](gate) * up

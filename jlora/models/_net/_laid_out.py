@@ -65,6 +65,34 @@ def rows_laid_out(x: jax.Array, last: str | None = None) -> jax.Array:
     return laid_out(x, ROWS, *[None] * (x.ndim - 2), last)
 
 
+def by_rows(fn: Callable[..., jax.Array], of_rows: Sequence[jax.Array], weights: Any) -> jax.Array:
+    """``fn(*of_rows, weights)``, on each device of its own rows alone.
+
+    For what looks at all rows at once, such as sorting them. Weights are whole there along the axes
+    of rows.
+
+    Args:
+        fn: gives an array with the rows first.
+        of_rows: arrays with the rows first.
+        weights: any tree.
+    """
+    if (known := _known.get()) is None:
+        return fn(*of_rows, weights)
+    mesh, axes = known
+    rows = axes.get(ROWS, ())
+    if not rows or fitting(len(of_rows[0]), rows, mesh) != rows:
+        return fn(*of_rows, weights)
+    in_context = jax.sharding.get_abstract_mesh().axis_names == mesh.axis_names
+    cut = PartitionSpec(rows)
+    return jax.shard_map(
+        fn,
+        mesh=None if in_context else mesh,
+        in_specs=(*[cut] * len(of_rows), PartitionSpec()),
+        out_specs=cut,
+        axis_names=set(rows),
+    )(*of_rows, weights)
+
+
 def fitting(size: int, axes: tuple[str, ...], mesh: Any) -> tuple[str, ...] | None:
     """The first of the axes, as many as divide the size together."""
     for count in range(len(axes), 0, -1):
