@@ -11,8 +11,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import flax.traverse_util
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -40,6 +38,7 @@ from jlora.models._files._torch_tensors import Stored as Stored
 from jlora.models._files._torch_tensors import from_stored as from_stored
 from jlora.models._files._torch_tensors import to_stored as to_stored
 from jlora.models._layout import Layout as Layout
+from jlora.models._layout import laid_out as _laid_out
 from jlora.models._layout import laid_out as _laid_out
 from jlora.models._layout import layout_of as _layout_of
 from jlora.models._mesh import make_mesh as make_mesh
