@@ -39,7 +39,6 @@ from jlora.models._files._torch_tensors import from_stored as from_stored
 from jlora.models._files._torch_tensors import to_stored as to_stored
 from jlora.models._layout import Layout as Layout
 from jlora.models._layout import laid_out as _laid_out
-from jlora.models._layout import laid_out as _laid_out
 from jlora.models._layout import layout_of as _layout_of
 from jlora.models._mesh import make_mesh as make_mesh
 from jlora.models._model import Model as Model

@@ -40,7 +40,8 @@ def test_rows_that_nothing_divides_stay_on_one_device(tiny, capsys, batch_size):
 def rows(tmp_path):
     """A file of a few rows."""
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"prompt": "1+1", "completion": "2"}\n' * 16)
+    lines = (f'{{"prompt": "{n}+1", "completion": "{n + 1}"}}' for n in range(24))
+    path.write_text("\n".join(lines))
     return str(path)
 
 
