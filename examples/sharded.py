@@ -3,9 +3,9 @@
     python examples/sharded.py
 
 A small decoder lies on 2 x 4 devices: rows go along ``fsdp``, and so do the weights; heads, MLPs
-and the vocabulary along ``model``. Its adapter is trained there, saved, and goes on on another mesh.
-The CPU stands for eight devices; JAX_PLATFORMS=tpu takes eight real ones. For a model from a file it is
-``models.load(source, mesh=layout)``, which reads on each device its own part.
+and the vocabulary along ``model``. Its adapter is trained there, saved, and restored on another
+mesh. The CPU stands for eight devices; JAX_PLATFORMS=tpu takes eight real ones. A model in a file
+is read so by ``models.load(source, mesh=layout)``.
 
 It prints
 
@@ -17,12 +17,6 @@ It prints
     restored on data=8, the adapter is the same: True
 """
 
-import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX starts
-EIGHT = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}".strip()
-
 import tempfile
 
 import flax.traverse_util
@@ -32,6 +26,9 @@ import optax
 
 import jlora
 from jlora import checkpoint, models, trainer
+
+jax.config.update("jax_platforms", jax.config.jax_platforms or "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
 
 STEPS, ROWS, LENGTH = 10, 8, 16
 CONFIG = models.DecoderConfig(

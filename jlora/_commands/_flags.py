@@ -125,8 +125,8 @@ def load_model(args: argparse.Namespace) -> Adapted:
     """The model of the flags: source, dtype and system message are the adapter's, unless given.
 
     Raises:
-        ValueError: when model or adapter are missing or do not fit each other, or the devices do not
-            make the mesh.
+        ValueError: when model or adapter are missing or do not fit each other; when the devices do
+            not make the mesh.
     """
     directories = folders_of(args.adapter)
     source, known = source_and_training(args, directories)

@@ -47,7 +47,7 @@ def rows(tmp_path):
 
 def test_weights_that_do_not_fit_are_cut(tiny, rows, monkeypatch, capsys):
     monkeypatch.setattr(trainer, "memory_limit", lambda: 8 * 2**10)
-    found = finetune.layout(Settings(model=tiny, data=(rows,), batch_size=8))
+    found = finetune.layout(Settings(model=tiny, data=(rows,), batch_size=8, max_length=128))
     assert dict(found.mesh.shape) == {"fsdp": 8}
     assert "fsdp=8: 8 of 8 devices" in capsys.readouterr().out
 
