@@ -53,7 +53,7 @@ def start_processes(
         raise ValueError("the processes were started before: expected one call in each process")
     if not alone:
         _require_answer(str(coordinator), process_id or 0, seconds)
-    if not jax.config.jax_cpu_collectives_implementation:
+    if not getattr(jax.config, "jax_cpu_collectives_implementation", None):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Its handler takes SIGTERM for itself; `stop_on_signals` tells all processes of one.
     jax.config.update("jax_enable_preemption_service", False)

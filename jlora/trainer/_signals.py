@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -111,11 +113,19 @@ def stop_on_signals() -> Iterator[Stop]:
         True
     """
     stop = Stop() if _together.client() is None else _StopOfAll()
+    came: float | None = None
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, _: FrameType | None) -> None:
-        stop._came(number)
-        restore()
+        nonlocal came
+        if came is None:
+            came = time.monotonic()
+            stop._came(number)
+            if not isinstance(stop, _StopOfAll):
+                restore()
+        elif time.monotonic() - came > 1:  # a launcher may signal a process and its parent
+            restore()
+            os.kill(os.getpid(), number)
 
     def restore() -> None:
         for number, handler in former.items():

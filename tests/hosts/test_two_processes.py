@@ -1,7 +1,11 @@
 """Two processes are one run: what they agree on, how they stop, and what ends them."""
 
+import os
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -48,6 +52,12 @@ def test_a_signal_to_one_stops_both_at_the_same_step_and_one_process_goes_on(pai
     assert float(abs(state["lora"]["kernel"].b).sum()) > 0
 
 
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def _config():
     return jlora.LoraConfig(targets="kernel", rank=2)
 
@@ -59,6 +69,47 @@ def test_one_that_dies_ends_the_other_within_a_minute(pair):
     assert time.monotonic() - began < 70
     assert both.status()[1] == -9
     assert both.status()[0] != 0
+
+
+def _train(number, port, *more, script="train.py"):
+    flags = f"--coordinator 127.0.0.1:{port} --processes 2 --process-id {number}".split()
+    return subprocess.Popen(
+        [sys.executable, script, *flags, *more],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": "."},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _lines(each):
+    out, errors = each.communicate(timeout=80)
+    return out, [line for line in errors.splitlines() if "[Gloo]" not in line]
+
+
+def test_the_command_names_the_setting_that_differs_in_both_processes(tmp_path):
+    port = _free_port()
+    common = ("--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "run"))
+    both = [_train(at, port, *common, "--rank", str(4 + 3 * at)) for at in (0, 1)]
+    for each in both:
+        _, errors = _lines(each)
+        assert each.returncode == 2
+        assert len(errors) == 1
+        assert "settings: the processes differ: rank is 7 in process 1 and 4 in" in errors[0]
+
+
+def test_the_command_tells_in_one_line_that_a_process_died_and_how_to_go_on(tmp_path):
+    port, out = _free_port(), tmp_path / "run"
+    both = [_train(at, port, "--out", str(out), script="tests/hosts/waiting.py") for at in (0, 1)]
+    printed, errors = _lines(both[0])
+    assert _lines(both[1]) == ("", [])
+    assert [each.returncode for each in both] == [1, 137]
+    assert printed == "training\n"
+    assert errors == [
+        "train.py: process 1 ended or no longer answers, so this one ended too. "
+        f"Go on with: python train.py --out {out} --resume"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +127,7 @@ def test_bad_arguments_are_told_before_anything_starts(given, told):
 
 
 def test_a_coordinator_that_does_not_answer_is_one_error_within_the_limit():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="did not answer for 1 seconds"):
         trainer.start_processes(f"127.0.0.1:{port}", processes=2, process_id=1, seconds=1)
