@@ -69,6 +69,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
     # ---- The run's folder ------------------------------------------------------------------------
 
     identity = {"data": seen.hexdigest(), "base": checkpoint.fingerprint(model.params)}
+    trainer.agreed("rows and model", identity)
     settings.check_patience(steps)
     best = finetune.best(settings, task)
     if asked.resume:
@@ -140,11 +141,16 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
                 values |= finetune.evaluated(found)
             log.write(number, values)
             bar.show(number, finetune.shown(values))
-            ends = update.last or stop.requested or best.stop
-            if ends or best.step == number or number % settings.checkpoint_every == 0:
+            ends = stop.requested or best.stop
+            if (
+                ends
+                or update.last
+                or best.step == number
+                or number % settings.checkpoint_every == 0
+            ):
                 with watch.paused():
                     finetune.save(run, number, state, best)
-            if stop.requested or best.stop:
+            if ends:
                 break
     if stop.signal:
         line = f"stopped by {stop.signal.name} after step {number}, which is saved"

@@ -14,6 +14,9 @@ def left_out(config) -> dict[Path, str]:
     mesh = ROOMS / "mesh"
     if not all(path.is_relative_to(mesh) for path in asked):
         reasons[mesh] = "it needs eight devices before JAX starts: `pytest tests/mesh` by itself"
+    hosts = ROOMS / "hosts"
+    if not all(path.is_relative_to(hosts) for path in asked):
+        reasons[hosts] = "it starts processes of its own: `pytest tests/hosts` by itself"
     if importlib.util.find_spec("torch") is None:
         reasons[ROOMS / "oracle"] = 'it needs torch: see "oracle" in .ci/run'
     return {

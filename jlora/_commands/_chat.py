@@ -19,6 +19,7 @@ HELP = "/reset begins anew, /system TEXT sets the system message, /quit ends"
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of ``chat``."""
     _flags.add_model(command)
+    _flags.add_mesh(command)
     _flags.add_answer(command)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jlora._commands import _adapters
+from jlora._sizes import sizes
 from jlora._weighted import Weighted, weighted
 
 
@@ -46,6 +47,16 @@ def add_model(
     )
     if with_dtype:
         command.add_argument("--dtype", choices=dtypes, help=f"of the weights ({dtype_of})")
+
+
+def add_mesh(command: argparse.ArgumentParser) -> None:
+    """--mesh."""
+    command.add_argument(
+        "--mesh",
+        type=axes,
+        metavar="",
+        help="axes of devices on which the model lies, such as data=1,model=4 (one device)",
+    )
 
 
 def add_answer(command: argparse.ArgumentParser) -> None:
@@ -114,7 +125,8 @@ def load_model(args: argparse.Namespace) -> Adapted:
     """The model of the flags: source, dtype and system message are the adapter's, unless given.
 
     Raises:
-        ValueError: when model or adapter are missing or do not fit each other.
+        ValueError: when model or adapter are missing or do not fit each other; when the devices do
+            not make the mesh.
     """
     directories = folders_of(args.adapter)
     source, known = source_and_training(args, directories)
@@ -122,6 +134,7 @@ def load_model(args: argparse.Namespace) -> Adapted:
     from jlora import compiled, models, peft
     from jlora.models._net import _kinds
 
+    mesh = None if args.mesh is None else models.make_mesh(args.mesh)
     compiled.keep()
     trained = known.get("settings", {})  # with this template and on this day
     model = models.load(
@@ -129,6 +142,7 @@ def load_model(args: argparse.Namespace) -> Adapted:
         dtype=args.dtype or known.get("dtype", "float32"),
         template=trained.get("template"),
         date=trained.get("date"),
+        mesh=mesh,
     )
     _kinds.require_writer(model.config, model.name, "writes answers")
     if len(directories) == 1 and _is_peft(directories[0]):
@@ -303,3 +317,11 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number
+
+
+def axes(text: str) -> dict[str, int]:
+    """The sizes of a mesh's axes, for argparse."""
+    try:
+        return sizes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

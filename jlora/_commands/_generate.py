@@ -11,6 +11,7 @@ from jlora._commands import _flags
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of ``generate``."""
     _flags.add_model(command)
+    _flags.add_mesh(command)
     command.add_argument("--prompt", required=True, metavar="", help="what to answer")
     _flags.add_answer(command)
     command.add_argument(

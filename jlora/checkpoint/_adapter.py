@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora import _files, _paths, _sealed_json, _words
+from jlora import _files, _paths, _sealed_json, _together, _words
 from jlora._config import LoraConfig
 from jlora._lora_dict import Lora, check, check_is_adapter, of_leaves, shared_of
 from jlora._node import Node
@@ -88,7 +88,9 @@ def save(
     _check_ranks(lora, config)
     if base is not None:
         check(base, lora)
-    previous = _what_is_there(directory, overwrite)
+    previous = _together.by_first(
+        f"looking into {directory}", lambda: sorted(_what_is_there(directory, overwrite))
+    )
     number = 1 + max((int(re.sub(r"\D", "", name)) for name in previous), default=0)
     arrays, _ = _paths.arrays(lora)
     arrays_name = f"arrays-{number}"
@@ -106,13 +108,15 @@ def save(
         raise ValueError(f"the metadata can't be written as JSON: {error}") from None
     directory.mkdir(parents=True, exist_ok=True)
     _arrays.write(directory / arrays_name, arrays)
-    if jax.process_index() == 0:
+
+    def complete() -> None:
         description["seal"] = _arrays.seal(directory / arrays_name)
         _files.sync(directory / arrays_name)
         _sealed_json.write(directory / _FILE, description, version=_VERSION)
         for name in previous:
             shutil.rmtree(directory / name, ignore_errors=True)
-    _arrays.wait_for_all(f"saved {directory}")
+
+    _together.by_first(f"saving {directory}", complete)
 
 
 def restore(

@@ -124,14 +124,6 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def wait_for_all(what: str) -> None:
-    """Waits for the other processes, if there are any, to come to the same place."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"jlora: {what}")
-
-
 def _orbax() -> Any:
     import orbax.checkpoint  # a second; a run that saves nothing yet need not wait for it
 

@@ -25,7 +25,7 @@ from tyro.constructors import (
 )
 
 import jlora
-from jlora import _files
+from jlora import _files, _together
 from jlora.finetune import _kinds
 from jlora.finetune._settings import Settings, flag
 
@@ -46,7 +46,22 @@ class Asked:
     """say what the run will need, from shapes alone, and show a few rows; train nothing"""
     preview: Switch = False
     """show a few rows as the model will see them; train nothing"""
+    # Of the start, not of the run: one that goes on may have other processes.
+    distributed: Switch = False
+    """one of several processes, which the cluster says: SLURM, TPU, GKE, MPI"""
+    coordinator: Annotated[str, _kinds.UNSHOWN] = ""
+    """HOST:PORT where process 0 listens, in the place of --distributed"""
+    processes: Annotated[int | None, _kinds.STEPS, _kinds.UNSHOWN] = None
+    """how many processes there are, with --coordinator"""
+    process_id: Annotated[int | None, _kinds.STEPS, _kinds.UNSHOWN] = None
+    """number of this process, from 0, with --coordinator"""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()  # noqa: RUF009 - frozen
+
+    @property
+    def of_several(self) -> bool:
+        """Whether this process is one of several."""
+        given = (self.coordinator or None, self.processes, self.process_id)
+        return self.distributed or any(each is not None for each in given)
 
 
 def parse(
@@ -93,7 +108,8 @@ def write_settings(path: Path, settings: Settings) -> None:
     kept = {name: value for name, value in said.items() if value not in (None, "", [], {})}
     plain_first = sorted(kept, key=lambda name: isinstance(kept[name], Mapping))
     text = tomli_w.dumps({name: kept[name] for name in plain_first}, multiline_strings=True)
-    _files.write_together({path: f"# Repeats this run: --config {path.name}\n{text}".encode()})
+    content = f"# Repeats this run: --config {path.name}\n{text}".encode()
+    _together.by_first(f"writing {path}", lambda: _files.write_together({path: content}))
 
 
 def _parsed(argv: Sequence[str], default: Asked, description: str) -> Asked:
@@ -114,6 +130,7 @@ def _parsed(argv: Sequence[str], default: Asked, description: str) -> Asked:
             raise
         raise ValueError(_one_line(told.getvalue())) from None
     values = {field.name: getattr(asked.settings, field.name) for field in _FIELDS}
+    values |= {name: getattr(asked, name) for name in ("processes", "process_id")}
     if problems := _unread(values):
         raise ValueError("; ".join(problems))
     return asked
@@ -145,6 +162,7 @@ def _one_line(box: str) -> str:
 def nearest(name: str) -> list[str]:
     """The settings whose names are like this one."""
     known = [*Settings().flat(), "config", "resume", "overwrite", "dry_run", "preview"]
+    known += ["distributed", "coordinator", "processes", "process_id"]
     return difflib.get_close_matches(name.strip("-").replace("-", "_"), known, n=2, cutoff=0.6)
 
 

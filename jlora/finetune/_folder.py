@@ -48,7 +48,7 @@ def rows_folder(run: trainer.Run, *, resume: bool) -> str:
     """
     if resume:
         return _rows_of(run)
-    return _free_name(run, _ROWS)
+    return trainer.by_first("a folder for rows", lambda: _free_name(run, _ROWS))
 
 
 def _free_name(run: trainer.Run, plain: str) -> str:

@@ -13,6 +13,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from jlora import _files
+from jlora._sizes import sizes
 
 UNSHOWN = tyro.conf.arg(help_behavior_hint="")  # a default that says nothing
 
@@ -62,14 +63,6 @@ def names(text: str) -> dict[str, str]:
     if not all(name.strip() and value.strip() for name, _, value in pairs):
         raise ValueError(f"{text!r}: expected names such as prompt=question,completion=answer")
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def sizes(text: str) -> dict[str, int]:
-    """``data=2,model=4`` as a dict of whole numbers."""
-    try:
-        return {name: int(size) for name, size in names(text).items()}
-    except ValueError:
-        raise ValueError(f"{text!r}: expected axes such as data=2,model=4 or fsdp=-1") from None
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -30,39 +30,35 @@ def layout(settings: Settings) -> models.Layout | None:
         ValueError: when the devices do not make the mesh, or it does not divide the batch; when
             devices of several processes would be left over.
     """
-    devices = jax.devices()
-    rows = settings.batch_size // settings.accumulate
+    rows, total = settings.batch_size // settings.accumulate, len(jax.devices())
     if settings.mesh is not None:
         found = models.Layout(models.make_mesh(settings.mesh))
         if rows % found.parts:
             raise ValueError(_undivided(settings, rows, found.parts))
-    elif len(devices) == 1:
+    elif total == 1:
         return None
     else:
-        count = max(each for each in range(1, len(devices) + 1) if rows % each == 0)
-        if jax.process_count() > 1 and count < len(devices):
-            raise ValueError(
-                f"{_undivided(settings, rows, len(devices))}; or --mesh data={count},model="
-                f"{len(devices) // count}"
-                if len(devices) % count == 0
-                else _undivided(settings, rows, len(devices))
-            )
-        if count == 1:
-            _tell(None, len(devices))
-            return None
-        found = models.Layout(models.make_mesh({"data": count}))
-        if not _fits(settings, found):
-            found = models.Layout(models.make_mesh({"fsdp": count}))
-    _tell(found, len(devices))
+        found = _chosen(settings, rows, total)
+    _tell(found, total)
     return found
 
 
+def _chosen(settings: Settings, rows: int, total: int) -> models.Layout | None:
+    """Rows over as many devices as divide them; weights too, where they do not fit otherwise."""
+    count = max(each for each in range(1, total + 1) if rows % each == 0)
+    if jax.process_count() > 1 and count < total:  # none may be left over
+        other = f"; or --mesh data={count},model={total // count}" if total % count == 0 else ""
+        raise ValueError(_undivided(settings, rows, total) + other)
+    if count == 1:
+        return None
+    whole = models.Layout(models.make_mesh({"data": count}))
+    return whole if _fits(settings, whole) else models.Layout(models.make_mesh({"fsdp": count}))
+
+
 def _undivided(settings: Settings, rows: int, parts: int) -> str:
-    of = (
-        ""
-        if settings.accumulate == 1
-        else f" (--batch-size over --accumulate {settings.accumulate})"
-    )
+    """What is wrong with the rows of a pass, and how many could be cut so."""
+    passes = settings.accumulate
+    of = "" if passes == 1 else f" (--batch-size over --accumulate {passes})"
     return (
         f"{rows} rows{of} can't be cut over {parts} devices along data and fsdp: expected a "
         f"multiple of {parts}"

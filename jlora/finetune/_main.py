@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 
 from jlora import compiled, trainer
 from jlora.finetune._dry_run import advice, dry_run, preview
 from jlora.finetune._flags import Asked, parse
+from jlora.finetune._parent import status_of_child
 from jlora.finetune._settle import require, settled
 
 
@@ -56,7 +60,10 @@ def main(
     name = command.split()[-1]
 
     def fail(problem: object, status: int) -> int:
-        print(f"{name}: {problem}", file=sys.stderr)
+        print(f"{name}: {problem}", file=sys.stderr, flush=True)
+        if jax.distributed.is_initialized():  # the others' runtime ends them, they end with no more
+            time.sleep(0 if jax.process_index() else 2)  # without the first none can tell why
+            os._exit(status)
         return status
 
     with contextlib.ExitStack() as stack:
@@ -70,6 +77,15 @@ def main(
                 require(asked.settings)
                 (dry_run if asked.dry_run else preview)(asked.settings)
                 return 0
+            if asked.of_several:
+                again = go_on(asked.settings.folder, command)
+                tell = lambda line, again=again: fail(f"{line}. {again}", 1)  # noqa: E731
+                if (status := status_of_child(argv, tell)) is not None:
+                    return status
+                _start(asked)
+                if jax.process_index():  # the first one prints
+                    nowhere = stack.enter_context(open(os.devnull, "w"))
+                    stack.enter_context(contextlib.redirect_stdout(nowhere))
             run = trainer.Run(asked.settings.folder)
             stack.enter_context(run.locked())
             before = _begun(run)
@@ -80,21 +96,36 @@ def main(
                 stack.enter_context(jax.default_matmul_precision(asked.settings.precision))
             train(asked, run)
         except (Exception, KeyboardInterrupt) as error:
+            _wait_for_verdict(error)
             told, status = _told(error, asked)
             if run is None or asked is None or not (asked.resume or _begun(run) != before):
                 return fail(told, status)  # the run had not begun
             if isinstance(error, OSError):
                 told, status = f"{told}. What was saved before is whole", 1
             if _goes_on(error):
-                told = f"{told}. {go_on(run, command)}"
+                told = f"{told}. {go_on(run.directory, command)}"
             return fail(told, status)
     print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {trainer.peak_memory()}")
     return 0
 
 
-def go_on(run: trainer.Run, command: str) -> str:
+def go_on(folder: str | Path, command: str) -> str:
     """The command that resumes the run."""
-    return f"Go on with: {command} --out {shlex.quote(str(run.directory))} --resume"
+    return f"Go on with: {command} --out {shlex.quote(str(folder))} --resume"
+
+
+def _start(asked: Asked) -> None:
+    """Joins the other processes, which have the same JAX and jlora."""
+    trainer.start_processes(asked.coordinator or None, asked.processes, asked.process_id)
+    versions = {each: importlib.metadata.version(each) for each in ("jax", "jaxlib", "jlora")}
+    trainer.agreed("versions", versions)
+
+
+def _wait_for_verdict(error: BaseException) -> None:
+    """Where others are gone a collective fails first: JAX's runtime says who, or nothing."""
+    of_runtime = isinstance(error, jax.errors.JaxRuntimeError) and not trainer.ran_out(error)
+    if of_runtime and jax.distributed.is_initialized():
+        time.sleep(45)
 
 
 def _begun(run: trainer.Run) -> bytes:

@@ -50,12 +50,16 @@ def settled(asked: Asked, argv: Sequence[str] | None, run: trainer.Run) -> Asked
         require(asked.settings)
     try:
         if not asked.resume:
-            run.claim(overwrite=asked.overwrite)
-            today = asked.settings.date or datetime.date.today().isoformat()
-            return dataclasses.replace(
+            trainer.by_first("claiming", lambda: run.claim(overwrite=asked.overwrite))
+            date = lambda: datetime.date.today().isoformat()  # noqa: E731
+            today = asked.settings.date or trainer.by_first("the day", date)
+            asked = dataclasses.replace(
                 asked, settings=dataclasses.replace(asked.settings, date=today)
             )
-        begun = run.settings["settings"] | (run.recorded(_ANEW) or {})
+            return _agreed(asked)
+        begun = trainer.by_first(
+            "resuming", lambda: run.settings["settings"] | (run.recorded(_ANEW) or {})
+        )
     except ValueError as error:
         raise ValueError(f"{error}. {_FOLDER_FLAGS}") from None
     base = Settings.from_flat(begun)
@@ -73,6 +77,13 @@ def settled(asked: Asked, argv: Sequence[str] | None, run: trainer.Run) -> Asked
             f"{'; '.join(changed)}. Leave these flags out, or choose another --out"
         )
     require(asked.settings)
+    return _agreed(asked)
+
+
+def _agreed(asked: Asked) -> Asked:
+    """The same, once all processes have these settings."""
+    whole = {**asked.settings.flat(), "resume": asked.resume, "overwrite": asked.overwrite}
+    trainer.agreed("settings", whole)
     return asked
 
 

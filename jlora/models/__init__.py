@@ -11,8 +11,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import flax.traverse_util
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -40,6 +38,7 @@ from jlora.models._files._torch_tensors import Stored as Stored
 from jlora.models._files._torch_tensors import from_stored as from_stored
 from jlora.models._files._torch_tensors import to_stored as to_stored
 from jlora.models._layout import Layout as Layout
+from jlora.models._layout import laid_out as _laid_out
 from jlora.models._layout import layout_of as _layout_of
 from jlora.models._mesh import make_mesh as make_mesh
 from jlora.models._model import Model as Model
@@ -108,11 +107,8 @@ def outline(
     opened = _source.opened(_source.located(source))
     model = _source.outlined(opened)
     tokenizer = _of_model(model.tokenizer, model.config)
-    layout, params = _layout_of(mesh), model.params
-    if layout is not None:
-        its = layout.weights(model.config, expected_shapes(model.config))
-        its = flax.traverse_util.unflatten_dict(its, sep="/")
-        params = jax.tree.map(lambda like, where: like.update(sharding=where), params, its)
+    layout = _layout_of(mesh)
+    params = _laid_out(layout, model.config, model.params)
     return dataclasses.replace(
         model, params=params, tokenizer=tokenizer, name=str(source), layout=layout
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.traverse_util
+import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jlora import _placement, _words
@@ -217,6 +218,21 @@ def computed(layout: Layout | None, fn: Callable[..., Any]) -> Callable[..., Any
             return _laid_out.automatic(fn)(*args)
 
     return on_its_mesh
+
+
+def laid_out(layout: Layout | None, config: Any, params: Any) -> Any:
+    """A model's parameters, or their shapes, where the layout says; as they are without one."""
+    if layout is None:
+        return params
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
+    places = layout.weights(config, {path: leaf.shape for path, leaf in flat.items()})
+    return jax.tree.map(_put, params, flax.traverse_util.unflatten_dict(places, sep="/"))
+
+
+def _put(leaf: Any, place: NamedSharding) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.update(sharding=place)
+    return jax.device_put(leaf, place)
 
 
 def layout_of(mesh: Mesh | Layout | None) -> Layout | None:

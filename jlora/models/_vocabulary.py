@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlora.models._layout import laid_out
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._encoder_config import Config
 
@@ -88,6 +89,7 @@ def with_vocabulary(model: Any, vocabulary: Vocabulary) -> Any:
     for path, rows in vocabulary.rows.items():
         part, name = path.split("/")
         params[part] = {**params[part], name: _longer(params[part][name], rows, path == HEAD)}
+    params = laid_out(model.layout, config, params)
     return dataclasses.replace(model, params=params, config=config)
 
 

@@ -15,6 +15,7 @@ from jlora._paths import key_for
 from jlora.models._families import family_of
 from jlora.models._families._labels import HEAD, relabelled
 from jlora.models._files._stacking import expected_shapes
+from jlora.models._layout import laid_out
 from jlora.models._text_model import TextModel
 
 _SPREAD = 0.02  # of a fresh head's weights, as transformers draws them
@@ -65,7 +66,7 @@ def with_classifier(model: Any, labels: Sequence[str], key: jax.Array) -> Any:
         else _fresh(path, shape, key, paths["embed/embedding"])
         for path, shape in shapes.items()
     }
-    params = flax.traverse_util.unflatten_dict(params, sep="/")
+    params = laid_out(model.layout, config, flax.traverse_util.unflatten_dict(params, sep="/"))
     return dataclasses.replace(model, params=params, config=config)
 
 

@@ -7,10 +7,13 @@ batches, a function of the step's number; and a loop over them: `iterate` for a 
 Around the loop: how good it is (`evaluate`, `Best`), whether it goes wrong (`Jumps`), what a
 person sees of it (`loggers`, `progress`, `draw`), and how they stop it (`stop_on_signals`).
 `Run` is its folder: sealed states to go on from, written by one process at a time.
+Several processes are one run by `start_processes`, `agreed` and `by_first`.
 Nothing here knows what the model or the batch is.
 """
 
 from jlora._cross_entropy import cross_entropy as cross_entropy
+from jlora._together import agreed as agreed
+from jlora._together import by_first as by_first
 from jlora.trainer._best import DIRECTIONS as DIRECTIONS
 from jlora.trainer._best import Best as Best
 from jlora.trainer._evaluate import evaluate as evaluate
@@ -36,6 +39,7 @@ from jlora.trainer._optimizers import OPTIMIZERS as OPTIMIZERS
 from jlora.trainer._optimizers import update_rule as update_rule
 from jlora.trainer._outlook import Outlook as Outlook
 from jlora.trainer._outlook import outlook as outlook
+from jlora.trainer._processes import start_processes as start_processes
 from jlora.trainer._progress import Progress as Progress
 from jlora.trainer._progress import progress as progress
 from jlora.trainer._run import Run as Run

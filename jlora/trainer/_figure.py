@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jlora import _files, _requires
+from jlora import _files, _requires, _together
 
 _PALE, _INK, _HELD_OUT, _GREY = "#b9cde2", "#1f5a96", "#d1602a", "#6b6b6b"
 _SCORES = 3  # at most, as panels
@@ -64,7 +64,8 @@ def draw(
             fill(axes[name])
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=150, facecolor="white", format="png")
-        _files.write_together({Path(path): drawn.getvalue()})
+        content = {Path(path): drawn.getvalue()}
+        _together.by_first(f"writing {path}", lambda: _files.write_together(content))
 
 
 def _panels(metrics: Any, scores: Any, evaluation: str) -> dict[str, Any]:

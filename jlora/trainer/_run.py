@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jlora.checkpoint import _arrays
-from jlora.trainer import _lock
+from jlora import _together
+from jlora.trainer import _lock, _shared
 from jlora.trainer._records import Records
 from jlora.trainer._states import States
 
@@ -31,7 +30,7 @@ class Run:
         keep: how many states to keep, the newest; the best one stays beside them.
 
     Raises:
-        ValueError: when ``keep`` is less than 1.
+        ValueError: when ``keep`` is less than 1, or the directory is an address such as gs://.
 
     Example:
         >>> import tempfile
@@ -51,6 +50,10 @@ class Run:
     def __init__(self, directory: str | Path, *, keep: int = 2):
         if keep < 1:
             raise ValueError(f"keep is {keep}: expected at least 1 state")
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(directory)):
+            raise ValueError(
+                f"{directory} is no folder of a file system: expected one, which all processes see"
+            )
         self.directory = Path(directory)
         self._keep = keep
         self._records = Records(self.directory)
@@ -59,7 +62,9 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process until the block ends; needs the package filelock.
+        """Holds the folder for this run until the block ends; needs the package filelock.
+
+        Of several processes the first holds it, once all of them have seen it.
 
         The lock is free once its process has ended, however it ended. If no run was begun in the
         block, what it wrote into a folder that was new or empty is removed again; what a process
@@ -68,15 +73,24 @@ class Run:
         Raises:
             ValueError: when another process holds it, which is named.
         """
+        with contextlib.ExitStack() as held:
+            enter = lambda: held.enter_context(self._held())  # noqa: E731
+            self._fresh = _together.by_first(f"locking {self.directory}", enter)
+            _shared.require(self.directory)
+            yield
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[bool]:
+        """The lock, in the process that takes it."""
         if self.directory.exists() and not self.directory.is_dir():
             raise ValueError(f"{self.directory} is a file: expected a folder for the run")
         new = not self.directory.exists()
         was_empty = new or not any(self.directory.iterdir())
         try:
-            with _lock.locked(self.directory) as self._fresh:
+            with _lock.locked(self.directory) as fresh:
                 self._states.remove_unfinished()
                 try:
-                    yield
+                    yield fresh
                 finally:
                     if not self.begun:
                         _lock.leave(self.directory, everything=was_empty)
@@ -135,15 +149,19 @@ class Run:
             OSError: when it can't be written.
         """
         self._records.check(settings)
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{self.directory} can't be made: {error.strerror}") from None
-        self._states.set_aside()
-        self._records.begin(settings)
-        self._states.remove_former()
-        _lock.begun(self.directory)
-        self._records.remove_others()
+
+        def begin() -> None:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"{self.directory} can't be made: {error.strerror}") from None
+            self._states.set_aside()
+            self._records.begin(settings)
+            self._states.remove_former()
+            _lock.begun(self.directory)
+            self._records.remove_others()
+
+        _together.by_first(f"beginning the run in {self.directory}", begin)
 
     def record(self, name: str, content: Mapping[str, Any]) -> None:
         """Keeps something small beside the states, as ``<name>.json``, replaced in one step.
@@ -156,7 +174,8 @@ class Run:
             ValueError: when JSON can't hold the content.
             OSError: when it can't be written; what was there stays.
         """
-        self._records.write(name, content)
+        keep = lambda: self._records.write(name, content)  # noqa: E731
+        _together.by_first(f"recording {name} in {self.directory}", keep)
 
     def recorded(self, name: str) -> dict[str, Any] | None:
         """What `record` was last given under this name in this run, or None.
@@ -205,14 +224,13 @@ class Run:
         except (TypeError, ValueError) as error:
             raise ValueError(f"the notes can't be written as JSON: {error}") from None
         of_seal = {"run": run, "notes": notes or {}, "best": best}
-        latest = self.latest_step
+        latest = _together.by_first(f"states in {self.directory}", lambda: self.latest_step)
         if latest is None or step > latest:
             self._states.write(step, state, **of_seal)
-        elif step == latest and (notes or best) and jax.process_index() == 0:
-            self._states.note(step, **of_seal)
-        if jax.process_index() == 0:
-            self._remove_old()
-        _arrays.wait_for_all(f"saved step {step} in {self.directory}")
+        elif step == latest and (notes or best):
+            noted = lambda: self._states.note(step, **of_seal)  # noqa: E731
+            _together.by_first(f"noting step {step} in {self.directory}", noted)
+        _together.by_first(f"saved step {step} in {self.directory}", self._remove_old)
 
     def _remove_old(self) -> None:
         ours = self.steps

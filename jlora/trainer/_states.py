@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jlora import _files, _paths, _sealed_json
+from jlora import _files, _paths, _sealed_json, _together
 from jlora.checkpoint import _arrays
 from jlora.trainer import _sealed_states
 
@@ -65,21 +65,23 @@ class States:
         arrays, _ = _paths.arrays(state)
         where = self._folder.absolute() / str(step)
         aside = where.with_name(f".{where.name}")
-        first = jax.process_index() == 0
-        try:
-            if first:
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir(parents=True)
-            _arrays.wait_for_all(f"saving {where}")
-            _arrays.write(aside / _ARRAYS, arrays)
-            if not first:
-                return
+
+        def make_room() -> None:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+
+        def name_it() -> None:
             _sealed_states.seal(aside, step=step, run=run, notes=notes, best=best)
             _files.sync(aside)
             if where.exists():  # another run's, which is not ours to delete
                 os.rename(where, where.with_name(f"{where.name}-of-another-run"))
             os.rename(aside, where)
             _files.sync_folder(where.parent)
+
+        try:
+            _together.by_first(f"saving {where}", make_room)
+            _together.together(f"writing {where}", lambda: _arrays.write(aside / _ARRAYS, arrays))
+            _together.by_first(f"sealing {where}", name_it)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             reason = error.strerror or str(error).rpartition("could not be written: ")[2]
