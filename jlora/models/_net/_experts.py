@@ -87,12 +87,10 @@ class Mixture(nn.Module):
         if experts.corrected:
             zeros = nn.initializers.zeros_init()
             correction = self.param("router_correction", zeros, (experts.count,))
-        shares, chosen = choose(experts, scores, correction)
-        weights = GatedExperts(self.config, experts, name="experts")()
+        weights = correction, *GatedExperts(self.config, experts, name="experts")()
         # each device sorts the rows that it has
         run = functools.partial(mixed, self.config, experts)
-        of_rows = [each.reshape(*x.shape[:-1], -1) for each in (tokens, shares, chosen)]
-        out = by_rows(run, of_rows, weights).reshape(tokens.shape)
+        out = by_rows(run, [x, scores.reshape(*x.shape[:-1], -1)], weights).reshape(tokens.shape)
         if experts.shared_width is not None:
             out = out + self._shared(tokens)
         return out.reshape(x.shape)
@@ -106,7 +104,7 @@ class Mixture(nn.Module):
 
 
 def mixed(
-    config: DecoderConfig, experts: Experts, x: jax.Array, shares: Any, chosen: Any, weights: Any
+    config: DecoderConfig, experts: Experts, x: jax.Array, scores: jax.Array, weights: Any
 ) -> jax.Array:
     """The sum of what the chosen experts make of each token, weighted by their shares.
 
@@ -114,12 +112,12 @@ def mixed(
         config: of the model.
         experts: its rule.
         x: (..., width).
-        shares: (..., chosen experts) float32.
-        chosen: (..., chosen experts) int32.
-        weights: what `GatedExperts` holds.
+        scores: (..., experts) float32, the router's.
+        weights: what corrects the choice, if something does, and what `GatedExperts` holds.
     """
-    shape, (both, down) = x.shape, weights
-    tokens, shares, chosen = (each.reshape(-1, each.shape[-1]) for each in (x, shares, chosen))
+    shape, (correction, both, down) = x.shape, weights
+    tokens, scores = (each.reshape(-1, each.shape[-1]) for each in (x, scores))
+    shares, chosen = choose(experts, scores, correction)
     order = jnp.argsort(chosen.reshape(-1))
     whose = chosen.reshape(-1)[order] if experts.biases else None
     sizes = jnp.bincount(chosen.reshape(-1), length=experts.count)
