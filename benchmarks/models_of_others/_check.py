@@ -37,7 +37,7 @@ def checked(fn: Callable[..., jax.Array], params: Any, *args: Any) -> dict[str, 
         "weights": len(paths),
         "all_linear": len(axes.linear),
         "left_out": dict(Counter(axes.left_out.values())),
-        "unclear": len(axes.unclear),
+        "unclear": dict(Counter(axes.unclear.values())),
         "uses": len(report.uses),
         "merged": [
             {"leaf": path, "operation": operation, "reason": reason, "uses": count}

@@ -44,4 +44,10 @@ def vssd() -> tuple:
     return _made("vssd", "Vssd", 32, 3, depths=[1, 1, 1, 1])
 
 
-MODELS = {"ViT": vit, "ConvNeXt": convnext, "AttNet": attnet, "VSSD": vssd}
+def parcae() -> tuple:
+    """Parcae: a transformer whose middle blocks run in a loop, with one set of weights."""
+    loop = {"mean_recurrence": 3, "max_recurrence": 3, "state_init": "zero"}
+    return _made("parcae", "VisionParcae", 32, 3, 24, 8, 3, **loop)
+
+
+MODELS = {"ViT": vit, "ConvNeXt": convnext, "AttNet": attnet, "VSSD": vssd, "Parcae": parcae}

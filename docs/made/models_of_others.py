@@ -14,7 +14,7 @@ HEAD = """| Package | Model | Value off by | Gradient off by | Weights | `"all-l
 def table() -> str:
     """A row for each model, and the reasons for what is merged and left out."""
     found = json.loads((RESULTS / "models-of-others.json").read_text(encoding="utf-8"))
-    rows, merged, aside = "", "", ""
+    rows, merged, aside, unclear = "", "", "", ""
     for row in found.values():
         uses = sum(each["uses"] for each in row["merged"])
         rows += (
@@ -28,7 +28,10 @@ def table() -> str:
             merged += f"- {name}, `{operation}`: {reason}\n"
         for reason, count in row["left_out"].items():
             aside += f"- {name}, {count}: {reason}\n"
+        for reason, count in row["unclear"].items():
+            unclear += f"- {name}, {count}: {reason}\n"
     return (
         f"{HEAD}{rows}\nMerged, and why:\n\n{merged or '- nothing'}\n\n"
-        f'Left out by `"all-linear"`, and why:\n\n{aside}'
+        f'Left out by `"all-linear"`, and why:\n\n{aside}\n'
+        f"Without an adapter, and why:\n\n{unclear or '- nothing'}\n"
     )

@@ -132,3 +132,15 @@ def test_the_families_are_all_there_and_readme_counts_them():
     assert (
         f"| Model families that load out of the box | {len(FAMILIES) + len(ENCODERS)} |" in README
     )
+
+
+def test_models_of_others_were_run_at_the_pinned_versions():
+    pinned = {}
+    for line in (ROOT / "benchmarks/models_of_others/packages.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.lower().split("==")
+            pinned[name] = version
+    stored = json.loads((ROOT / "benchmarks/results/models-of-others.json").read_text())
+    assert stored
+    for title, row in stored.items():
+        assert row["of"] == f"{pinned[row['package']]}, JAX {pinned['jax']}", title
