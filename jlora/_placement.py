@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -222,6 +223,17 @@ def on_mesh_of(tree: Any, leaf: Any) -> Any:
             or array.sharding.device_set == place.device_set
         ):
             return array
-        return jax.device_put(array, NamedSharding(place.mesh, PartitionSpec()))
+        return placed(array, NamedSharding(place.mesh, PartitionSpec()))
 
     return jax.tree.map(moved, tree)
+
+
+def placed(array: Any, sharding: NamedSharding) -> jax.Array:
+    """The array as the sharding says; on a mesh of several processes each has the whole of it."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        data = placed(jax.random.key_data(array), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])

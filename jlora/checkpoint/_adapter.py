@@ -178,7 +178,7 @@ def restore(
         )
     arrays = _arrays.read(directory / arrays_name, expected)
     found = [
-        arrays[path] if path in arrays else jax.device_put(leaf, places[path])
+        arrays[path] if path in arrays else _placement.placed(leaf, places[path])
         for path, leaf in abstract.items()
     ]
     return jax.tree.unflatten(structure, found), config

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 import jlora
-from jlora import checkpoint, models, peft, trainer
+from jlora import _placement, checkpoint, models, peft, trainer
 from jlora.finetune import _kept_start
 from jlora.finetune._settings import STARTS_FROM_DATA, Settings
 
@@ -42,7 +42,7 @@ def start(
     """
     config, frozen, lora = _started(settings, model, loss, batches, run, whole=whole)
     if model.layout is not None and not of_shapes(model):
-        lora = jax.device_put(lora, model.layout.of_adapter(frozen, lora))
+        lora = jax.tree.map(_placement.placed, lora, model.layout.of_adapter(frozen, lora))
     return config, frozen, lora
 
 

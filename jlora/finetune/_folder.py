@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import itertools
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
-from jlora import checkpoint, trainer
+from jlora import _together, checkpoint, trainer
 from jlora.finetune import _kept_start
 from jlora.finetune._results import LEFT_BEHIND
 from jlora.finetune._settings import Settings
@@ -32,7 +35,8 @@ def begin(run: trainer.Run, settings: Settings, identity: Mapping[str, Any], row
     Raises:
         ValueError: when the folder can't be made.
     """
-    start, starts = _free_name(run, _kept_start.NAME), set()
+    start = trainer.by_first("a folder for the start", lambda: _free_name(run, _kept_start.NAME))
+    starts = set()
     if run.begun:
         former = {*LEFT_BEHIND, _rows_of(run), *_numbered(run, _ROWS)} - {rows}
         _remove(run, former)
@@ -46,9 +50,18 @@ def rows_folder(run: trainer.Run, *, resume: bool) -> str:
 
     So the former run is whole until this one begins.
     """
-    if resume:
-        return _rows_of(run)
-    return trainer.by_first("a folder for rows", lambda: _free_name(run, _ROWS))
+    of_run = lambda: _rows_of(run) if resume else _free_name(run, _ROWS)  # noqa: E731
+    name = trainer.by_first("a folder for rows", of_run)
+    return _own(run.directory / name) if _together.index() else name
+
+
+def _own(rows: Path) -> str:
+    """Another process's own folder, as the run's is now; it goes with the process."""
+    own = tempfile.mkdtemp(prefix="jlora-rows-")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    if rows.is_dir():
+        shutil.copytree(rows, own, dirs_exist_ok=True)
+    return own
 
 
 def _free_name(run: trainer.Run, plain: str) -> str:
@@ -63,7 +76,7 @@ def _numbered(run: trainer.Run, plain: str) -> set[str]:
 
 
 def _remove(run: trainer.Run, names: Iterable[str]) -> None:
-    for name in names:
+    for name in () if _together.index() else names:
         shutil.rmtree(run.directory / name, ignore_errors=True)
 
 

@@ -232,7 +232,7 @@ def laid_out(layout: Layout | None, config: Any, params: Any) -> Any:
 def _put(leaf: Any, place: NamedSharding) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf.update(sharding=place)
-    return jax.device_put(leaf, place)
+    return _placement.placed(leaf, place)
 
 
 def layout_of(mesh: Mesh | Layout | None) -> Layout | None:

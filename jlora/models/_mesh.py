@@ -41,7 +41,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         found = {name: count // known if size == -1 else size for name, size in found.items()}
     whole = math.prod(found.values())
     if not problem and whole > count:
-        problem = f"it has {whole} places, but there are {count} devices"
+        problem = f"it has {whole} places, more than the {count} devices"
     several = len({device.process_index for device in devices}) > 1
     if not problem and whole < count and several:
         problem = f"it has {whole} places for {count} devices, which belong to several processes"
@@ -70,6 +70,6 @@ def _problem(sizes: Mapping[str, int]) -> str:
 def _choices(count: int) -> str:
     """Some meshes that so many devices make."""
     divisors = [size for size in range(2, count) if count % size == 0]
-    some = [f"data={count}", f"fsdp={count}"]
+    some = [f"data={count}", *([f"fsdp={count}"] if count > 1 else [])]
     some += [f"fsdp={count // size},model={size}" for size in divisors[:2]]
     return ", ".join(some)

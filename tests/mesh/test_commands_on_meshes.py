@@ -70,7 +70,7 @@ def test_of_equal_best_tokens_the_first_is_chosen_across_shards(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("mesh", "told"),
     [
-        ("model=16", "it has 16 places, but there are 8 devices"),
+        ("model=16", "it has 16 places, more than the 8 devices"),
         ("model=3,data=-1", "3 does not divide the 8 devices"),
         ("rows=2", "an axis 'rows', of which there are data, fsdp, model"),
     ],

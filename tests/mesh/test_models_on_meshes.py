@@ -238,7 +238,7 @@ def test_axes_of_other_names_are_refused():
     ("sizes", "problem"),
     [
         ({"data": 3, "model": -1}, "3 does not divide the 8 devices"),
-        ({"data": 16}, "it has 16 places, but there are 8 devices"),
+        ({"data": 16}, "it has 16 places, more than the 8 devices"),
         ({"data": 0}, "an axis of 0"),
         ({"data": -1, "model": -1}, "two axes of -1"),
         ({"tensor": 8}, "an axis 'tensor', of which there are data, fsdp, model"),
