@@ -11,7 +11,7 @@ SUMS = ("all-reduce", "reduce-scatter")
 
 
 def stacks(found: list[Moved], step: Step) -> list[Moved]:
-    """Collectives of a whole stack of layers, however it is cut otherwise: there should be none.
+    """Gathers of a whole stack of layers, however it is cut otherwise: there should be none.
 
     Weights are gathered a layer at a time.
     """
@@ -21,6 +21,7 @@ def stacks(found: list[Moved], step: Step) -> list[Moved]:
     return [
         each
         for each in found
+        if each.name in ("all-gather", "collective-permute")
         if any(layers in shape[:1] and math.prod(shape) >= most for shape in each.shapes)
     ]
 
@@ -40,15 +41,18 @@ def largest_sum(found: list[Moved], step: Step) -> float | None:
     return largest / smallest
 
 
-def sums_of_factors(found: list[Moved], step: Step) -> float:
+def sums_of_factors(found: list[Moved], step: Step) -> float | None:
     """Bytes that chips send to add up the gradients of A and B, by those of one sum everywhere.
 
     1 where each is added up once on every chip, 1/2 where each chip gets the part that it keeps.
+    None where there is one place alone, or groups along both axes are alike.
     """
-    fsdp = step.layout.mesh.shape["fsdp"]
+    fsdp, model = step.layout.mesh.shape["fsdp"], step.layout.mesh.shape["model"]
+    if fsdp in (1, model):
+        return None
     sums = [each for each in found if each.name in SUMS and each.chips == fsdp]
     its = sum(each.sent for each in sums if any(RANK in shape for shape in each.shapes))
-    return its / (2 * (fsdp - 1) / fsdp * factors_on_a_place(step, step.layout.mesh.shape["model"]))
+    return its / (2 * (fsdp - 1) / fsdp * factors_on_a_place(step, model))
 
 
 def _kernels(step: Step) -> list[tuple[int, ...]]:

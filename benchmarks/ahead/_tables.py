@@ -38,7 +38,7 @@ COLLECTIVES = (
     "sent, GB a chip",
     "needed: weights + gradients + activations",
     "sent / needed",
-    "stacks moved",
+    "stacks gathered",
     "largest sum over rows / smallest weight",
     "sums of A, B / one everywhere",
 )
@@ -101,6 +101,7 @@ def collectives_row(table: Table, case: Case, step: Step, its: Program) -> None:
     each = [by_name.get(name, 0) for name in named]
     lora = step.frozen is not None
     largest = _proofs.largest_sum(found, step) if lora else None
+    of_factors = _proofs.sums_of_factors(found, step) if lora else None
     table.row(
         *_head(case, step),
         *(f"{size / 1e9:.2f}" for size in (*each, whole - sum(each), whole)),
@@ -108,7 +109,7 @@ def collectives_row(table: Table, case: Case, step: Step, its: Program) -> None:
         f"{whole / least.total:.2f}",
         str(len(_proofs.stacks(found, step))),
         "" if largest is None else f"{largest:.3f}",
-        f"{_proofs.sums_of_factors(found, step):.2f}" if lora else "",
+        "" if of_factors is None else f"{of_factors:.2f}",
     )
 
 
