@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora import _files, _paths, _sealed_json, _together, _words
+from jlora import _files, _paths, _placement, _sealed_json, _together, _words
 from jlora._config import LoraConfig
 from jlora._lora_dict import Lora, check, check_is_adapter, of_leaves, shared_of
 from jlora._node import Node
