@@ -30,8 +30,9 @@ def adapter(seed, **options):
         return dataclasses.replace(
             node,
             **{
-                name: getattr(node, name) + jax.random.normal(key, getattr(node, name).shape)
+                name: field + jax.random.normal(key, field.shape, field.dtype)
                 for name, key in zip(node.trainable, keys, strict=False)
+                for field in [getattr(node, name)]
             },
         )
 
@@ -61,11 +62,12 @@ def test_cat_is_the_weighted_sum_of_what_each_adds():
         adapter(2, rank=3, rslora=True, layers=(0, 2)),
         adapter(3, rank=2, targets="kernel|embed"),
         adapter(5, rank=2, bias="lora"),
+        adapter(6, rank=1, bias="lora", alpha=2),
         adapter(4, rank=4, rank_pattern={"kernel": (1, 4, 2)}),
     ]
-    weights = [0.5, -1.5, 1.0, 0.8, 2.0]
+    weights = [0.5, -1.5, 1.0, 0.8, -0.4, 2.0]
     combined = jlora.combine(adapters, weights)
-    assert combined["layers/kernel"].rank == 2 + 3 + 2 + 2 + 4
+    assert combined["layers/kernel"].rank == 2 + 3 + 2 + 2 + 1 + 4
     assert combined["embed"].rank == 2
     assert {float(node.scaling) for node in combined.values()} == {1.0}
     assert_sum(combined, adapters, weights)
@@ -73,16 +75,23 @@ def test_cat_is_the_weighted_sum_of_what_each_adds():
 
 def test_linear_multiplies_the_sum_of_a_by_the_sum_of_b():
     one, other = adapter(1, rank=3), adapter(2, rank=3, alpha=9, layers=(1, 2))
-    combined = jlora.combine([one, other], [2.0, -0.7], method="linear")["layers/kernel"]
+    combined = jlora.combine([one, other], [0.3, -0.7], method="linear")["layers/kernel"]
     assert combined.rank == 3
     a = b = 0
-    for node, weight in ((one["layers/kernel"], 2.0), (other["layers/kernel"], -0.7)):
+    for node, weight in ((one["layers/kernel"], 0.3), (other["layers/kernel"], -0.7)):
         scaling = np.broadcast_to(np.asarray(node.scaling), (3, 3)) * weight
         root = np.sqrt(np.abs(scaling))
         a = a + np.asarray(node.a) * (np.sign(scaling) * root)[:, None, :]
         b = b + np.asarray(node.b) * root[:, :, None]
     np.testing.assert_allclose(combined.a, a, rtol=1e-5)
     np.testing.assert_allclose(combined.b, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["cat", "linear"])
+def test_factors_keep_their_dtype(method):
+    adapters = [adapter(seed, rank=2, dtype="bfloat16") for seed in (1, 2)]
+    node = jlora.combine(adapters, [0.5, 2.0], method=method)["layers/kernel"]
+    assert (node.a.dtype, node.b.dtype, node.scaling.dtype) == ("bfloat16", "bfloat16", "float32")
 
 
 @pytest.mark.parametrize("method", ["cat", "linear"])

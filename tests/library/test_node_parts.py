@@ -106,3 +106,34 @@ def test_an_entry_by_entry_form_of_a_float64_weight_is_computed_in_float64():
     with jax.enable_x64(True):
         got = extend.Elementwise((product,), times_one_and).merged(jnp.asarray(w))
         np.testing.assert_array_equal(got, w)  # no entry was rounded to float32
+
+
+def test_factors_of_two_ranks_fit_no_leaf():
+    _, node = node_of((7, 5))
+    assert node.misfit((7, 5)) is None
+    longer = dataclasses.replace(node, b=jnp.ones((4, 5)))
+    assert longer.misfit((7, 5)) == "A has 3 columns, B has 4 rows: expected one rank"
+    assert "is for shape (7, 5), the leaf has (5, 7)" in longer.misfit((5, 7))
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"method": "dora", "dropout": 0.5}])
+def test_dimensions_name_every_array_of_a_node(options):
+    _, node = node_of((5, 7, 11), STACKED, **options)
+    arrays = {
+        field.name
+        for field in dataclasses.fields(node)
+        if isinstance(getattr(node, field.name), jax.Array)
+    }
+    assert node.dimensions().keys() == arrays
+
+
+def test_what_was_learned_since_a_start_has_the_scalings_of_each_layer_twice():
+    """With two dimensions of stacks as with one."""
+    weight, node = node_of((5, 2, 7, 11), EXPERTS)
+    scaling = jnp.arange(30.0).reshape(5, 2, 3)
+    now = dataclasses.replace(node, scaling=scaling)
+    start = dataclasses.replace(now, a=now.a + 1)
+    since = now.since(start)
+    assert since.scaling.shape == (5, 2, 6)
+    want = np.asarray(now.merged(weight)) - np.asarray(start.merged(weight))
+    np.testing.assert_allclose(since.merged(weight) - weight, want, rtol=1e-3, atol=1e-3)

@@ -1,7 +1,9 @@
 """A run measures on the way, keeps its best adapter, ends early, goes on, starts from another."""
 
 import io
+import itertools
 import json
+import os
 import shutil
 import signal
 import sys
@@ -155,6 +157,28 @@ def test_a_run_stopped_at_the_border_of_epochs_or_behind_it_sees_every_row_once(
     assert [sorted(rows) for rows in epochs] == [[*range(37)]] * 2
     assert epochs[0] != epochs[1]
     assert losses(tmp_path / "once") == losses(tmp_path / "twice")
+
+
+@pytest.mark.parametrize(("at", "saved"), [(2, 3), (4, 8)])  # on the way, and behind the last step
+def test_a_signal_in_a_measurement_stops_behind_it_and_nothing_is_lost(
+    flags, finished, tmp_path, capsys, monkeypatch, at, saved
+):
+    count, whole, out = itertools.count(1), trainer.mean_loss, tmp_path / "run"
+
+    def signalled(*args):
+        if next(count) == at:  # the first is before training
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*args)
+
+    monkeypatch.setattr(trainer, "mean_loss", signalled)
+    every = [*flags, "--eval-every=3"]  # after steps 3, 6 and 8
+    assert train.main([*every, f"--out={out}"]) == 128 + signal.SIGTERM
+    assert f"stopped by SIGTERM after step {saved}, which is saved" in capsys.readouterr().err
+    assert trainer.Run(out).latest_step == saved
+    assert list(measured(out)) == [3, 6, 8][: at - 1]
+    assert train.main([f"--out={out}", "--resume"]) == 0
+    assert losses(out) == losses(finished)
+    assert list(measured(out)) == [3, 6, 8]
 
 
 def test_rows_of_another_file_are_measured_on(flags, rows, tmp_path):
