@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -85,7 +86,8 @@ def _usable(
     say: Callable[[str], object],
     form: Form[Row],
 ) -> Iterator[tuple[Record, Row]]:
-    problems: list[str] = []  # the first few
+    places: dict[str, list[str]] = {}  # the first few of each of the first few reasons
+    times: Counter[str] = Counter()
     bad, count, unit = 0, 0, "row"
     notes = Notes()
     for record in records:
@@ -97,14 +99,18 @@ def _usable(
             row = form.read(record.value, columns, notes)
         except ValueError as error:
             bad += 1
-            if bad <= _SHOWN:
-                problems.append(f"{record.place}: {_words.one_line(str(error), 300)}")
+            reason = _words.one_line(str(error), 300)
+            if reason in places or len(places) < _SHOWN:
+                its, times[reason] = places.setdefault(reason, []), times[reason] + 1
+                its += [record.place] if len(its) < _SHOWN else []
         else:
             if not bad:  # what follows is counted, and of no use
                 yield record, row
     if bad:
         units = {"entry": "entries"}.get(unit, f"{unit}s")
-        more = [f"and {bad - _SHOWN} more"] if bad > _SHOWN else []
+        problems = [_problem(at, times[reason], reason) for reason, at in places.items()]
+        others = bad - times.total()
+        more = [f"and {others} more"] if others else []
         raise ValueError(
             f"{name}: {bad} of {count} {units} can't be used:"
             f"{_words.first_few([*problems, *more], _SHOWN + 1)}\n{form.expected}"
@@ -112,3 +118,9 @@ def _usable(
     if notes:
         aside = _words.named((f"{what} ({times} times)" for what, times in notes.items()), 8)
         say(f"{name}: left aside: {aside}")
+
+
+def _problem(places: Sequence[str], times: int, reason: str) -> str:
+    """``line 3, line 5 and 7 more: what is wrong with all of them``."""
+    more = f" and {times - len(places)} more" if times > len(places) else ""
+    return f"{', '.join(places)}{more}: {reason}"

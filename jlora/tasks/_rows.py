@@ -31,6 +31,11 @@ def own_rows(task: Any, read: Any) -> tuple[Sequence[Any], Sequence[Any]]:
         return rows, read_one(task, read, "held-out", its.eval_data)
     share = int(its.eval_split * len(rows)) if its.eval_split else len(rows) // 10
     count = max(1, share if its.eval_split else min(its.eval_rows, share))
+    if not its.eval_split and its.eval_rows != type(its).eval_rows and count < its.eval_rows:
+        print(
+            f"held out  {count} rows, a tenth of {len(rows)}, where --eval-rows asks for "
+            f"{its.eval_rows}: --eval-split and --eval-data give more"
+        )
     return data.hold_out(rows, count, seed=its.seed)
 
 

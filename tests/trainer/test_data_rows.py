@@ -113,9 +113,19 @@ def test_all_bad_lines_are_counted_and_the_first_are_shown(tmp_path):
     path = write(tmp_path / "rows.jsonl", *["{}"] * 12)
     with pytest.raises(ValueError, match="12 of 12 lines can't be used") as caught:
         read_rows(path)
-    assert "line 5:" in str(caught.value)
-    assert "line 6:" not in str(caught.value)
-    assert "and 7 more" in str(caught.value)
+    assert "line 1, line 2, line 3, line 4, line 5 and 7 more: " in str(caught.value)
+    assert "line 6" not in str(caught.value)
+
+
+def test_a_reason_is_told_once_with_the_first_lines_that_have_it(tmp_path):
+    bad = ['{"prompt": 1, "completion": ""}', "{}"] * 2 + [f'{{"x{n}": 1}}' for n in range(9)]
+    with pytest.raises(ValueError, match="13 of 13 lines can't be used") as caught:
+        read_rows(write(tmp_path / "rows.jsonl", *bad))
+    lines = str(caught.value).splitlines()[1:]
+    assert lines[0].startswith("  line 1, line 3: ")
+    assert lines[1].startswith("  line 2, line 4: ")
+    told = [line.split(":")[0].strip() for line in lines[2:6]]
+    assert told == ["line 5", "line 6", "line 7", "and 6 more"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import train
-from jlora import tasks
+from jlora import finetune, tasks
 
 PARROT = '''
 from jlora import tasks
@@ -53,3 +53,14 @@ def test_a_file_without_a_task_is_one_clear_line(tmp_path, content, said):
 def test_an_unknown_task_shows_the_known_ones():
     with pytest.raises(ValueError, match=r"did you mean home-assistant\?.*expected home-assistant"):
         tasks.find("home-asistant")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"), [(160, ""), (8, "4 rows, a tenth of 40, where"), (3, "")]
+)
+def test_fewer_held_out_rows_than_asked_for_are_told(rows, tmp_path, capsys, asked, told):
+    settings = finetune.Settings(data=(str(rows),), eval_rows=asked)
+    _, held_out = tasks.Rows(settings, tmp_path).rows()
+    assert len(held_out) == min(asked, 4)
+    said = capsys.readouterr().out
+    assert (told in said) if told else "--eval-rows" not in said
