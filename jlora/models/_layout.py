@@ -56,8 +56,8 @@ class Layout:
         >>> from jlora import models
         >>> mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])
         >>> layout = models.Layout(mesh)
-        >>> layout.rows.spec
-        PartitionSpec(('data',),)
+        >>> layout.parts, layout.whole.is_fully_replicated
+        (1, True)
     """
 
     mesh: Mesh

@@ -38,8 +38,9 @@ def sharded(
         >>> mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
         >>> rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         >>> batches = jlora.trainer.sharded(lambda n: {"x": np.full((4, 3), n)}, rows)
-        >>> batches(2)["x"].sharding.spec
-        PartitionSpec('data',)
+        >>> batch = batches(2)["x"]
+        >>> batch.shape, batch.sharding == rows
+        ((4, 3), True)
     """
     names = _placement.axes_of(sharding.spec[0]) if sharding.spec else ()
     parts = math.prod(sharding.mesh.shape[name] for name in names)

@@ -256,6 +256,7 @@ def at(*arguments):
     """What generate makes of these flags."""
     parser = argparse.ArgumentParser()
     _flags.add_model(parser)
+    _flags.add_mesh(parser)
     _flags.add_answer(parser)
     return parser.parse_args([*map(str, arguments)])
 
