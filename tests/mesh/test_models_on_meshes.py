@@ -196,8 +196,10 @@ def test_with_fsdp_each_layers_weights_are_gathered_forward_and_backward_and_no_
 
 
 @pytest.mark.usefixtures("compiled_as_ever")
-def test_gradients_of_a_and_b_are_added_up_once():
-    step, frozen, state, batches = Run("llama").begun(mesh_of("data=8"))
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_gradients_of_a_and_b_are_added_up_once_and_nothing_else_is_moved(family):
+    """Experts too compute the rows that their device has."""
+    step, frozen, state, batches = Run(family).begun(mesh_of("data=8"))
     found = moved(step.lower(frozen, state, batches(0)).compile().as_text(), 8)
     factors = [field.shape for node in state.lora.values() for field in (node.a, node.b)]
     numbers = sum(int(np.prod(shape)) for shape in factors)
