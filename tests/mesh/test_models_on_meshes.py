@@ -204,7 +204,8 @@ def test_gradients_of_a_and_b_are_added_up_once_and_nothing_else_is_moved(family
     factors = [field.shape for node in state.lora.values() for field in (node.a, node.b)]
     numbers = sum(int(np.prod(shape)) for shape in factors)
     added = sum(each.result * each.times for each in found if each.name == "all-reduce") // 4
-    assert numbers <= added < 1.02 * numbers + 2000, (numbers, added)
+    # of a router as narrow as its rank x'g is added up, of which the gradients of A and B follow
+    assert 0.99 * numbers <= added < 1.02 * numbers + 2000, (numbers, added)
     assert not [each for each in found if each.name != "all-reduce"]
 
 
