@@ -230,7 +230,7 @@ def on_mesh_of(tree: Any, leaf: Any) -> Any:
 
 def placed(array: Any, sharding: NamedSharding | None) -> jax.Array:
     """The array as the sharding says; on a mesh of several processes each has the whole of it."""
-    if sharding is None or sharding.is_fully_addressable:
+    if sharding is None or traced(array) or sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         data = placed(jax.random.key_data(array), sharding)
