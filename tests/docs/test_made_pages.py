@@ -67,6 +67,7 @@ def test_the_page_of_a_command_names_each_of_its_flags_once(command):
 def test_what_help_says_of_a_flag_is_found_in_it():
     train = {flag.name.split(",")[0]: flag for flag in flags.flags("train")}
     given = {"--config", "--resume", "--overwrite", "--dry-run", "--preview"}
+    given |= {"--distributed", "--coordinator", "--processes", "--process-id"}
     assert train.keys() - given == {f"--{name.replace('_', '-')}" for name in Settings().flat()}
     assert all(flag.text for flag in train.values())
     assert train["--rank"] == ("--rank", "number", "rank of A B", "8")
