@@ -1,5 +1,7 @@
 """What `benchmarks.ahead` reads in a compiled program is what the program moves."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -58,7 +60,8 @@ def loss_on(mesh, rows, length):
     places = layout.weights(config, {path: leaf.shape for path, leaf in named.items()})
     params = structure.unflatten(leaf.update(sharding=places[p]) for p, leaf in named.items())
     model = models.Model(params, config, tokenizer=None, name="tiny", layout=layout)  # type: ignore
-    dtypes = {"tokens": int, "positions": int, "labels": int, "weights": float}
+    dtypes: dict[str, Any] = dict.fromkeys(("tokens", "positions", "labels"), jnp.int32)
+    dtypes["weights"] = jnp.float32
     batch = {
         name: jax.ShapeDtypeStruct((rows, length), dtype, sharding=layout.rows)
         for name, dtype in dtypes.items()
