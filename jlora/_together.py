@@ -91,15 +91,6 @@ def _elsewhere(its: Any, absent: list[int]) -> str:
     return ""
 
 
-def wait_for_all(name: str, *, seconds: float = SECONDS) -> None:
-    """Waits for the other processes, if there are any, to come to the same place.
-
-    Raises:
-        TimeoutError: as `exchange`.
-    """
-    exchange(name, "", seconds=seconds)
-
-
 def by_first(name: str, do: Callable[[], Any], *, seconds: float = SECONDS) -> Any:
     """What ``do()`` gives in process 0, in all processes; or its error, raised in all.
 

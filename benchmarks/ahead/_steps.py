@@ -13,6 +13,7 @@ import jlora
 from benchmarks._shared.llamas import LLAMAS, outlined
 from benchmarks._shared.whole import whole_step
 from jlora import models, trainer
+from jlora.models._layout import laid_out, put
 
 LENGTH, RANK = 2048, 16
 
@@ -43,9 +44,8 @@ def layout_on(devices: Sequence[Any], sharing: int) -> models.Layout:
 def model_on(name: str, layout: models.Layout) -> models.Model:
     """The llama of this name, its parameters shapes that lie on the mesh."""
     model = outlined(LLAMAS[name])
-    shapes = {path: leaf.shape for path, leaf in flat(model.params).items()}
-    where = flax.traverse_util.unflatten_dict(layout.weights(model.config, shapes), sep="/")
-    return dataclasses.replace(model, params=placed(model.params, where), layout=layout)
+    params = laid_out(layout, model.config, model.params)
+    return dataclasses.replace(model, params=params, layout=layout)
 
 
 def batch_on(layout: models.Layout) -> dict[str, jax.ShapeDtypeStruct]:
@@ -64,7 +64,7 @@ def lora_step(name: str, layout: models.Layout) -> Step:
     config = jlora.LoraConfig(targets="all-linear", rank=RANK)
     key = jax.random.key(0)
     _, lora = jax.eval_shape(lambda p: jlora.split(p, config, key, axes=axes), model.params)
-    lora = placed(lora, layout.of_adapter(model.params, lora))
+    lora = jax.tree.map(put, lora, layout.of_adapter(model.params, lora))
     tx = jlora.optimizer(optax.adamw(1e-4, mask=jlora.decay_mask))
     step = trainer.make_step(jlora.lift(_loss_of(model), strict=True), tx)
     return Step(layout, step, model.params, trainer.init_shapes(lora, tx), batch)
@@ -90,11 +90,6 @@ STEPS = {"LoRA": lora_step, "full": full_step}
 def _loss_of(model: models.Model) -> Any:
     """(params, batch) -> the loss of the tokens, layers rematerialised."""
     return lambda params, batch: models.answer_loss(model, params, batch, remat="full")
-
-
-def placed(shapes: Any, shardings: Any) -> Any:
-    """The ShapeDtypeStructs, laid out so."""
-    return jax.tree.map(lambda leaf, where: leaf.update(sharding=where), shapes, shardings)
 
 
 def flat(tree: Any) -> dict[str, Any]:

@@ -40,26 +40,22 @@ def start(
     Raises:
         ValueError: as `jlora.split`; when nothing is a target, say.
     """
-    config, frozen, lora = _started(settings, model, loss, batches, run, whole=whole)
+    if run is not None and _kept_start.kept(run):
+        config, frozen, lora = _kept_start.restored(run, settings, model)
+    elif settings.adapter:
+        lora, config = _saved(settings, model)
+        frozen = model.params
+    else:
+        config, frozen, lora = _fresh(settings, model, loss, batches, whole)
     if model.layout is not None and not of_shapes(model):
         lora = jax.tree.map(_placement.placed, lora, model.layout.of_adapter(frozen, lora))
     return config, frozen, lora
 
 
-def _started(
-    settings: Settings,
-    model: Any,
-    loss: Callable[..., Any],
-    batches: Callable[[int], Any],
-    run: trainer.Run | None = None,
-    *,
-    whole: tuple[str, ...] = (),
+def _fresh(
+    settings: Settings, model: Any, loss: Any, batches: Any, whole: tuple[str, ...]
 ) -> tuple[jlora.LoraConfig, Any, Any]:
-    if run is not None and _kept_start.kept(run):
-        return _kept_start.restored(run, settings, model)
-    if settings.adapter:
-        lora, config = _saved(settings, model)
-        return config, model.params, lora
+    """What `start` gives where no adapter is saved yet."""
     key = jax.random.key(settings.seed)
     from_data = settings.init in STARTS_FROM_DATA
     config = settings.lora if from_data else settings.adapter_config

@@ -19,6 +19,7 @@ from jlora.finetune._adapter import start
 from jlora.finetune._layout import layout
 from jlora.finetune._optimizer import optimizer
 from jlora.finetune._settings import Settings
+from jlora.models._layout import put
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +111,9 @@ def _started(settings: Settings, task: tasks.Task, model: Any, batches: Any) -> 
     frozen, lora = jax.eval_shape(shapes, model.params)
     if (on := model.layout) is None:
         return frozen, lora
-    frozen = jax.tree.map(
-        lambda like, known: like.update(sharding=known.sharding), frozen, model.params
-    )
-    its = on.of_adapter(frozen, lora)
-    return frozen, jax.tree.map(lambda like, where: like.update(sharding=where), lora, its)
+    places = jax.tree.map(lambda known: known.sharding, model.params)
+    frozen = jax.tree.map(put, frozen, places)
+    return frozen, jax.tree.map(put, lora, on.of_adapter(frozen, lora))
 
 
 def _batch_on(on: models.Layout | None, batch: Any) -> Any:

@@ -161,8 +161,8 @@ def _one_line(box: str) -> str:
 
 def nearest(name: str) -> list[str]:
     """The settings whose names are like this one."""
-    known = [*Settings().flat(), "config", "resume", "overwrite", "dry_run", "preview"]
-    known += ["distributed", "coordinator", "processes", "process_id"]
+    known = [*Settings().flat(), *(field.name for field in dataclasses.fields(Asked))]
+    known.remove("settings")
     return difflib.get_close_matches(name.strip("-").replace("-", "_"), known, n=2, cutoff=0.6)
 
 

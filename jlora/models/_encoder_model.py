@@ -11,7 +11,7 @@ import jax
 
 from jlora.models import _families
 from jlora.models._files._torch_tensors import Stored
-from jlora.models._layout import Layout, computed
+from jlora.models._layout import Layout
 from jlora.models._model import Model
 from jlora.models._net._encoder import Encoder
 from jlora.models._net._encoder_config import Config, EncoderConfig
@@ -115,13 +115,8 @@ class EncoderModel(TextModel):
         self.require_labels()
         return self._computed("scores", params, hidden)
 
-    def _computed(self, method: str, params: Any, *args: Any, remat: str = "products") -> Any:
-        encoder = Encoder(self.config, remat)
-
-        def run(params: Any, *args: Any) -> Any:
-            return encoder.apply({"params": params}, *args, method=method)
-
-        return computed(self.layout, run)(params, *args)
+    def _net(self, remat: str) -> Encoder:
+        return Encoder(self.config, remat)
 
     @property
     def task_type(self) -> str:

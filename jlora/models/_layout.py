@@ -17,9 +17,9 @@ from jlora import _placement, _words
 from jlora._lowrank import RANK
 from jlora._sharding import shardings
 from jlora.models._families._layout_rules import weight_axes
+from jlora.models._mesh import DATA, FSDP, MODEL
 from jlora.models._net import _laid_out
 
-DATA, FSDP, MODEL = "data", "fsdp", "model"
 _MEANING = {
     DATA: "rows of a batch, weights whole",
     FSDP: "rows of a batch, weights cut",
@@ -104,16 +104,13 @@ class Layout:
         """
         found, used, problems = {}, set(), []
         for path, shape in shapes.items():
-            rule = next((rule for rule in self.rules if re.search(rule[0], path)), None)
-            if rule is None:
-                found[path] = self._on(PartitionSpec(*self._entries(config, path, shape)))
-                continue
-            used.add(rule[0])
-            found[path] = self._on(rule[1])
+            pattern, spec = self._rule(config, path, shape)
+            used.add(pattern)
+            found[path] = self._on(spec)
             try:
                 found[path].shard_shape(shape)
             except ValueError:
-                problems.append(f"{path} of shape {shape} can't be cut as {rule[1]}")
+                problems.append(f"{path} of shape {shape} can't be cut as {spec}")
         problems += [f"no weight is called {each!r}" for each, _ in self.rules if each not in used]
         if problems:
             sizes = ", ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
@@ -145,9 +142,8 @@ class Layout:
         """
         flat: Any = flax.traverse_util.flatten_dict(weights, sep="/")
         for path, leaf in flat.items():
-            rule = next((spec for pattern, spec in self.rules if re.search(pattern, path)), None)
-            entries = self._entries(config, path, leaf.shape) if rule is None else [*rule]
-            entries += [None] * (leaf.ndim - len(entries))
+            _, spec = self._rule(config, path, leaf.shape)
+            entries = [*spec, *[None] * (leaf.ndim - len(spec))]
             kept = [
                 tuple(axis for axis in _placement.axes_of(entry) if axis != FSDP) or None
                 for entry in entries
@@ -167,17 +163,18 @@ class Layout:
         with _laid_out.laid_out_on(self.mesh, axes):
             yield
 
-    def _entries(self, config: Any, path: str, shape: tuple[int, ...]) -> list[Any]:
-        """For each dimension of a weight the axes along which it is cut."""
+    def _rule(
+        self, config: Any, path: str, shape: tuple[int, ...]
+    ) -> tuple[str | None, PartitionSpec]:
+        """(the pattern of the rule of one's own for a weight, if there is one, how it lies)."""
+        for pattern, spec in self.rules:
+            if re.search(pattern, path):
+                return pattern, spec
         entries: list[Any] = [None] * len(shape)
-        axes = weight_axes(path, config)
-        for dim, (names, units) in zip(
-            range(len(shape) - len(axes), len(shape)), axes, strict=True
-        ):
-            present = tuple(name for name in names if name in self.mesh.axis_names)
-            size = math.gcd(shape[dim], units) if units else shape[dim]
-            entries[dim] = _laid_out.fitting(size, present, self.mesh)
-        return entries
+        for at, (names, units) in enumerate(reversed(weight_axes(path, config)), start=1):
+            size = math.gcd(shape[-at], units) if units else shape[-at]
+            entries[-at] = _laid_out.fitting(size, self._present(*names), self.mesh)
+        return None, PartitionSpec(*entries)
 
     def _cut(self, node: Any, placed: Any) -> Any:
         """The node's shardings, with large factors cut along fsdp."""
@@ -226,10 +223,11 @@ def laid_out(layout: Layout | None, config: Any, params: Any) -> Any:
         return params
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
     places = layout.weights(config, {path: leaf.shape for path, leaf in flat.items()})
-    return jax.tree.map(_put, params, flax.traverse_util.unflatten_dict(places, sep="/"))
+    return jax.tree.map(put, params, flax.traverse_util.unflatten_dict(places, sep="/"))
 
 
-def _put(leaf: Any, place: NamedSharding) -> Any:
+def put(leaf: Any, place: NamedSharding) -> Any:
+    """An array, or a shape, at its place."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf.update(sharding=place)
     return _placement.placed(leaf, place)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
-_AXES = ("data", "fsdp", "model")
+AXES = DATA, FSDP, MODEL = "data", "fsdp", "model"
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -58,8 +58,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
 def _problem(sizes: Mapping[str, int]) -> str:
     """What is wrong with the sizes on any number of devices, or nothing."""
-    if unknown := [name for name in sizes if name not in _AXES]:
-        return f"an axis {unknown[0]!r}, of which there are {', '.join(_AXES)}"
+    if unknown := [name for name in sizes if name not in AXES]:
+        return f"an axis {unknown[0]!r}, of which there are {', '.join(AXES)}"
     if wrong := [size for size in sizes.values() if size < 1 and size != -1]:
         return f"an axis of {wrong[0]}"
     if list(sizes.values()).count(-1) > 1:

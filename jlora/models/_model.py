@@ -88,13 +88,8 @@ class Model(TextModel):
         """The head's scores, float32, at the places that ``hidden`` (..., width) holds."""
         return self._computed("logits", params, hidden)
 
-    def _computed(self, method: str, params: Any, *args: Any, remat: str = "products") -> Any:
-        decoder = Decoder(self.config, remat, self.attention)
-
-        def run(params: Any, *args: Any) -> Any:
-            return decoder.apply({"params": params}, *args, method=method)
-
-        return computed(self.layout, run)(params, *args)
+    def _net(self, remat: str) -> Decoder:
+        return Decoder(self.config, remat, self.attention)
 
     @property
     def task_type(self) -> str:

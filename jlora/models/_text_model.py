@@ -8,6 +8,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from jlora.models import _families
 from jlora.models._files import _stacking
 from jlora.models._files._torch_tensors import Stored
-from jlora.models._layout import Layout
+from jlora.models._layout import Layout, computed
 from jlora.models._net._encoder_config import Config
 from jlora.models._text._tokenizer import Tokenizer
 
@@ -164,6 +165,19 @@ class TextModel(abc.ABC):
                 f"{self.name} has no head for classification: "
                 "models.with_classifier(model, labels, key) gives it one"
             )
+
+    @abc.abstractmethod
+    def _net(self, remat: str) -> nn.Module:
+        """The net, whose methods compute."""
+
+    def _computed(self, method: str, params: Any, *args: Any, remat: str = "products") -> Any:
+        """What a method of the net gives, where the layout says."""
+        net = self._net(remat)
+
+        def run(params: Any, *args: Any) -> Any:
+            return net.apply({"params": params}, *args, method=method)
+
+        return computed(self.layout, run)(params, *args)
 
     def _padding(self) -> int:
         """The token that stands for padding; any will do where the mask hides it."""

@@ -93,5 +93,6 @@ def _filled(part: Callable[[int, int], Any], start: int, stop: int) -> Any:
 
 
 def _ends(index: Any, count: int) -> tuple[int, int]:
-    rows = index[0]
-    return rows.start or 0, count if rows.stop is None else rows.stop
+    """Where the rows of an index begin and end."""
+    start, stop, _ = index[0].indices(count)
+    return start, stop

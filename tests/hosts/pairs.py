@@ -14,9 +14,7 @@ class Pair:
     """Two processes that run a function of `programs`."""
 
     def __init__(self, name, folder, *args):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.both = []
         for number in range(2):
             environment = os.environ | {
@@ -50,3 +48,10 @@ class Pair:
                 each.send_signal(signal.SIGCONT)
                 each.kill()
             each.communicate()
+
+
+def free_port():
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from pairs import free_port
 
 import jlora
 from jlora import trainer
@@ -52,12 +53,6 @@ def test_a_signal_to_one_stops_both_at_the_same_step_and_one_process_goes_on(pai
     assert float(abs(state["lora"]["kernel"].b).sum()) > 0
 
 
-def _free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def _config():
     return jlora.LoraConfig(targets="kernel", rank=2)
 
@@ -89,7 +84,7 @@ def _lines(each):
 
 
 def test_the_command_names_the_setting_that_differs_in_both_processes(tmp_path):
-    port = _free_port()
+    port = free_port()
     common = ("--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "run"))
     both = [_train(at, port, *common, "--rank", str(4 + 3 * at)) for at in (0, 1)]
     for each in both:
@@ -100,7 +95,7 @@ def test_the_command_names_the_setting_that_differs_in_both_processes(tmp_path):
 
 
 def test_the_command_tells_in_one_line_that_a_process_died_and_how_to_go_on(tmp_path):
-    port, out = _free_port(), tmp_path / "run"
+    port, out = free_port(), tmp_path / "run"
     both = [_train(at, port, "--out", str(out), script="tests/hosts/waiting.py") for at in (0, 1)]
     printed, errors = _lines(both[0])
     assert _lines(both[1]) == ("", [])
@@ -127,7 +122,7 @@ def test_bad_arguments_are_told_before_anything_starts(given, told):
 
 
 def test_a_coordinator_that_does_not_answer_is_one_error_within_the_limit():
-    port = _free_port()
+    port = free_port()
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="did not answer for 1 seconds"):
         trainer.start_processes(f"127.0.0.1:{port}", processes=2, process_id=1, seconds=1)

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ import optax
 
 import jlora
 from jlora import models, trainer
+from jlora.models._layout import laid_out
 
 SIZES = {
     "vocab_size": 64,
@@ -60,10 +60,7 @@ def on(mesh: Any, family: str, **options: Any) -> models.Model:
     if mesh is None:
         return model
     layout = models.Layout(mesh, **{"small": 0, **options})
-    flat: Any = flax.traverse_util.flatten_dict(model.params, sep="/")
-    places = layout.weights(model.config, {path: leaf.shape for path, leaf in flat.items()})
-    placed = {path: jax.device_put(leaf, places[path]) for path, leaf in flat.items()}
-    params = flax.traverse_util.unflatten_dict(placed, sep="/")
+    params = laid_out(layout, model.config, model.params)
     return dataclasses.replace(model, params=params, layout=layout)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from jlora.models._mesh import FSDP, MODEL
+
 # What is cut along fsdp is gathered for its product, a layer at a time; what is cut along model
 # stays so, and so does what it computes.
-_FSDP, _MODEL, _BOTH, _WHOLE = ("fsdp",), ("model",), ("fsdp", "model"), ()
+_FSDP, _MODEL, _BOTH, _WHOLE = (FSDP,), (MODEL,), (FSDP, MODEL), ()
 # (pattern, the axes of the last dimensions, the field that counts units which stay whole). The
 # first that is found counts; a stack's dimensions, and all that none names, are whole.
 RULES = (
