@@ -69,11 +69,11 @@ def products(draw):
 def test_deltas_and_sums_of_squares_are_those_of_the_formed_array(several, data):
     weight = factor((0, 1, 2)).array
     total = np.asarray(weight) + sum(map(formed, several))
-    np.testing.assert_allclose(Factored(tuple(several)).merged(weight), total, rtol=1e-9)
+    np.testing.assert_allclose(Factored(tuple(several)).merged(weight), total, rtol=1e-9, atol=1e-9)
     for product in several:
         alone = product.two_factors()
         assert alone.gain is None
-        np.testing.assert_allclose(formed(alone), formed(product), rtol=1e-9)
+        np.testing.assert_allclose(formed(alone), formed(product), rtol=1e-9, atol=1e-9)
     over = sorted(data.draw(st.sets(st.sampled_from(range(3)), min_size=1, max_size=2)))
     sums = squared_sums(weight, several, over)
     if sums is not None:
@@ -103,7 +103,9 @@ def test_one_wide_part_makes_the_sum_wide(wide):
     product = Product(part("a", (0, RANK)), part("b", (RANK, 1, 2)))
     total = np.asarray(weight, "float64") + formed(product)
     got = Factored((product,), gain).merged(weight.astype("float64"))
-    np.testing.assert_allclose(got, np.asarray(gain.array, "float64") * total, rtol=1e-14)
+    # Entries near zero are differences of larger ones: float32 would be off by some 1e-6.
+    want = np.asarray(gain.array, "float64") * total
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
     assert Factored((product,), gain).merged(weight).dtype == weight.dtype
     assert product.delta(3).dtype == ("float64" if wide in ("a", "b") else "float32")
 
@@ -117,4 +119,4 @@ def test_every_gain_finds_its_factor():
             alone = product.two_factors()
             changed = [n for n in "ab" if getattr(alone, n) is not getattr(product, n)]
             assert changed == (["a"] if {*dims} <= {*a} else ["b"])
-            np.testing.assert_allclose(formed(alone), formed(product), rtol=1e-9)
+            np.testing.assert_allclose(formed(alone), formed(product), rtol=1e-9, atol=1e-9)
