@@ -34,8 +34,14 @@ class Plan:
     rows: dict[str, tuple[int, tuple[int, ...]]]  # the vocabulary's dimension, the tokens
 
 
-def plan(leaves: Mapping[str, Any], config: LoraConfig, axes: Mapping[str, Axes] | None) -> Plan:
-    """The plan for a tree's leaves.
+def plan(
+    leaves: Mapping[str, Any],
+    config: LoraConfig,
+    axes: Mapping[str, Axes] | None,
+    *,
+    cant: str = "split can't adapt",
+) -> Plan:
+    """The plan for a tree's leaves; ``cant`` begins the message where it can't be carried out.
 
     Raises:
         ValueError: when a pattern matches nothing, or a leaf can't be adapted as it is asked: every
@@ -62,7 +68,7 @@ def plan(leaves: Mapping[str, Any], config: LoraConfig, axes: Mapping[str, Axes]
     ]
     problems += _untied(leaves, named)
     if problems:
-        raise ValueError(f"split can't adapt:{_words.first_few(problems, _SHOWN)}")
+        raise ValueError(f"{cant}:{_words.first_few(problems, _SHOWN)}")
     return Plan(adapted, whole, biases, rows)
 
 

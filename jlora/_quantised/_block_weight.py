@@ -1,0 +1,63 @@
+"""A weight whose rows are blocks of bytes, as llama.cpp's GGUF files have them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from jlora._lowrank import RANK, Axes, Dims
+from jlora._quantised._block_format import BlockFormat
+from jlora._quantised._q4_0 import Q4_0
+from jlora._quantised._q4_1 import Q4_1
+from jlora._quantised._q4_k import Q4_K
+from jlora._quantised._q5_0 import Q5_0
+from jlora._quantised._q5_1 import Q5_1
+from jlora._quantised._q5_k import Q5_K
+from jlora._quantised._q6_k import Q6_K
+from jlora._quantised._q8_0 import Q8_0
+from jlora._quantised._rows import before, rows_of, weight_of
+from jlora._quantised._weight import QuantizedWeight
+
+FORMATS: dict[str, BlockFormat] = {
+    its.name: its for its in (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K)
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockWeight(QuantizedWeight):
+    """Rows of blocks along the weight's inputs; a row that no whole blocks make is filled up."""
+
+    data: jax.Array  # uint8 (*stack, *outputs, blocks, bytes)
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    dtype: Any = dataclasses.field(metadata={"static": True})
+    axes: Axes = dataclasses.field(metadata={"static": True})
+    format: str = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def encoded(cls, weight: jax.Array, axes: Axes, format: str) -> Self:
+        its = FORMATS[format]
+        assert its.encode is not None  # who quantises has asked
+        data = its.encode(rows_of(weight, axes, its.block).astype(jnp.float32))
+        return cls(data, weight.shape, weight.dtype, axes, format)
+
+    @property
+    def encodes(self) -> bool:
+        return FORMATS[self.format].encode is not None
+
+    def dimensions(self) -> dict[str, Dims]:
+        return {"data": (*before(self.axes), RANK, RANK)}
+
+    def plain(self) -> jax.Array:
+        blocks = FORMATS[self.format].decode(self.data)
+        return weight_of(blocks, self.axes, self.shape).astype(self.dtype)
+
+    def like(self, weight: jax.Array) -> Self:
+        block = FORMATS[self.format].block
+        new, old = (rows_of(each, self.axes, block) for each in (weight, self.plain()))
+        same = (new == old).all(axis=-1, keepdims=True)
+        data = self.encoded(weight, self.axes, self.format).data
+        return dataclasses.replace(self, data=jnp.where(same, self.data, data))
