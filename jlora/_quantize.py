@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ def quantize(
     params: Any,
     format: str,
     *,
-    targets: str | Iterable[str] | Callable[[str, Any], bool] = ALL_LINEAR,
+    targets: str | tuple[str, ...] | Callable[[str, Any], bool] = ALL_LINEAR,
     axes: Mapping[str, Axes] | None = None,
 ) -> Any:
     """The parameters with some weights in a few bits: a `QuantizedWeight` in place of each.

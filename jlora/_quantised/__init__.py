@@ -3,6 +3,7 @@
 from jlora._quantised._block_weight import FORMATS as BLOCKS
 from jlora._quantised._block_weight import BlockWeight as BlockWeight
 from jlora._quantised._int8 import Int8Weight as Int8Weight
+from jlora._quantised._mixed_stack import MixedStack as MixedStack
 from jlora._quantised._nf4 import Nf4Weight as Nf4Weight
 from jlora._quantised._weight import QuantizedWeight as QuantizedWeight
 

@@ -35,7 +35,8 @@ def bytes_of_halves(numbers: jax.Array) -> jax.Array:
 
 def nibbles(data: jax.Array) -> jax.Array:
     """Two numbers of 4 bits of each byte: first all low ones, then all high ones."""
-    return jnp.concatenate([data & 15, data >> 4], axis=-1)
+    both = jnp.stack([data & 15, data >> 4], axis=-2)
+    return both.reshape(*data.shape[:-1], 2 * data.shape[-1])
 
 
 def bytes_of_nibbles(numbers: jax.Array) -> jax.Array:

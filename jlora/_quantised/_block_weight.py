@@ -31,7 +31,7 @@ FORMATS: dict[str, BlockFormat] = {
 class BlockWeight(QuantizedWeight):
     """Rows of blocks along the weight's inputs; a row that no whole blocks make is filled up."""
 
-    data: jax.Array  # uint8 (*stack, *outputs, blocks, bytes)
+    data: jax.Array  # uint8 (*stack, *outputs, bytes of all blocks of a row)
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     dtype: Any = dataclasses.field(metadata={"static": True})
     axes: Axes = dataclasses.field(metadata={"static": True})
@@ -41,23 +41,34 @@ class BlockWeight(QuantizedWeight):
     def encoded(cls, weight: jax.Array, axes: Axes, format: str) -> Self:
         its = FORMATS[format]
         assert its.encode is not None  # who quantises has asked
-        data = its.encode(rows_of(weight, axes, its.block).astype(jnp.float32))
-        return cls(data, weight.shape, weight.dtype, axes, format)
+        blocks = its.encode(rows_of(weight, axes, its.block).astype(jnp.float32))
+        return cls(_in_rows(blocks), weight.shape, weight.dtype, axes, format)
 
     @property
     def encodes(self) -> bool:
         return FORMATS[self.format].encode is not None
 
     def dimensions(self) -> dict[str, Dims]:
-        return {"data": (*before(self.axes), RANK, RANK)}
+        return {"data": (*before(self.axes), RANK)}
 
     def plain(self) -> jax.Array:
-        blocks = FORMATS[self.format].decode(self.data)
+        blocks = FORMATS[self.format].decode(self._blocks)
         return weight_of(blocks, self.axes, self.shape).astype(self.dtype)
 
     def like(self, weight: jax.Array) -> Self:
         block = FORMATS[self.format].block
         new, old = (rows_of(each, self.axes, block) for each in (weight, self.plain()))
         same = (new == old).all(axis=-1, keepdims=True)
-        data = self.encoded(weight, self.axes, self.format).data
-        return dataclasses.replace(self, data=jnp.where(same, self.data, data))
+        blocks = self.encoded(weight, self.axes, self.format)._blocks
+        return dataclasses.replace(self, data=_in_rows(jnp.where(same, self._blocks, blocks)))
+
+    @property
+    def _blocks(self) -> jax.Array:
+        """(*stack, *outputs, blocks, bytes)."""
+        size = FORMATS[self.format].size
+        return self.data.reshape(*self.data.shape[:-1], self.data.shape[-1] // size, size)
+
+
+def _in_rows(blocks: jax.Array) -> jax.Array:
+    """The bytes of a row side by side, as a file has them: no device fills up short dimensions."""
+    return blocks.reshape(*blocks.shape[:-2], blocks.shape[-2] * blocks.shape[-1])

@@ -53,7 +53,7 @@ def _levels() -> np.ndarray:
 class Nf4Weight(QuantizedWeight):
     """Rows of blocks along the inputs; the scales of a matrix are quantised together."""
 
-    codes: jax.Array  # uint8 (*stack, *outputs, blocks, 32); the first number is the high half
+    codes: jax.Array  # uint8 (*stack, *outputs, blocks * 32); the first number is the high half
     scale_codes: jax.Array  # uint8 (*stack, *outputs, blocks)
     scale_scales: jax.Array  # float32 (*stack, groups) of 256 scales, one row behind the other
     offset: jax.Array  # float32 (*stack,): the mean scale
@@ -77,7 +77,7 @@ class Nf4Weight(QuantizedWeight):
         levels = _nearest(_levels(), groups / jnp.where(most == 0, 1, most)[..., None])
         levels = levels.reshape(*stack, -1)[..., : flat.shape[-1]]
         return cls(
-            codes[..., ::2] << 4 | codes[..., 1::2],
+            (codes[..., ::2] << 4 | codes[..., 1::2]).reshape(*codes.shape[:-2], -1),
             levels.reshape(scales.shape),
             most,
             offset,
@@ -89,15 +89,16 @@ class Nf4Weight(QuantizedWeight):
     def dimensions(self) -> dict[str, Dims]:
         first, stack = before(self.axes), self.axes.stack
         return {
-            "codes": (*first, RANK, RANK),
+            "codes": (*first, RANK),
             "scale_codes": (*first, RANK),
             "scale_scales": (*stack, RANK),
             "offset": stack,
         }
 
     def plain(self) -> jax.Array:
+        scales = self._scales()[..., None]
         numbers = jnp.asarray(_numbers())[_pairs(self.codes)]
-        blocks = numbers * self._scales()[..., None]
+        blocks = numbers.reshape(*scales.shape[:-1], _BLOCK) * scales
         return weight_of(blocks, self.axes, self.shape).astype(self.dtype)
 
     def _scales(self) -> jax.Array:

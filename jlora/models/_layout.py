@@ -14,6 +14,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jlora import _placement, _words
+from jlora._frozen_leaf import is_frozen_leaf
+from jlora._lift import lift
 from jlora._lowrank import RANK
 from jlora._sharding import shardings
 from jlora.models._families._layout_rules import weight_axes
@@ -206,13 +208,22 @@ class Layout:
 
 
 def computed(layout: Layout | None, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A net's function of trees of arrays, as it computes where the layout says."""
+    """A net's function of (params, ...), as it computes where the layout says.
+
+    Parameters that are kept in a few bits are decoded where they are used.
+    """
+
+    def decoding(params: Any, *args: Any) -> Any:
+        if not any(map(is_frozen_leaf, jax.tree.leaves(params, is_leaf=is_frozen_leaf))):
+            return fn(params, *args)
+        return lift(fn)(params, {}, *args)
+
     if layout is None:
-        return fn
+        return decoding
 
     def on_its_mesh(*args: Any) -> Any:
         with layout.active():
-            return _laid_out.automatic(fn)(*args)
+            return _laid_out.automatic(decoding)(*args)
 
     return on_its_mesh
 

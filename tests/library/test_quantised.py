@@ -40,6 +40,7 @@ def stored(name, shape, axes, dtype="float32"):
     before = [shape[dim] for dim in (*axes.stack, *axes.outputs)]
     length = int(np.prod([shape[dim] for dim in axes.inputs]))
     data = random_blocks(name, *before, -(-length // BLOCKS[name].block))
+    data = data.reshape(*data.shape[:-2], -1)
     return BlockWeight(jnp.asarray(data), shape, jnp.dtype(dtype), axes, name)
 
 

@@ -136,5 +136,6 @@ def less_one(scale: np.ndarray, config: DecoderConfig) -> np.ndarray:
     return scale - np.float32(1)
 
 
+OF_ROWS: frozenset[Undo] = frozenset([halves])  # those that give rows another order, and no more
 PAIRS: dict[str, Undo] = {"layers/attn/[qk]_proj/(kernel|bias)": halves}
 ONE_ADDED: dict[str, Undo] = {".*norm/scale": less_one}

@@ -38,4 +38,5 @@ def opened(path: Path) -> Opened:
         dtype=tensors.dtype,
         ignored={*_gguf_rope.honoured(config), *left_over(leaves, config)},
         where=where,
+        as_stored=tensors.as_stored,
     )
