@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora import _optim, _words
+from jlora import _optim, _paths, _words
+from jlora._frozen_leaf import is_frozen_leaf
 from jlora._lift import told_left_out
 from jlora._lora_dict import of_leaves
 from jlora._lowrank import Axes
@@ -89,14 +90,15 @@ def summary(
         for leaf, train in zip(jax.tree.leaves(lora), jax.tree.leaves(trains), strict=True)
         if train
     ]
-    frozen_leaves = [leaf for leaf in jax.tree.leaves(frozen) if hasattr(leaf, "dtype")]
+    weights = [leaf for leaf in _paths.flatten(frozen)[0].values() if hasattr(leaf, "dtype")]
+    arrays = [leaf for leaf in jax.tree.leaves(frozen) if hasattr(leaf, "dtype")]
     left_out = axes.left_out if isinstance(axes, TracedAxes) else {}
     ranks = [node.rank for node in lora.values() if node.rank]
     return Summary(
         trainable=sum(_size(leaf) for leaf in trained),
-        frozen=sum(_size(leaf) for leaf in frozen_leaves),
+        frozen=sum(_size(leaf) for leaf in weights),
         trainable_bytes=sum(_bytes(leaf) for leaf in trained),
-        frozen_bytes=sum(_bytes(leaf) for leaf in frozen_leaves),
+        frozen_bytes=sum(_bytes(leaf) for leaf in arrays),
         leaves=len(of_leaves(lora)),
         rank=(min(ranks, default=0), max(ranks, default=0)),
         left_out={p: why for p, why in left_out.items() if p not in lora},
@@ -104,7 +106,7 @@ def summary(
 
 
 def _size(leaf) -> int:
-    return math.prod(np.shape(leaf))
+    return math.prod(leaf.shape if is_frozen_leaf(leaf) else np.shape(leaf))
 
 
 def _bytes(leaf) -> int:

@@ -37,6 +37,10 @@ class Int8Weight(QuantizedWeight):
         order = [dims.index(dim) for dim in before(axes)]
         return cls(values, jnp.transpose(scale, order), weight.shape, weight.dtype, axes)
 
+    @property
+    def exact(self) -> bool:
+        return False  # scales are made, or decoded, as the device rounds
+
     def dimensions(self) -> dict[str, Dims]:
         return {"values": tuple(range(len(self.shape))), "scale": before(self.axes)}
 

@@ -39,6 +39,10 @@ class MixedStack(QuantizedWeight):
     def encodes(self) -> bool:
         return False
 
+    @property
+    def exact(self) -> bool:
+        return all(stack.exact for stack in self.stacks)
+
     def dimensions(self) -> dict[str, Dims]:
         return {"which": (0,), "at": (0,)}
 

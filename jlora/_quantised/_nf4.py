@@ -86,6 +86,10 @@ class Nf4Weight(QuantizedWeight):
             axes,
         )
 
+    @property
+    def exact(self) -> bool:
+        return False  # scales are made, or decoded, as the device rounds
+
     def dimensions(self) -> dict[str, Dims]:
         first, stack = before(self.axes), self.axes.stack
         return {

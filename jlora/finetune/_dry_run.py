@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 import jlora
 from jlora import models, tasks, trainer
+from jlora._frozen_leaf import is_frozen_leaf
 from jlora.finetune._adapter import start
 from jlora.finetune._layout import layout
 from jlora.finetune._optimizer import optimizer
@@ -133,20 +134,27 @@ def _outline(
     source: str,
     *,
     dtype: str = "float32",
+    quantize: str | None = None,
     attention: str = "blocks",
     **text: Any,
 ) -> Any:
     """The model as `jlora.models.load` gives it, of shapes."""
-    model = models.outline(source, mesh=on)
-    cast = lambda like: like.update(dtype=jnp.dtype(dtype))  # noqa: E731
+    model = models.outline(source, quantize=quantize, mesh=on)
     tokenizer = model.tokenizer
     given = {name: value for name, value in text.items() if value}
     return dataclasses.replace(
         model,
-        params=jax.tree.map(cast, model.params),
+        params=jax.tree.map(functools.partial(_cast, dtype), model.params, is_leaf=is_frozen_leaf),
         attention=attention,
         tokenizer=dataclasses.replace(tokenizer, **given),
     )
+
+
+def _cast(dtype: str, leaf: Any) -> Any:
+    """A leaf of shapes in another dtype; what is kept in a few bits is decoded to it."""
+    if is_frozen_leaf(leaf):
+        return dataclasses.replace(leaf, dtype=jnp.dtype(dtype))
+    return leaf.update(dtype=jnp.dtype(dtype))
 
 
 def dry_run(settings: Settings) -> None:

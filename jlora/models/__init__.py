@@ -70,7 +70,10 @@ from jlora.models._with_classifier import with_classifier as with_classifier
 
 
 def outline(
-    source: str | Path = DEFAULT, *, mesh: Mesh | Layout | None = None
+    source: str | Path = DEFAULT,
+    *,
+    quantize: str | None = None,
+    mesh: Mesh | Layout | None = None,
 ) -> Model | EncoderModel:
     """The model as `load` gives it, with the shapes of its parameters in place of the arrays.
 
@@ -78,6 +81,7 @@ def outline(
 
     Args:
         source: as for `load`.
+        quantize: as for `load`: what is kept in a few bits has the shapes of its stored arrays.
         mesh: as for `load`: the shapes say how they lie there.
 
     Raises:
@@ -105,7 +109,9 @@ def outline(
         (3, 8)
     """
     opened = _source.opened(_source.located(source))
-    model = _source.outlined(opened)
+    _small_leaves.check(quantize, opened)
+    small = _small_leaves.small_leaves(opened, quantize, jnp.float32, shapes_alone=True)
+    model = _source.outlined(opened, small)
     tokenizer = _of_model(model.tokenizer, model.config)
     layout = _layout_of(mesh)
     params = _laid_out(layout, model.config, model.params)

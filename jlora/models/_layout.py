@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jlora import _placement, _words
-from jlora._frozen_leaf import is_frozen_leaf
+from jlora._frozen_leaf import has_frozen_leaf
 from jlora._lift import lift
 from jlora._lowrank import RANK
 from jlora._sharding import shardings
@@ -214,9 +214,7 @@ def computed(layout: Layout | None, fn: Callable[..., Any]) -> Callable[..., Any
     """
 
     def decoding(params: Any, *args: Any) -> Any:
-        if not any(map(is_frozen_leaf, jax.tree.leaves(params, is_leaf=is_frozen_leaf))):
-            return fn(params, *args)
-        return lift(fn)(params, {}, *args)
+        return lift(fn)(params, {}, *args) if has_frozen_leaf(params) else fn(params, *args)
 
     if layout is None:
         return decoding

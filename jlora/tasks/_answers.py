@@ -43,6 +43,7 @@ class Answers(Task):
         model = load(
             its.model,
             dtype=its.dtype,
+            quantize=its.quantized,
             attention=its.attention,
             template=its.template,
             date=its.date,
@@ -123,10 +124,10 @@ class Answers(Task):
             batch_size=max(1, min(64, len(which))),
         )
 
-    def same(self, model: Any, held_out: Sequence[Any], scores: Any, params: Any) -> str:
+    def same(self, model: Any, held_out: Sequence[Any], scores: Any, *weights: Any) -> str:
         """Whether these weights answer as the scores say, on the first few rows."""
         checked = [at for at, row in enumerate(held_out) if asks(row)][:CHECKED]
-        again = self.answers_to(model, held_out, checked, params)
+        again = self.answers_to(model, held_out, checked, *weights)
         alike = sum(got == scores["answers"][at] for at, got in zip(checked, again, strict=True))
         return f"the same answer to {alike} of {len(checked)} rows" if checked else ""
 

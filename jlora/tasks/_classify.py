@@ -55,7 +55,7 @@ class Classify(Task):
     def model(self, load: Callable[..., Any]) -> Any:
         """The model of the settings, with a head for the labels."""
         its = self.settings
-        model = load(its.model, dtype=its.dtype, attention=its.attention)
+        model = load(its.model, dtype=its.dtype, quantize=its.quantized, attention=its.attention)
         if its.max_length > model.config.longest:
             raise ValueError(
                 f"--max-length {its.max_length} is more than the {model.config.longest} positions "
@@ -125,9 +125,11 @@ class Classify(Task):
         """The labels in the order of the scores: a folder that is written has them."""
         return {"labels": list(self.labels)}
 
-    def same(self, model: Any, held_out: Sequence[Any], scores: dict[str, Any], params: Any) -> str:
+    def same(
+        self, model: Any, held_out: Sequence[Any], scores: dict[str, Any], *weights: Any
+    ) -> str:
         """Whether these weights give the labels that the scores say."""
-        again = [self.labels[label] for label in self._labels_of(model, held_out, params)]
+        again = [self.labels[label] for label in self._labels_of(model, held_out, *weights)]
         alike = sum(got == before for got, before in zip(again, scores["labels"], strict=True))
         return f"the same label to {alike} of {len(again)} rows"
 

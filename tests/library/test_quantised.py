@@ -1,16 +1,13 @@
 """Over quantised weights everything is as over the weights that they stand for."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax import lax
-from laws import adapted, assert_close, trained
+from laws import assert_close, trained
 
 import jlora
 from jlora._quantised import BLOCKS, FORMATS, WRITTEN, BlockWeight

@@ -49,26 +49,54 @@ def check(quantize: str | None, opened: Opened) -> None:
         )
 
 
-def small_leaves(opened: Opened, quantize: str | None, dtype: Any) -> Small:
+def small_leaves(
+    opened: Opened, quantize: str | None, dtype: Any, *, shapes_alone: bool = False
+) -> Small:
     """What stands in the place of each weight: a quantised leaf, or None where the weight does.
 
     Of formats that are written, the linear layers of the stacks; as stored, whatever the file has
     so, tables and heads as well.
+
+    Args:
+        opened: the model's file or folder.
+        quantize: as `check` has it.
+        dtype: of the weights that the leaves stand for.
+        shapes_alone: whether no weight is read, and leaves are of shapes.
     """
     if quantize is None:
         return lambda path, shape: None
     if quantize == STORED:
-        return functools.partial(_as_stored, opened, jnp.dtype(dtype))
+        return functools.partial(_as_stored, opened, jnp.dtype(dtype), shapes_alone)
+    if shapes_alone:
+        return functools.partial(_outlined, opened, jnp.dtype(dtype), quantize)
     return functools.partial(_encoded, opened, jnp.dtype(dtype), quantize)
+
+
+def _is_encoded(opened: Opened, path: str) -> bool:
+    return (
+        stacked(path)
+        and path.endswith("/kernel")
+        and (stored_of(opened.leaves, path).kind in _KINDS)
+    )
+
+
+def _outlined(
+    opened: Opened, dtype: Any, format: str, path: str, shape: tuple[int, ...]
+) -> QuantizedWeight | None:
+    """The leaf that `_encoded` gives, of shapes."""
+    if not _is_encoded(opened, path):
+        return None
+    weight = jax.ShapeDtypeStruct(shape, dtype)
+    return jax.eval_shape(lambda weight: _encode(weight, _axes(path, shape), format), weight)
 
 
 def _encoded(
     opened: Opened, dtype: Any, format: str, path: str, shape: tuple[int, ...]
 ) -> QuantizedWeight | None:
     """The leaf of one linear layer of each layer of the model; one of them is a float at a time."""
-    if not (stacked(path) and stored_of(opened.leaves, path).kind in _KINDS and _is_kernel(path)):
+    if not _is_encoded(opened, path):
         return None
-    axes, its = _axes(path, shape, opened), per_layer(path, shape)
+    axes, its = _axes(path, shape), per_layer(path, shape)
     of_one = Axes(*(tuple(dim - 1 for dim in dims) for dims in (axes.inputs, axes.outputs)),
                   stack=tuple(dim - 1 for dim in axes.stack if dim))  # fmt: skip
 
@@ -86,7 +114,7 @@ def _encoded(
 
 
 def _as_stored(
-    opened: Opened, dtype: Any, path: str, shape: tuple[int, ...]
+    opened: Opened, dtype: Any, shapes_alone: bool, path: str, shape: tuple[int, ...]
 ) -> QuantizedWeight | None:
     """The leaf of a file's own bytes, where all of its layers have them."""
     kind = stored_of(opened.leaves, path).kind
@@ -98,16 +126,17 @@ def _as_stored(
     if len(names) != len(layers) or None in found:
         return None
     blocks: list[StoredBlocks] = [each for each in found if each is not None]
-    axes = _axes(path, shape, opened)
+    axes = _axes(path, shape)
+    fill = _shape if shapes_alone else _filled
     if not stacked(path):
-        return _leaf({"data": _put(blocks[0].read())}, shape, dtype, axes, blocks[0].format)
+        [its] = blocks
+        return BlockWeight(fill(its.shape, [its]), shape, dtype, axes, its.format)
     formats = sorted({each.format for each in blocks})
     stacks = []
     for format in formats:
         its = [each for each in blocks if each.format == format]
-        arrays = (each.read() for each in its)
-        data = _filled((len(its), *its[0].shape), arrays)
-        stacks.append(_leaf({"data": data}, (len(its), *shape[1:]), dtype, axes, format))
+        data = fill((len(its), *its[0].shape), its)
+        stacks.append(BlockWeight(data, (len(its), *shape[1:]), dtype, axes, format))
     if len(stacks) == 1:
         return stacks[0]
     which = [formats.index(each.format) for each in blocks]
@@ -116,18 +145,10 @@ def _as_stored(
     return MixedStack(tuple(stacks), *places, shape, dtype, axes)
 
 
-def _leaf(arrays: Any, shape: Any, dtype: Any, axes: Axes, format: str) -> BlockWeight:
-    return BlockWeight(**arrays, shape=tuple(shape), dtype=dtype, axes=axes, format=format)
-
-
-def _is_kernel(path: str) -> bool:
-    return path.endswith("/kernel")
-
-
-def _axes(path: str, shape: tuple[int, ...], opened: Opened) -> Axes:
+def _axes(path: str, shape: tuple[int, ...]) -> Axes:
     """Kernels are (..., in, out); a table is read by its rows, which lie whole."""
     stack, (before, last) = tuple(range(len(shape) - 2)), (len(shape) - 2, len(shape) - 1)
-    if _is_kernel(path):
+    if path.endswith("/kernel"):
         return Axes((before,), (last,), stack)
     return Axes((last,), (before,), stack)
 
@@ -153,11 +174,16 @@ def _stack(
     return dataclasses.replace(whole, shape=shape, dtype=dtype, axes=axes)
 
 
-def _filled(shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> jax.Array:
+def _filled(shape: tuple[int, ...], blocks: Sequence[StoredBlocks]) -> jax.Array:
+    """The bytes of all of them, one behind the other along a first dimension that ``shape`` has."""
     held = _room(shape, np.dtype(np.uint8))
-    for at, part in enumerate(parts):
-        held[at] = part
+    for room, each in zip(held.reshape(len(blocks), *blocks[0].shape), blocks, strict=True):
+        room[...] = each.read()
     return _put(held)
+
+
+def _shape(shape: tuple[int, ...], blocks: Sequence[StoredBlocks]) -> Any:
+    return jax.ShapeDtypeStruct(shape, np.uint8)
 
 
 def _room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
