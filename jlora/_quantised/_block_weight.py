@@ -51,6 +51,10 @@ class BlockWeight(QuantizedWeight):
     def dimensions(self) -> dict[str, Dims]:
         return {"data": (*before(self.axes), RANK)}
 
+    @property
+    def of_a_block(self) -> dict[str, int]:
+        return {"data": FORMATS[self.format].size}
+
     def plain(self) -> jax.Array:
         blocks = FORMATS[self.format].decode(self._blocks)
         return weight_of(blocks, self.axes, self.shape).astype(self.dtype)

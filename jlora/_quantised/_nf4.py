@@ -99,6 +99,10 @@ class Nf4Weight(QuantizedWeight):
             "offset": stack,
         }
 
+    @property
+    def of_a_block(self) -> dict[str, int]:
+        return {"codes": _BLOCK // 2, "scale_codes": 1}
+
     def plain(self) -> jax.Array:
         scales = self._scales()[..., None]
         numbers = jnp.asarray(_numbers())[_pairs(self.codes)]

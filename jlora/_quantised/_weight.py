@@ -43,6 +43,11 @@ class QuantizedWeight(FrozenLeaf):
         """
 
     @property
+    def of_a_block(self) -> dict[str, int]:
+        """Array fields whose last axis runs along the inputs, block by block -> entries of one."""
+        return {}
+
+    @property
     def encodes(self) -> bool:
         """Whether weights can be written in this format, or read alone."""
         return True

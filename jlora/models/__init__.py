@@ -199,6 +199,7 @@ def load(
         shardings = layout.weights(opened.config, expected_shapes(opened.config))
     small = _small_leaves.small_leaves(opened, quantize, dtype)
     params = _stacking.assemble(opened, dtype, shardings, small)
+    params = params if quantize is None else _laid_out(layout, opened.config, params)
     tokenizer = _of_model(opened.tokenizer, opened.config, template, date)
     return _made(params, opened.config, tokenizer, str(source), attention, layout)
 

@@ -257,6 +257,7 @@ def at(*arguments):
     parser = argparse.ArgumentParser()
     _flags.add_model(parser)
     _flags.add_mesh(parser)
+    _flags.add_quantize(parser)
     _flags.add_answer(parser)
     return parser.parse_args([*map(str, arguments)])
 
