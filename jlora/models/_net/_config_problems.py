@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import Any
 
 from jlora.models._net._rope_scalings import LongRopeScaling
-
-if TYPE_CHECKING:
-    from jlora.models._net._config import DecoderConfig
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 NORMS = ("rms", "rms_plus_one", "layer", "layer_plus_one", "layer_no_bias")
 
 
-def problems_of_decoder(config: DecoderConfig) -> list[str]:
-    """What can't be a decoder, one sentence each."""
+def problems_of_decoder(config: Any) -> list[str]:
+    """What can't be in a `DecoderConfig`, one sentence each."""
     problems = [
         f"{field.name} is {getattr(config, field.name)}: expected at least 1"
         for field in dataclasses.fields(config)
@@ -76,7 +73,7 @@ def problems_of_decoder(config: DecoderConfig) -> list[str]:
     return problems
 
 
-def _of_linear(config: DecoderConfig) -> list[str]:
+def _of_linear(config: Any) -> list[str]:
     problems = [] if config.linear is None else config.linear.problems()
     if config.linear_layers is not None and (
         config.linear is None or len(set(config.linear_layers)) < 2
@@ -92,7 +89,7 @@ def _of_linear(config: DecoderConfig) -> list[str]:
     return problems
 
 
-def _of_latent(config: DecoderConfig) -> list[str]:
+def _of_latent(config: Any) -> list[str]:
     if (latent := config.latent) is None:
         return []
     problems = []
@@ -117,7 +114,7 @@ def _of_latent(config: DecoderConfig) -> list[str]:
     return problems
 
 
-def _of_streams(config: DecoderConfig) -> list[str]:
+def _of_streams(config: Any) -> list[str]:
     problems = []
     if config.streams is not None and config.streams < 2:
         problems.append(f"streams is {config.streams}: expected at least 2")
@@ -134,7 +131,7 @@ def _of_streams(config: DecoderConfig) -> list[str]:
     return problems
 
 
-def _of_borrowing(config: DecoderConfig) -> list[str]:
+def _of_borrowing(config: Any) -> list[str]:
     if (count := config.borrowing) is None:
         return []
     if not 0 < count < config.layers:
