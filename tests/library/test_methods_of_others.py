@@ -301,6 +301,10 @@ def test_a_start_of_a_methods_own_is_taken():
     frozen, lora = jlora.split(params, config, KEY)
     assert_close(lora["w"].a, jnp.full((7, 2), 3.0), 0)
     assert_close(jlora.merge(frozen, lora), params)
+    fresh = dataclasses.replace(config, init="kaiming")
+    frozen, lora = jlora.split(params, fresh, KEY)
+    with pytest.raises(ValueError, match="init is 'lora_ga', but 'warm' takes warm"):
+        jlora.lora_ga(None, frozen, lora, None, fresh, KEY)  # before any batch is read
 
 
 def test_a_node_for_targets_must_be_a_method():
