@@ -22,6 +22,10 @@ from jlora._traced_axes import TracedAxes
 BIAS_NAMES = ("bias", "b")  # as Flax, Equinox and Haiku call them
 
 _SHOWN = 18  # leaves that an error names
+_ASSUMED = (
+    "It is taken as (in, out): if it is a stack of vectors, as norms of layers are, pass "
+    "axes=jlora.trace_axes(fn, params, *args)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +151,8 @@ def _adapted(paths, leaves, config: LoraConfig, axes, problems: list[str]):
             continue
         ranks, problem = _ranks(path, shape, its_axes, config)
         if problem:
-            problems.append(f"{path} {problem}")
+            assumed = not seen and path not in (axes or {})
+            problems.append(f"{path} {problem}" + (f". {_ASSUMED}" if assumed else ""))
         elif ranks:
             adapted[path] = its_axes, ranks
     problems += _beyond(paths, config)

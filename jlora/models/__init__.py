@@ -43,17 +43,17 @@ from jlora.models._layout import layout_of as _layout_of
 from jlora.models._mesh import make_mesh as make_mesh
 from jlora.models._model import Model as Model
 from jlora.models._net import _encoder_config, _fused_attention
-from jlora.models._net._config import ClampedGate as ClampedGate
 from jlora.models._net._config import DecoderConfig as DecoderConfig
-from jlora.models._net._config import DeltaRule as DeltaRule
-from jlora.models._net._config import Experts as Experts
-from jlora.models._net._config import Latent as Latent
-from jlora.models._net._config import LayerInputs as LayerInputs
-from jlora.models._net._config import Sharpening as Sharpening
 from jlora.models._net._decoder import Decoder as Decoder
 from jlora.models._net._encoder import Encoder as Encoder
 from jlora.models._net._encoder_config import EncoderConfig as EncoderConfig
 from jlora.models._net._loss import answer_loss as answer_loss
+from jlora.models._net._part_configs import ClampedGate as ClampedGate
+from jlora.models._net._part_configs import DeltaRule as DeltaRule
+from jlora.models._net._part_configs import Experts as Experts
+from jlora.models._net._part_configs import Latent as Latent
+from jlora.models._net._part_configs import LayerInputs as LayerInputs
+from jlora.models._net._part_configs import Sharpening as Sharpening
 from jlora.models._net._remat import REMATS as REMATS
 from jlora.models._net._rope_scalings import DynamicRopeScaling as DynamicRopeScaling
 from jlora.models._net._rope_scalings import LinearRopeScaling as LinearRopeScaling

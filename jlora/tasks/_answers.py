@@ -83,12 +83,14 @@ class Answers(Task):
     ) -> data.Batches | data.PackedBatches:
         """Batches of few shapes, or of sequences that rows share, in an order from the seed."""
         its = self.settings
+        most = its.max_length
         if not shuffle:
-            return data.Batches(examples, batch_size=MEASURED_AT_ONCE, shapes=1, shuffle=False)
+            held_out = {"batch_size": MEASURED_AT_ONCE, "shapes": 1, "shuffle": False}
+            return data.Batches(examples, max_length=most, **held_out)
         of_run = {"batch_size": its.batch_size, "seed": its.seed}
         if its.pack:
-            return data.PackedBatches(examples, length=its.max_length, **of_run)
-        return data.Batches(examples, **of_run)
+            return data.PackedBatches(examples, length=most, **of_run)
+        return data.Batches(examples, max_length=most, **of_run)
 
     def preview(self, model: Any, examples: Sequence[Any], count: int = 3) -> str:
         """The text of the first rows, what trains of it marked."""

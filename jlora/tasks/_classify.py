@@ -91,9 +91,10 @@ class Classify(Task):
     def batches(self, examples: Sequence[Any], *, shuffle: bool = True) -> data.LabelledBatches:
         """Batches of few lengths, in an order from the seed."""
         its = self.settings
+        whole = functools.partial(data.LabelledBatches, examples, max_length=its.max_length)
         if not shuffle:
-            return data.LabelledBatches(examples, batch_size=32, shapes=1, shuffle=False)
-        return data.LabelledBatches(examples, batch_size=its.batch_size, seed=its.seed)
+            return whole(batch_size=32, shapes=1, shuffle=False)
+        return whole(batch_size=its.batch_size, seed=its.seed)
 
     def preview(self, model: Any, examples: Sequence[Any], count: int = 3) -> str:
         """The first rows and their labels."""

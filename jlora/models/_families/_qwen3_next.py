@@ -23,7 +23,8 @@ from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Mixture, Settings
 from jlora.models._families._window_settings import FULL, kinds_of
 from jlora.models._files._torch_tensors import linear, plain
-from jlora.models._net._config import DecoderConfig, DeltaRule
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._part_configs import DeltaRule
 
 _LINEAR = "linear_attention"
 _ATTENTION = "model.layers.{}.linear_attn"
