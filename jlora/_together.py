@@ -11,7 +11,7 @@ from jlora import _words
 
 SECONDS = 600.0  # that the others are waited for; those that died are found out by JAX much sooner
 _ROOT = "jlora"
-_FAILED_SECONDS = 20.0  # that the others are waited for where this process has failed
+_FAILED_SECONDS = 10.0  # that the others are waited for where this process has failed
 _SHOWN = 5  # differences in a message
 
 

@@ -146,7 +146,7 @@ def _agree_on_versions() -> None:
 
 
 def _wait_for_verdict(error: BaseException) -> None:
-    """Where others are gone a collective fails first: they, or JAX's runtime, say why, or nobody."""
+    """Where others are gone a collective fails first: they say why, or JAX's runtime, or nobody."""
     of_runtime = isinstance(error, jax.errors.JaxRuntimeError) and not trainer.ran_out(error)
     if (of_runtime or _OF_OTHERS.search(str(error))) and jax.distributed.is_initialized():
         time.sleep(45)
