@@ -99,7 +99,7 @@ def test_what_one_alone_cant_write_is_told_by_both_and_later_saves_are_whole(pai
 
 def test_one_that_fails_while_both_save_is_named_by_the_other_with_its_reason(trainings):
     """Files of 100 bytes are too small for arrays; the other one waits in a collective."""
-    both = ended(*trainings.pair("--steps", "2", "--out", "small", second={"most": 100}))
+    both = ended(*trainings.pair("--steps", "2", "--out", "small", devices=1, second={"most": 100}))
     assert [status for status, _, _ in both] == [1, 1], both
     first, second = (lines(errors)[-1] for _, _, errors in both)
     assert second.startswith("train.py: ")
