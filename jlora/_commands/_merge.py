@@ -1,4 +1,4 @@
-"""Merge an adapter into its model and write that as a Hugging Face folder."""
+"""Merge an adapter into its model, layer by layer, and write that as a Hugging Face folder."""
 
 from __future__ import annotations
 

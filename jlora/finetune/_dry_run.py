@@ -21,6 +21,7 @@ from jlora.finetune._layout import layout
 from jlora.finetune._optimizer import optimizer
 from jlora.finetune._settings import Settings
 from jlora.models._layout import put
+from jlora.trainer._sharded import filled_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +120,7 @@ def _started(settings: Settings, task: tasks.Task, model: Any, batches: Any) -> 
 
 def _batch_on(on: models.Layout | None, batch: Any) -> Any:
     """The batch's shapes, as they lie on the run's devices."""
-    if on is None:
-        return batch
-
-    def shape(array: Any) -> jax.ShapeDtypeStruct:
-        rows = -(-len(array) // on.parts) * on.parts
-        return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=on.rows)
-
-    return jax.tree.map(shape, batch)
+    return batch if on is None else filled_shapes(batch, on.rows)
 
 
 def _outline(
