@@ -220,9 +220,7 @@ def test_what_can_not_be_quantised_is_named(format, params, message):
 
 def test_a_quantised_tree_is_not_quantised_again():
     small = jlora.quantize({"w": normal(64, 3)}, "Q8_0", targets="w")
-    with pytest.raises(
-        ValueError, match="w is Q8_0 already: jlora.dequantize gives it"
-    ):
+    with pytest.raises(ValueError, match="w is Q8_0 already"):
         jlora.quantize(small, "int8", targets="w")
 
 

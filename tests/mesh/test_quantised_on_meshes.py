@@ -56,6 +56,6 @@ def test_a_mesh_that_cuts_blocks_is_refused_with_counts_that_do_not():
     model = on_one_device("wide llama")
     axes = jlora.trace_axes(model.apply, model.params, np.ones((1, 2), int))
     small = jlora.quantize(model.params, "nf4", targets="q_proj", axes=axes)
-    said = "q_proj/kernel: 4 blocks of nf4 along its inputs can't be cut over 8 devices: 1, 2, 4 wou"
+    said = "q_proj/kernel: 4 blocks of nf4 along its inputs can't be cut over 8 devices: 1, 2, 4"
     with pytest.raises(ValueError, match=said):
         laid_out(layout, model.config, small)
