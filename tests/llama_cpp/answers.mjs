@@ -3,11 +3,12 @@
 //   node answers.mjs REQUEST ANSWER
 //
 // Both are JSON files. The request is a list of jobs, done one after the other:
-//   {"model": PATH, "adapters": [PATH, ...], "threads": 2,
+//   {"model": PATH, "adapters": [PATH, ...],
 //    "prompts": [[TOKEN, ...], ...], "most": 24, "stop": [TOKEN, ...],   // greedy answers of these
 //    "texts": [[TOKEN, ...], ...], "last": [COUNT, ...]}                 // what may come next in these
 // "last" is of how many places of each text, counted from its end; of all where it is missing. With
-// "whole": true the answer has probabilities, over the vocabulary in its order, else the best token.
+// "whole": true the answer has probabilities, over the vocabulary in its order; with "among":
+// [[[TOKEN, ...], ...], ...], for each of those places, only of these; without either the best token.
 // The answer is one object for each job, {"answers": [[TOKEN, ...], ...]} and {"next": [[PLACE, ...],
 // ...]}, or {"error": MESSAGE} where llama.cpp refuses a model or an adapter. node-llama-cpp is
 // looked for in the folder NODE_LLAMA_CPP.
@@ -45,14 +46,17 @@ const overVocabulary = (probabilities) => {
   return each;
 };
 
-const next = async (sequence, text, last, whole) => {
-  const generateNext = whole
+const next = async (sequence, text, last, whole, among) => {
+  const generateNext = whole || among
     ? {probabilities: true, options: UNFILTERED}
     : {token: true, options: {temperature: 0}};
   const first = text.length - last;
   const input = text.map((token, at) => (at < first ? token : [token, {generateNext}]));
   const places = await sequence.controlledEvaluate(input);
-  return places.slice(first).map(({next}) => (whole ? overVocabulary(next.probabilities) : next.token));
+  return places.slice(first).map(({next}, at) => {
+    if (among) return among[at].map((token) => next.probabilities.get(token));
+    return whole ? overVocabulary(next.probabilities) : next.token;
+  });
 };
 
 const done = async (job) => {
@@ -64,7 +68,7 @@ const done = async (job) => {
       ...EXACT,
       contextSize: longest + 8,
       sequences: 1,
-      threads: job.threads ?? 2,
+      threads: 1, // several wait for one another in a loop: on a busy machine ten times as long
       lora: {adapters: adapters.map((filePath) => ({filePath, scale: 1}))},
     });
     const sequence = context.getSequence();
@@ -75,7 +79,8 @@ const done = async (job) => {
     }
     for (const [at, text] of texts.entries()) {
       await sequence.clearHistory();
-      found.next.push(await next(sequence, text, job.last?.[at] ?? text.length, job.whole));
+      const last = job.last?.[at] ?? text.length;
+      found.next.push(await next(sequence, text, last, job.whole, job.among?.[at]));
     }
     await context.dispose();
     return found;

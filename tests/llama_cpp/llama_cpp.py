@@ -1,7 +1,6 @@
 """llama.cpp itself, out of npm's node-llama-cpp: asked for answers and probabilities by a process."""
 
 import json
-import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,11 +14,8 @@ def asked(*jobs):
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
         request.write_text(json.dumps([{**job, "model": str(job["model"])} for job in jobs]))
-        subprocess.run(
-            ["node", _SCRIPT, request, answer],
-            check=True,
-            timeout=_LONGEST,
-            capture_output=True,
-            env={**os.environ, "NODE_LLAMA_CPP": os.environ["NODE_LLAMA_CPP"]},
-        )
+        command = ["node", _SCRIPT, request, answer]
+        run = subprocess.run(command, timeout=_LONGEST, capture_output=True, text=True)
+        if run.returncode:
+            raise RuntimeError(f"llama.cpp ended by {run.returncode}: {run.stderr[-500:]}")
         return json.loads(answer.read_text())

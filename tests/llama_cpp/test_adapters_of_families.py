@@ -15,12 +15,13 @@ from jlora import models, peft
 TEXT = [5, 9, 30, 17, 12, 1, 3, 3, 22, 36, 8]
 # llama.cpp looks GELU up in a table of 16 bits; its Gemma 3n divides by one less in a deviation.
 BY_TABLE = ("gemma", "gemma2", "gemma3_text", "gemma3n_text", "gpt2", "starcoder2")
-# What llama.cpp does nothing with, or can't load.
+# What llama.cpp does nothing with, or what ends it.
 _OF_DEEPSEEK = r"attn/(q|q_a|q_b|kv_a|kv_b)_proj/kernel|head/kernel"
 UNADAPTED = {
     "deepseek_v2": _OF_DEEPSEEK,
     "deepseek_v3": _OF_DEEPSEEK,
     "gemma3n_text": r"(to|from)_stream_\d/kernel|layer_inputs/.*|layers/altup/router/kernel",
+    "glm4": "(attn/o|mlp/down)_proj/kernel",
     "gpt2": "positions/embedding",
 }
 FAMILIES = [*gguf_toys.FAMILIES_OF_GGUF, "mistral3"]
@@ -42,7 +43,9 @@ def made(family, folder):
 
 def each_leaf(model):
     """An adapter of each matrix of the model alone, all its layers, by its path."""
-    lora, config = gguf_toys.adapter(model, "(kernel|embedding)$")
+    narrow = any("shared_gate" in path for path in gguf_toys.flat(model.params))
+    ranks = {"rank_pattern": {"shared_gate": 1}} if narrow else {}
+    lora, config = gguf_toys.adapter(model, "(kernel|embedding)$", **ranks)
     return {path: {path: node} for path, node in lora.items()}, config
 
 
@@ -73,4 +76,4 @@ def test_each_leaf_alone_moves_llama_cpp_as_it_moves_the_model(family, tmp_path)
     for (leaf, want), got in zip(wanted.items(), found, strict=True):
         assert "error" not in got, (leaf, got)
         np.testing.assert_allclose(np.log(got["next"][0]), want, atol=near, err_msg=leaf)
-        assert leaf == "" or np.abs(want - wanted[""]).max() > 5 * near, leaf
+        assert leaf == "" or np.abs(want - wanted[""]).max() > 3 * near, leaf

@@ -120,7 +120,7 @@ class Gguf:
     squeezed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     # Tensors that hold several of our leaves, one behind the other, with {} for the number of each.
     stacked: Mapping[str, str] = dataclasses.field(default_factory=dict)  # our path -> the tensor
-    # Patterns of our paths: weights to which llama.cpp adds no adapter.
+    # Patterns of our paths: weights to which llama.cpp adds no adapter, or of which one ends it.
     unadapted: tuple[str, ...] = ()
     # The architecture that its converter gives a Hugging Face folder, where that is another.
     of_folders: str | None = None

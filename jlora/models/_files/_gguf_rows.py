@@ -60,7 +60,7 @@ class Places:
         return None if path is None else _gguf_fields.read(path)[1].keys()
 
     def unadapted(self, path: str) -> str | None:
-        """Why llama.cpp does nothing with an adapter of this leaf, or None where it adds it."""
+        """Why llama.cpp can't use an adapter of this leaf, or None where it can."""
         there = in_any_stack(path)
         if there not in self._leaves:
             return "llama.cpp's files have no such weight"
@@ -72,7 +72,7 @@ class Places:
         if stored.kind not in _MATRICES:
             return "llama.cpp adapts products alone"
         plain = any(re.fullmatch(each, there) for each in self._route.unadapted)
-        return "llama.cpp multiplies by it without any adapter" if plain else None
+        return "llama.cpp does not add adapters to it" if plain else None
 
     def has(self, path: str) -> bool:
         """Whether a file of the model holds the leaf."""
