@@ -1,4 +1,4 @@
-"""llama.cpp itself, out of npm's node-llama-cpp: asked for answers and probabilities by a process."""
+"""llama.cpp out of npm's node-llama-cpp, asked for answers and probabilities by a process."""
 
 import json
 import subprocess
