@@ -42,8 +42,8 @@ def add_model(
         default=[],
         metavar="",
         required=adapter_required,
-        help="folder that jlora.checkpoint.save, PEFT or mlx-lm wrote, or a hub id; several are "
-        "summed, each times the number behind it: A=0.5",
+        help="folder that jlora.checkpoint.save, PEFT or mlx-lm wrote, a .gguf file of llama.cpp "
+        "or a hub id; several are summed, each times the number behind it: A=0.5",
     )
     if with_dtype:
         command.add_argument("--dtype", choices=dtypes, help=f"of the weights ({dtype_of})")
@@ -324,7 +324,9 @@ def _adapter(directory: Path, model: Any) -> Any:
 
 
 def _is_peft(directory: Path) -> bool:
-    """Whether a folder holds PEFT's files; jlora's own come first."""
+    """Whether an adapter is one for `jlora.peft`: no folder of jlora's own, which come first."""
+    if directory.is_file():
+        return True
     return (
         not (directory / "adapter.json").exists() and (directory / "adapter_config.json").exists()
     )

@@ -202,6 +202,7 @@ def gguf_route(
             GATE_UP,
             Joined("attn_kv_b", ("attn_k_b", "attn_v_b"), _by_head, _keys_and_values),
         ),
+        unadapted=("layers/attn/(q|q_a|q_b|kv_a|kv_b)_proj/kernel", "head/kernel"),
     )
 
 

@@ -212,6 +212,11 @@ GEMMA3N_TEXT = Family(
             "to_stream_{}/kernel": "altup_proj.weight",
             "from_stream_{}/kernel": "altup_unembd_proj.weight",
         },
+        unadapted=(
+            r"(to|from)_stream_\d+/kernel",
+            "layer_inputs/proj/kernel",
+            "layers/altup/router/kernel",
+        ),
     ),
 )
 

@@ -61,6 +61,8 @@ class Joined:
     parts: tuple[str, ...]  # in its place, in the names of the parts
     shape: Callable[[Sequence[tuple[int, ...]]], tuple[int, ...]]  # of the whole, by the parts'
     join: Callable[[Sequence[np.ndarray], DecoderConfig], np.ndarray]
+    # How many rows of so many each part has; None where the parts are more than rows of the whole.
+    rows: Callable[[int, DecoderConfig], Sequence[int]] | None = None
 
 
 def _experts_together(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -75,12 +77,16 @@ def _gate_and_up(found: Sequence[np.ndarray], config: DecoderConfig) -> np.ndarr
     return np.stack(found, axis=2).reshape(_experts_together([part.shape for part in found]))
 
 
+def _two_halves(rows: int, config: DecoderConfig) -> tuple[int, int]:
+    return rows // 2, rows // 2
+
+
 def rows_together(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of (out, in) matrices one below the other."""
     return (sum(rows for rows, *_ in shapes), *shapes[0][1:])
 
 
-GATE_UP = Joined("gate_up", ("gate", "up"), _experts_together, _gate_and_up)
+GATE_UP = Joined("gate_up", ("gate", "up"), _experts_together, _gate_and_up, _two_halves)
 
 # Our paths -> tensors to which no name in transformers leads the `gguf` package.
 NAMES: dict[str, str] = {
@@ -114,6 +120,10 @@ class Gguf:
     squeezed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     # Tensors that hold several of our leaves, one behind the other, with {} for the number of each.
     stacked: Mapping[str, str] = dataclasses.field(default_factory=dict)  # our path -> the tensor
+    # Patterns of our paths: weights to which llama.cpp adds no adapter, or of which one ends it.
+    unadapted: tuple[str, ...] = ()
+    # The architecture that its converter gives a Hugging Face folder, where that is another.
+    of_folders: str | None = None
 
     def in_a_stack(self, path: str) -> tuple[str, int] | None:
         """The tensor that holds this leaf among others, and its place there."""

@@ -71,6 +71,11 @@ def _by_key_head(found: Sequence[np.ndarray], config: DecoderConfig) -> np.ndarr
     return np.concatenate([*heads, gates], axis=1).reshape(-1, mixed.shape[-1])
 
 
+def _sizes(rows: int, config: DecoderConfig) -> tuple[int, int]:
+    gates = 0 if (rule := config.linear) is None else rule.value_heads * rule.value_dim
+    return rows - gates, gates
+
+
 def _logarithm(rates: np.ndarray, config: DecoderConfig) -> np.ndarray:
     """What was written as the rates of decay, all below 0."""
     return np.log(-rates)
@@ -143,7 +148,7 @@ QWEN3_NEXT = Family(
         },
         joined=(
             GATE_UP,
-            Joined("ssm_in", ("attn_qkv", "attn_gate"), rows_together, _by_key_head),
+            Joined("ssm_in", ("attn_qkv", "attn_gate"), rows_together, _by_key_head, _sizes),
         ),
         names={
             "layers/linear_attn/A_log": "blk.{}.ssm_a",

@@ -65,7 +65,7 @@ class Opened:
             ValueError: naming all tensors that are missing, of another shape, or not expected.
         """
         paths = expected_shapes(self.config)
-        if unknown := [path for path in paths if _in_any_stack(path) not in self.leaves]:
+        if unknown := [path for path in paths if in_any_stack(path) not in self.leaves]:
             raise ValueError(
                 f"{self.where}: a {self.config.family} model has no {', '.join(unknown)}"
             )
@@ -266,10 +266,10 @@ def layers_of(path: str, shape: tuple[int, ...]) -> range:
 
 def stored_of(leaves: Mapping[str, Stored], path: str) -> Stored:
     """A leaf's entry in a table that has one for the leaves of all stacks."""
-    return leaves[_in_any_stack(path)]
+    return leaves[in_any_stack(path)]
 
 
-def _in_any_stack(path: str) -> str:
+def in_any_stack(path: str) -> str:
     """``layers/attn/q_proj/kernel``, whichever layers the path names."""
     return _NAMED.sub("layers/", path)
 
