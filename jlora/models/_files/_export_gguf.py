@@ -188,6 +188,10 @@ class _Changed:
     by_minima: bool  # its blocks change by their minima alone
 
 
+class UnwritableError(ValueError):
+    """Tensors that can't be written in the type that they have."""
+
+
 def _plan(read: _gguf.Read, lora: Mapping[str, Node], given: Any) -> dict[str, _Changed]:
     """What changes, by the names in the file.
 
@@ -220,10 +224,10 @@ def _plan(read: _gguf.Read, lora: Mapping[str, Node], given: Any) -> dict[str, _
             problems.append(problem)
         plan[name] = _Changed(kind, tuple(its), by_minima)
     if problems:
-        raise ValueError(
+        raise UnwritableError(
             "these tensors can't be written with the adapter in them:"
             + _words.first_few(problems, 12)
-            + "\nGive another type for the adapted tensors (--type on the command line): "
+            + "\nThe adapted tensors can get another type: "
             + ", ".join(_gguf_encoding.TYPES)
         )
     return plan
