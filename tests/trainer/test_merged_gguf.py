@@ -120,7 +120,9 @@ def test_types_that_nothing_writes_are_named_before_any_work(tmp_path):
     base = packed_llama(tmp_path / "base.gguf", {"blk.1.ffn_down.weight": "Q6_K"}, every="Q4_1")
     with pytest.raises(ValueError, match="The adapted tensors can get another type: Q8_0,") as told:
         models.export_gguf(base, tmp_path / "tuned.gguf", lora=LORA)
-    assert "\n  blk.1.ffn_down.weight is Q6_K, which can be read and not be written" in str(told.value)
+    assert "\n  blk.1.ffn_down.weight is Q6_K, which can be read and not be written" in str(
+        told.value
+    )
     with pytest.raises(ValueError, match="type is 'Q4_K': expected one of Q8_0"):
         models.export_gguf(base, tmp_path / "tuned.gguf", lora=LORA, type="Q4_K")
     assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
