@@ -120,9 +120,8 @@ def test_types_that_nothing_writes_are_named_before_any_work(tmp_path):
     base = packed_llama(tmp_path / "base.gguf", {"blk.1.ffn_down.weight": "Q6_K"}, every="Q4_1")
     with pytest.raises(ValueError, match="The adapted tensors can get another type: Q8_0,") as told:
         models.export_gguf(base, tmp_path / "tuned.gguf", lora=LORA)
-    assert "\n  blk.1.ffn_down.weight is Q6_K, which can be read and not be written" in str(
-        told.value
-    )
+    wanted = "\n  blk.1.ffn_down.weight is Q6_K, which can be read and not be written\n"
+    assert wanted in str(told.value)
     with pytest.raises(ValueError, match="type is 'Q4_K': expected one of Q8_0"):
         models.export_gguf(base, tmp_path / "tuned.gguf", lora=LORA, type="Q4_K")
     assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
@@ -246,3 +245,64 @@ def test_what_a_gguf_file_has_no_place_for_is_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="is no GGUF file, and is not overwritten"):
         models.export_gguf(base, there, lora=LORA, overwrite=True)
     assert there.read_text() == "a text"
+
+
+def pooled(block=32, *, inputs=96, outputs=256, seed=3, size=0.003):
+    """A QA-LoRA of two layers."""
+    a, b = delta((2, inputs // block, 3), seed, 1.0), delta((2, 3, outputs), seed + 1, size)
+    return jlora.QaLoraWeight(jnp.asarray(a), jnp.asarray(b), jnp.float32(2), STACK, block=block,
+                              inputs=(inputs,))  # fmt: skip
+
+
+POOLED = {UP: pooled(), DOWN: pooled(64, inputs=256, outputs=96), QUERY: pooled(outputs=64)}
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q5_1"])
+def test_a_pooled_change_goes_into_the_minima_alone_and_stays_whole(kind, tmp_path):
+    base = packed_llama(tmp_path / "base.gguf", every=kind)
+    merged = models.export_gguf(base, tmp_path / "tuned.gguf", lora=POOLED)
+    before, after = tensors_of(base), tensors_of(merged.path)
+    size = gguf.GGML_QUANT_SIZES[KINDS[kind]][1]
+    for layer in range(2):
+        name = f"blk.{layer}.ffn_up.weight"
+        old, new = (raw(each[name]).reshape(256, 3, size) for each in (before, after))
+        differ = (old != new).any((0, 1))
+        assert set(np.nonzero(differ)[0]) == {2, 3}  # of scale, minimum, quants
+        minima = old[..., 2:4].copy().view("<f2")[..., 0]
+        change = np.asarray(POOLED[UP].delta())[layer, ::32].T
+        np.testing.assert_allclose(
+            new[..., 2:4].copy().view("<f2")[..., 0], minima + change, rtol=2**-10, atol=1e-7
+        )
+    want = flat(jlora.merge(models.load(base).params, POOLED))
+    for path, value in flat(models.load(merged.path).params).items():
+        np.testing.assert_allclose(value, want[path], atol=1e-3, err_msg=path)
+    assert merged.survival == pytest.approx(1, abs=0.01)
+
+
+def test_a_pooled_change_is_refused_where_it_would_not_stay_whole(tmp_path):
+    kinds = {"blk.0.ffn_up.weight": "Q8_0", "blk.1.ffn_up.weight": "Q4_0",
+             "blk.0.ffn_down.weight": "Q4_K", "blk.0.attn_q.weight": "Q5_0",
+             "blk.1.attn_q.weight": "F16"}  # fmt: skip
+    base = packed_llama(tmp_path / "base.gguf", kinds, every="Q4_1")
+    with pytest.raises(ValueError, match="stays whole in Q4_1 and Q5_1 alone") as told:
+        models.export_gguf(base, tmp_path / "tuned.gguf", lora=POOLED)
+    for line in ("blk.0.ffn_up.weight is Q8_0, which has no minima", "blk.1.ffn_up.weight is Q4_0",
+                 "blk.0.ffn_down.weight is Q4_K, where blocks share a minimum",
+                 "blk.0.attn_q.weight is Q5_0"):  # fmt: skip
+        assert line in str(told.value)
+    assert "blk.1" not in str(told.value).replace("blk.1.ffn_up", "")
+    by_type = models.export_gguf(base, tmp_path / "tuned.gguf", lora=POOLED, type="Q8_0")
+    assert tensors_of(by_type.path)["blk.1.ffn_down.weight"].tensor_type == KINDS.Q8_0
+    smaller = {QUERY: pooled(16, outputs=64)}
+    q41 = packed_llama(tmp_path / "q41.gguf", every="Q4_1")
+    table = jlora.QaLoraWeight(jnp.ones((1, 1)), jnp.ones((1, 96)), jnp.float32(1), jlora.Axes(),
+                               block=37, inputs=(37,))  # fmt: skip
+    for lora in (smaller, {"embed/embedding": table}):
+        with pytest.raises(ValueError, match="has blocks of weights over which the adapter's"):
+            models.export_gguf(q41, tmp_path / "t.gguf", lora=lora)
+
+
+def test_a_minimum_beyond_half_precision_is_an_error(tmp_path):
+    base = packed_llama(tmp_path / "base.gguf", every="Q4_1")
+    with pytest.raises(ValueError, match="a minimum comes out larger than half precision"):
+        models.export_gguf(base, tmp_path / "tuned.gguf", lora={UP: pooled(size=1e6)})

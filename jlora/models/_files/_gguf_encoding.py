@@ -61,8 +61,8 @@ def with_change(
         new: after.
         what: the tensor, for messages.
     """
-    changed = _blocks(old != new, block_of(kind)).any(-1)
-    if not changed.any():
+    changed = np.any(_blocks(np.not_equal(old, new), block_of(kind)), axis=-1)
+    if not np.any(changed):
         return stored
     size = requires("gguf").GGML_QUANT_SIZES[kind][1]
     before, after = _blocks(stored, size), _blocks(encoded(new, kind, what), size)
