@@ -259,9 +259,12 @@ def _in_blocks(read: _gguf.Read, piece: Piece, lora: Mapping[str, Node], kind: A
     constant = lora[piece.path].constant_along
     assert constant is not None
     dim, count = constant[0] - (piece.at is not None), constant[1]
-    numbers = np.arange(piece.shape[dim], dtype=np.float32) // count
-    others = [each for each in range(len(piece.shape)) if each != dim]
-    marked = np.broadcast_to(np.expand_dims(numbers, others), piece.shape)
+    numbers = [np.arange(size, dtype=np.float64) for size in piece.shape]
+    numbers[dim] //= count
+    marked, stride = np.zeros(piece.shape), 1
+    for axis, each in enumerate(numbers):  # the same number where the change is the same
+        marked += np.expand_dims(stride * each, [d for d in range(len(numbers)) if d != axis])
+        stride *= len(each)
     return not any(
         np.ptp(held.values.reshape(-1, block_of(kind)), axis=-1).any()
         for held in _in_file(read, piece, marked).values()
