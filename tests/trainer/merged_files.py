@@ -42,6 +42,7 @@ LLAMA = {
     "tie_word_embeddings": True,
 }
 HALF = 2  # bytes
+_SCALES = {KINDS.Q4_0: 1, KINDS.Q5_0: 1, KINDS.Q8_0: 1}  # of others a minimum too
 
 
 def flat(params):
@@ -73,8 +74,9 @@ def family_file(family, path):
     return gguf_files.write(path, settings, tensors, pre="qwen2")
 
 
-def packed_llama(path, kinds=None, *, every=None, header=()):
+def packed_llama(path, kinds=None, *, every=None, header=(), pack=None):
     """A llama whose tensors have these types, by their names; or all that can, ``every``."""
+    pack = pack or packed_as
     config = models.from_huggingface(LLAMA, "config.json")
     tensors = parameters(config, random_leaves(config))
     plain = gguf_files.write(path.with_suffix(".plain"), LLAMA, tensors)
@@ -82,23 +84,28 @@ def packed_llama(path, kinds=None, *, every=None, header=()):
     for tensor in gguf.GGUFReader(plain).tensors:
         kind = (kinds or {}).get(tensor.name, every if len(tensor.shape) == 2 else None)
         if kind is not None:
-            packed[tensor.name] = random_bytes(np.array(tensor.data), KINDS[kind])
+            packed[tensor.name] = pack(np.array(tensor.data), KINDS[kind])
     plain.unlink()
     return gguf_files.write(path, LLAMA, tensors, header=header, further=packed)
 
 
-def random_bytes(weights, kind):
-    """The weights in this type; random numbers with sound scales where nothing encodes it."""
+def packed_as(weights, kind):
+    """The weights in this type; random numbers where nothing encodes it."""
     try:
         return gguf.quantize(weights, kind), kind
     except NotImplementedError:
-        block, size = gguf.GGML_QUANT_SIZES[kind]
-        rng = np.random.default_rng(size)
-        raw = rng.integers(0, 256, (*weights.shape[:-1], weights.shape[-1] // block, size), "u1")
-        scales = rng.normal(0, 0.01, (*raw.shape[:-1], 2)).astype("<f2").view("u1")
-        at = slice(size - HALF, size) if kind == KINDS.Q6_K else slice(0, 2 * HALF)
-        raw[..., at] = scales[..., : at.stop - at.start]
-        return raw.reshape(*weights.shape[:-1], -1), kind
+        return random_bytes(weights, kind)
+
+
+def random_bytes(weights, kind):
+    """Random numbers with sound scales, as no encoder here writes them."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(size)
+    raw = rng.integers(0, 256, (*weights.shape[:-1], weights.shape[-1] // block, size), "u1")
+    scales = rng.normal(0, 0.01, (*raw.shape[:-1], 2)).astype("<f2").view("u1")
+    at = slice(size - HALF, size) if kind == KINDS.Q6_K else slice(0, _SCALES.get(kind, 2) * HALF)
+    raw[..., at] = scales[..., : at.stop - at.start]
+    return raw.reshape(*weights.shape[:-1], -1), kind
 
 
 def tensors_of(path):

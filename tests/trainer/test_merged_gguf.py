@@ -13,6 +13,7 @@ from merged_files import (
     entries,
     flat,
     packed_llama,
+    random_bytes,
     raw,
     tensors_of,
 )
@@ -75,8 +76,9 @@ def test_without_a_change_the_file_is_the_same_byte_for_byte(alignment, tmp_path
         assert merged.survival == 1
 
 
-def test_rows_that_do_not_change_keep_their_bytes(tmp_path):
-    base = packed_llama(tmp_path / "base.gguf", every="Q4_0")
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_1"])
+def test_rows_that_do_not_change_keep_their_bytes(kind, tmp_path):
+    base = packed_llama(tmp_path / "base.gguf", every=kind, pack=random_bytes)
     b = np.zeros((2, 3, 256), "f4")
     b[1, :, 7] = 0.3
     lora = {UP: jlora.LoraWeight(LORA[UP].a, jnp.asarray(b), jnp.float32(1), STACK)}
