@@ -12,8 +12,9 @@ from jlora._info import _text
 
 LOW = 0.9  # of a change: below it the file is told to be nearly its base
 _WAYS = (
-    "What loses nothing: an adapter beside the base, as it is; one trained with --method qalora, "
-    "whose change the minima of Q4_1 and Q5_1 hold; a finer --type, such as Q8_0 or F16."
+    "What loses nothing: a LoRA file beside the base (export --format gguf-lora); an adapter "
+    "trained with --method qalora, whose change the minima of Q4_1 and Q5_1 hold; or a finer "
+    "--type, such as Q8_0 or F16."
 )
 
 
