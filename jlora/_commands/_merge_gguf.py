@@ -40,7 +40,7 @@ def write(
         OSError: when the file can't be written.
     """
     from jlora import models
-    from jlora.models._files._export_gguf import UnwritableError
+    from jlora.models._files._gguf_plan import UnwritableError
 
     try:
         merged = models.export_gguf(

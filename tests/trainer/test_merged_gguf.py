@@ -1,5 +1,7 @@
 """A merged GGUF file: the base's own, but for the weights that the adapter changes."""
 
+import dataclasses
+
 import gguf
 import jax
 import jax.numpy as jnp
@@ -132,6 +134,24 @@ def test_types_that_nothing_writes_are_named_before_any_work(tmp_path):
     merged = models.export_gguf(base, tmp_path / "tuned.gguf", lora={DOWN: of_first})
     name = "blk.1.ffn_down.weight"
     assert raw(tensors_of(base)[name]).tobytes() == raw(tensors_of(merged.path)[name]).tobytes()
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_layers_that_are_not_adapted_keep_their_types_and_bytes(method, tmp_path):
+    kinds = {"blk.1.ffn_down.weight": "Q6_K", "blk.0.ffn_down.weight": "Q4_1"}
+    base = packed_llama(tmp_path / "base.gguf", kinds)
+    model = models.load(base)
+    config = jlora.LoraConfig(targets="down_proj", rank=3, layers=(0,), method=method)
+    _, lora = jlora.split(model.params, config, jax.random.key(0), axes={DOWN: STACK})
+    fresh = models.export_gguf(base, tmp_path / "fresh.gguf", lora=lora)
+    assert method == "dora" or fresh.path.read_bytes() == base.read_bytes()
+    lora[DOWN] = dataclasses.replace(lora[DOWN], b=lora[DOWN].b + 0.3)
+    merged = models.export_gguf(base, tmp_path / "tuned.gguf", lora=lora, type="F32")
+    before, after = tensors_of(base), tensors_of(merged.path)
+    changed = {n for n in before if after[n].tensor_type != before[n].tensor_type}
+    assert changed == {"blk.0.ffn_down.weight"}
+    want = jlora.merge(model.params, lora)["layers"]["mlp"]["down_proj"]["kernel"][0].T
+    np.testing.assert_allclose(decoded(after["blk.0.ffn_down.weight"]), want, atol=1e-6)
 
 
 def test_rows_that_blocks_do_not_divide_are_named(tmp_path):
