@@ -25,6 +25,7 @@ from jlora._merge import unmerge as unmerge
 from jlora._methods import BiasDelta as BiasDelta
 from jlora._methods import DoraWeight as DoraWeight
 from jlora._methods import LoraWeight as LoraWeight
+from jlora._methods import QaLoraWeight as QaLoraWeight
 from jlora._methods import TokenRows as TokenRows
 from jlora._methods import WholeWeight as WholeWeight
 from jlora._node import Node as Node

@@ -45,8 +45,9 @@ class LoraConfig:
         rank_pattern: other ranks, by pattern; for a stacked leaf also one for each layer, or for
             each of the model's, where the stack is named by its own.
         alpha_pattern: other alphas, in the same form. The first pattern found in a path holds.
-        method: ``"lora"``, ``"dora"`` (Liu et al. 2024, arXiv 2402.09353), or a registered class of
-            your own, or its name (`jlora.extend.Method`). The name is what is kept.
+        method: ``"lora"``, ``"dora"`` (Liu et al. 2024, arXiv 2402.09353), ``"qalora"`` (Xu et al.
+            2023, arXiv 2309.14717), or a registered class of your own, or its name
+            (`jlora.extend.Method`). The name is what is kept.
         options: the method's own settings, by name: numbers, texts, None, or tuples of these.
         init: how A and B start: ``"kaiming"``, ``"gaussian"``, ``"orthogonal"``, ``"pissa"``,
             ``"pissa_niter_N"`` (Meng et al. 2024, arXiv 2404.02948) or ``"olora"`` (Büyükakyüz

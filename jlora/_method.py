@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 
 from jlora._leaf import Leaf
+from jlora._lowrank import Axes
 from jlora._node import Node
 from jlora._peft_format import PeftFormat
 
@@ -61,6 +62,11 @@ class Method(Node):
     def largest_rank(cls, inputs: int, outputs: int) -> int | None:
         """The largest rank that makes sense for a matrix of these sizes; None: any."""
         return min(inputs, outputs)
+
+    @classmethod
+    def unfit(cls, shape: tuple[int, ...], axes: Axes, options: Mapping[str, Any]) -> str | None:
+        """Why it can't adapt a leaf of this shape, or None: `split` names all such leaves."""
+        return None
 
     @classmethod
     def shared(cls, leaves: list[Leaf], key: jax.Array) -> dict[str, Node]:

@@ -68,6 +68,15 @@ class Node(abc.ABC):
         """The rank of the delta; 0 where it has none."""
         return 0
 
+    @property
+    def constant_along(self) -> tuple[int, int] | None:
+        """A dimension of the weight, and how many neighbours along it get the same change.
+
+        None unless the class says otherwise. What rounds weights in blocks can keep such a change
+        whole.
+        """
+        return None
+
     def merged(self, weight: jax.Array, shared: Shared = MappingProxyType({})) -> jax.Array:
         """The plain weight for inference, in its own dtype."""
         result = self.adapt(weight, shared)

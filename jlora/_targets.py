@@ -120,6 +120,7 @@ def _adapted(paths, leaves, config: LoraConfig, axes, problems: list[str]):
     for field in ("rank_pattern", "alpha_pattern"):
         if patterns := tuple(getattr(config, field)):
             _paths.find(patterns, paths, what=field)
+    method, options = method_class(str(config.method)), config.all_options
     adapted: dict[str, tuple[Axes, Ranks]] = {}
     for path in paths:
         shape, dtype = np.shape(leaves[path]), getattr(leaves[path], "dtype", None)
@@ -146,7 +147,8 @@ def _adapted(paths, leaves, config: LoraConfig, axes, problems: list[str]):
                 + ("" if axes is None else f", or {{..., {path!r}: jlora.Axes(...)}}")
             )
             continue
-        if problem := _unfit(shape, dtype, its_axes):
+        problem = _unfit(shape, dtype, its_axes) or method.unfit(shape, its_axes, options)
+        if problem:
             problems.append(f"{path} {problem}")
             continue
         ranks, problem = _ranks(path, shape, its_axes, config)

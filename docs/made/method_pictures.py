@@ -125,6 +125,27 @@ def dora() -> tuple[str, str]:
     return "weight = m · (W + s A B) / ‖W + s A B‖, column by column", drawn
 
 
+def qalora() -> tuple[str, str]:
+    """LoRA of the sums of neighbouring inputs."""
+    drawn = (
+        fork(110, TOP, BOTTOM)
+        + box(300, TOP, "W", FROZEN, w=376)
+        + box(150, BOTTOM, "S: sums", MADE, w=78, h=40)
+        + arrow((189, BOTTOM), (212, BOTTOM))
+        + factor(250, BOTTOM, "A", TRAINS, narrows=True, w=72)
+        + arrow((286, BOTTOM), (316, BOTTOM))
+        + factor(354, BOTTOM, "B", TRAINS, narrows=False, w=72)
+        + arrow((390, BOTTOM), (414, BOTTOM))
+        + box(460, BOTTOM, "times s", MADE, w=88, h=40)
+        + arrow((488, TOP), (550, TOP), (550, MIDDLE - 17))
+        + arrow((504, BOTTOM), (550, BOTTOM), (550, MIDDLE + 17))
+        + sign(550, MIDDLE, "+")
+        + result(566)
+        + text(300, MIDDLE, "each 32 neighbours of x are summed", size=15)
+    )
+    return "y = x W + s ((x S) A) B", drawn
+
+
 def decomposed() -> tuple[str, str]:
     """A and B begin as the main part of W."""
     drawn = (
@@ -226,6 +247,7 @@ PICTURES = {
     "lora": lora,
     "rslora": rslora,
     "dora": dora,
+    "qalora": qalora,
     "decomposed": decomposed,
     "from-data": from_data,
     "lora-plus": lora_plus,

@@ -1,4 +1,4 @@
-"""Merge an adapter into its model, layer by layer, and write that as a Hugging Face folder."""
+"""Merge an adapter into its model, layer by layer: a Hugging Face folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from jlora._commands import _flags
+from jlora._commands import _flags, _merge_gguf
 from jlora._weighted import Weighted
 
+_SHARD = 5 * 10**9  # bytes
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -20,18 +21,36 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         dtypes=("float32", "bfloat16", "float16"),
         dtype_of="the model's files' own, float32 from GGUF",
     )
-    command.add_argument("--out", required=True, metavar="", help="the folder to write")
+    command.add_argument(
+        "--out", required=True, metavar="", help="the folder to write, or the .gguf file"
+    )
+    command.add_argument(
+        "--format",
+        choices=("huggingface", "gguf"),
+        default="huggingface",
+        help="a folder, or the base's own GGUF file with other weights (huggingface)",
+    )
     command.add_argument(
         "--max-shard-size",
         type=bytes_in,
-        default="5GB",
         metavar="",
         help="largest weight file, such as 500MB (5GB)",
     )
     command.add_argument(
+        "--type",
+        metavar="",
+        help="of the adapted tensors in a GGUF file: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, F16, BF16, F32 "
+        "(each one's own)",
+    )
+    command.add_argument(
+        "--eval-data",
+        metavar="",
+        help="rows on which to measure a GGUF file beside its base and the adapter, as train's",
+    )
+    command.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace a folder that merge wrote, once the new one is complete",
+        help="replace a folder that merge wrote, or a GGUF file, once the new one is complete",
     )
 
 
@@ -44,16 +63,21 @@ def run(args: argparse.Namespace) -> None:
     """
     from jlora import _info, models
 
+    _merge_gguf.check(args)
     directories = _flags.folders_of(args.adapter)
     source, _ = _flags.source_and_training(args, directories)
     adapter = _flags.load_adapters(args.adapter, directories, source)
+    if args.format == "gguf":
+        lines = _merge_gguf.write(args, directories, source, adapter)
+        print(_info.text(_info.facts(args.out)), "", *lines, sep="\n")
+        return
     out = models.export(
         source,
         args.out,
         lora=adapter.lora,
         base=adapter.bases,
         dtype=args.dtype,
-        max_shard_bytes=args.max_shard_size,
+        max_shard_bytes=args.max_shard_size or _SHARD,
         overwrite=args.overwrite,
         metadata={"adapter": _named(args.adapter)},
         keep=tuple(directories),

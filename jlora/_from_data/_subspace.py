@@ -35,6 +35,11 @@ def adapted(
             f"{what} starts A and B, but no node of the adapter has them: expected LoraWeights, or "
             f"nodes of a class of it, got {' and '.join(kinds)}"
         )
+    if pooled := [path for path, node in found.items() if node.constant_along is not None]:
+        raise ValueError(
+            f"{what} gives each input a row of A of its own, but that of {pooled[0]} is for blocks "
+            "of inputs: leave it the start that it has"
+        )
     if method_class(str(config.method)).moves_weight(config.init):
         raise ValueError(
             f"{what} gives A and B another start, but init is {config.init!r}, which took weight "

@@ -145,7 +145,11 @@ OF_LORA: dict[str, tuple[str, Any]] = {
     "rank": ("rank of A B", int),
     "alpha": ("A B is multiplied by alpha / rank", float),
     "rslora": ("multiply A B by alpha / sqrt(rank) instead", bool),
-    "method": ("lora, or dora: a trained magnitude for each output beside it", str),
+    "method": (
+        "lora; dora: a trained magnitude for each output beside it; or qalora: merges into Q4_1 "
+        "and Q5_1 without loss",
+        str,
+    ),
     "options": ("the method's own settings, as JSON", JSON),
     "dropout": ("share of A's inputs left out in training", float),
     "bias": (

@@ -29,6 +29,8 @@ from jlora.models._families import from_huggingface as from_huggingface
 from jlora.models._families import to_huggingface as to_huggingface
 from jlora.models._files import _small_leaves, _source, _stacking
 from jlora.models._files._export import export as export
+from jlora.models._files._export_gguf import MergedGguf as MergedGguf
+from jlora.models._files._export_gguf import export_gguf as export_gguf
 from jlora.models._files._own_tokenizer import tokenizer_files as tokenizer_files
 from jlora.models._files._own_tokenizer import with_tokenizer as with_tokenizer
 from jlora.models._files._source import DEFAULT as DEFAULT

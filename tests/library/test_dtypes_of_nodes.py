@@ -22,6 +22,7 @@ def params(dtype):
 CONFIGS = {
     "lora": {},
     "dora": {"method": "dora"},
+    "qalora": {"method": "qalora", "options": {"block": 7}},
     "hira": {"method": "hira"},
     "whole": {"train": "table"},
     "rows": {"tokens": {"table": (1, 3)}},

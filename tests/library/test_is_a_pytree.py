@@ -118,10 +118,11 @@ def test_configurations_that_are_equal_hash_equal():
 def test_shapes_alone_are_enough():
     shapes = jax.eval_shape(lambda: PARAMS)
     for init in ("kaiming", "pissa", "olora"):
-        for method in ("lora", "dora"):
+        for method in ("lora", "dora", *(["qalora"] if init == "kaiming" else [])):
             config = jlora.LoraConfig(
                 targets="up/kernel", rank=2, init=init, method=method, train="norm", bias="lora",
                 tokens={"embed": (1, 5)}, dropout=0.5,
+                options={"block": 7} if method == "qalora" else {},
             )  # fmt: skip
 
             def split(params, config=config):

@@ -38,6 +38,8 @@ def node_of(shape, axes=None, **options):
         ((5, 7, 11), STACKED, 0, {"rank_pattern": {"w": (3, 1, 0, 2, 3)}}),
         ((5, 7, 11), STACKED, 0, {"method": "dora", "alpha_pattern": {"w": (1, 2, 3, 4, 5)}}),
         ((5, 2, 7, 11), EXPERTS, 1, {"method": "dora"}),
+        ((5, 6, 11), STACKED, 0, {"method": "qalora", "options": {"block": 2}}),
+        ((5, 6, 11), STACKED, 2, {"method": "qalora", "options": {"block": 2}}),
         ((5, 7), None, 0, {}),  # the dimension that is taken apart is an input
         ((5, 7, 11), None, 0, {"targets": "other", "train": "w"}),
         ((5, 7), None, 0, {"targets": "other", "tokens": {"w": (4, 1)}}),  # it is the vocabulary

@@ -34,13 +34,14 @@ def test_the_laws_hold_on_an_explicit_mesh_of_one_device(spec):
 
 
 @pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", ["lora", "dora", "qalora"])
 def test_arrays_that_lie_nowhere_merge_and_lift_under_a_mesh(mode, method):
     """With ranks that differ by layer, so that the scaling is an array."""
     params = {"w": jax.random.normal(jax.random.key(1), (3, 7, 11))}
     config = jlora.LoraConfig(
-        targets="w", rank=4, rank_pattern={"w": (4, 2, 3)}, method=method, init="gaussian"
-    )
+        targets="w", rank=4, rank_pattern={"w": (4, 2, 3)}, method=method, init="gaussian",
+        options={"block": 7} if method == "qalora" else {},
+    )  # fmt: skip
     axes = {"w": jlora.Axes(inputs=(1,), outputs=(2,), stack=(0,))}
     frozen, lora = jlora.split(params, config, jax.random.key(0), axes=axes)
     assert lora["w"].scaling.shape == (3, 4)

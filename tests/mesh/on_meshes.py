@@ -40,6 +40,8 @@ def on_each(*names: str) -> Any:
     return pytest.mark.parametrize("on", names, indirect=True)
 
 
+OPTIONS = {"qalora": {"block": 8}}  # of methods that have some
+
 USUAL = ("2x4", "8", "2x4 auto", "2 auto x 4")
 ALL = on_each(*MESHES)
 ONE_OF_EACH_KIND = on_each("2x4", "2x4 auto", "2 auto x 4")  # for what takes long
@@ -144,7 +146,8 @@ class Case:
     @functools.cache  # noqa: B019 - a case lives as long as its module
     def adapter(self, method: str = "lora", fresh: bool = False) -> tuple[Any, Any]:
         """(frozen, lora) on one device: fresh, or trained for a while."""
-        options = {"targets": ".", "rank": 4, "alpha": 6.0, "method": method} | self.options
+        own = {"method": method, "options": OPTIONS.get(method, {})}
+        options = {"targets": ".", "rank": 4, "alpha": 6.0, **own} | self.options
         if not fresh:
             return adapted(self.params, self.axes, **options)
         config = jlora.LoraConfig(**options)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from laws import assert_close
-from on_meshes import ALL, LAYOUTS, ONE, Case, assert_equal, normal
+from on_meshes import ALL, LAYOUTS, ONE, OPTIONS, Case, assert_equal, normal
 
 import jlora
 
@@ -26,7 +26,7 @@ MLP = Case(
     args=(normal(16, 24, seed=3, scale=1.0),),
     arg_layouts=(("data", None),),
 )
-METHODS = ("lora", "dora")
+METHODS = ("lora", "dora", "qalora")
 
 
 @ALL
@@ -105,7 +105,9 @@ def test_split_on_the_mesh_learns_there(on, method):
     """Weights that lie on the mesh, a fresh adapter of them: lifted, it is the base function."""
     placed, args = MLP.placed(on, MLP.params)
     with jax.set_mesh(on.mesh):
-        config = jlora.LoraConfig(targets=".", rank=4, method=method)
+        config = jlora.LoraConfig(
+            targets=".", rank=4, method=method, options=OPTIONS.get(method, {})
+        )
         frozen, lora = jlora.split(placed, config, jax.random.key(0))
         loss = lambda params, x: (mlp(on)(params, x) ** 2).mean()  # noqa: E731
         lifted = jax.jit(jax.value_and_grad(jlora.lift(loss, strict=True), argnums=1))

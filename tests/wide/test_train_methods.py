@@ -23,6 +23,7 @@ METHODS = {
         *("--layers", "1", "--exclude", "o_proj", "--tokens", '{"embed": [7, 9]}'),
         *("--rank-pattern", '{"down": 4}', "--alpha-pattern", '{"down": 5}'),
     ],
+    "qalora": ["--method", "qalora", "--options", '{"block": 8}'],
     "eva": ["--init", "eva", "--targets", "all-linear"],
     "lora_ga": ["--init", "lora_ga", "--freeze-a"],
 }
@@ -59,6 +60,9 @@ def test_a_method_learns_and_its_adapter_works_on_the_original_model(
         assert not any("o_proj" in path for path in lora)
     elif method == "lora_ga":
         assert set(ranks.values()) == {config.rank} == {6}  # twice the rank, on the original
+    elif method == "qalora":
+        assert kinds == {"QaLoraWeight"}
+        assert lora["layers/mlp/down_proj/kernel"].a.shape == (2, 5, 3)  # of 40 inputs
     else:
         assert all("head" not in path and "embed" not in path for path in ranks)
         assert config.rank_pattern

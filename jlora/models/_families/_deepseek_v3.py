@@ -155,6 +155,15 @@ def _keys_and_values(found: Sequence[np.ndarray], config: DecoderConfig) -> np.n
     return rows.reshape(-1, rows.shape[-1])
 
 
+def _keys_apart_from_values(
+    whole: np.ndarray, shapes: Sequence[tuple[int, ...]], config: DecoderConfig
+) -> Sequence[np.ndarray]:
+    """The inverse of `_keys_and_values`."""
+    (heads, _, plain_), _ = shapes
+    rows = whole.reshape(heads, -1, whole.shape[-1])
+    return rows[:, :plain_].swapaxes(1, 2), rows[:, plain_:]
+
+
 def gguf_route(
     missing: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     only_where: Callable[[Callable[[str], Any]], bool] | None = None,
@@ -200,7 +209,10 @@ def gguf_route(
         only_where=only_where,
         joined=(
             GATE_UP,
-            Joined("attn_kv_b", ("attn_k_b", "attn_v_b"), _by_head, _keys_and_values),
+            Joined(
+                *("attn_kv_b", ("attn_k_b", "attn_v_b"), _by_head),
+                *(_keys_and_values, _keys_apart_from_values),
+            ),
         ),
         unadapted=("layers/attn/(q|q_a|q_b|kv_a|kv_b)_proj/kernel", "head/kernel"),
     )

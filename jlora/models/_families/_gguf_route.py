@@ -15,7 +15,7 @@ import numpy as np
 
 from jlora.models._net._config import DecoderConfig
 
-Undo = Callable[[np.ndarray, DecoderConfig], np.ndarray]
+Way = Callable[[np.ndarray, DecoderConfig], np.ndarray]
 Entry = Callable[[str], Any]  # a header's entry by its name, or None
 
 # Entries of the header without the architecture before them -> what most families call them.
@@ -54,6 +54,14 @@ def mixture(count: str, width: str | None = None) -> dict[str, str | None]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Undo:
+    """What a converter did to a weight: the way out of a file, and the way back into one."""
+
+    out: Way
+    back: Way  # its inverse
+
+
+@dataclasses.dataclass(frozen=True)
 class Joined:
     """A parameter of which a file may hold the parts alone."""
 
@@ -61,6 +69,8 @@ class Joined:
     parts: tuple[str, ...]  # in its place, in the names of the parts
     shape: Callable[[Sequence[tuple[int, ...]]], tuple[int, ...]]  # of the whole, by the parts'
     join: Callable[[Sequence[np.ndarray], DecoderConfig], np.ndarray]
+    # its inverse, by the parts' shapes
+    apart: Callable[[np.ndarray, Sequence[tuple[int, ...]], DecoderConfig], Sequence[np.ndarray]]
     # How many rows of so many each part has; None where the parts are more than rows of the whole.
     rows: Callable[[int, DecoderConfig], Sequence[int]] | None = None
 
@@ -81,12 +91,23 @@ def _two_halves(rows: int, config: DecoderConfig) -> tuple[int, int]:
     return rows // 2, rows // 2
 
 
+def _gate_apart_from_up(
+    whole: np.ndarray, shapes: Sequence[tuple[int, ...]], config: DecoderConfig
+) -> Sequence[np.ndarray]:
+    """The inverse of `_gate_and_up`."""
+    if config.experts is None or not config.experts.interleaved:
+        return np.split(whole, [shapes[0][1]], axis=1)
+    return whole[:, 0::2], whole[:, 1::2]
+
+
 def rows_together(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of (out, in) matrices one below the other."""
     return (sum(rows for rows, *_ in shapes), *shapes[0][1:])
 
 
-GATE_UP = Joined("gate_up", ("gate", "up"), _experts_together, _gate_and_up, _two_halves)
+GATE_UP = Joined(
+    "gate_up", ("gate", "up"), _experts_together, _gate_and_up, _gate_apart_from_up, _two_halves
+)
 
 # Our paths -> tensors to which no name in transformers leads the `gguf` package.
 NAMES: dict[str, str] = {
@@ -141,11 +162,23 @@ def halves(rows: np.ndarray, config: DecoderConfig) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
+def pairs(rows: np.ndarray, config: DecoderConfig) -> np.ndarray:
+    """The inverse of `halves`."""
+    in_halves = rows.reshape(-1, 2, config.head_dim // 2, *rows.shape[1:])
+    return in_halves.swapaxes(1, 2).reshape(rows.shape)
+
+
 def less_one(scale: np.ndarray, config: DecoderConfig) -> np.ndarray:
     """The scale of a norm that multiplies by 1 + scale, out of that sum."""
     return scale - np.float32(1)
 
 
-OF_ROWS: frozenset[Undo] = frozenset([halves])  # those that give rows another order, and no more
-PAIRS: dict[str, Undo] = {"layers/attn/[qk]_proj/(kernel|bias)": halves}
-ONE_ADDED: dict[str, Undo] = {".*norm/scale": less_one}
+def plus_one(scale: np.ndarray, config: DecoderConfig) -> np.ndarray:
+    """The inverse of `less_one`, to rounding."""
+    return scale + np.float32(1)
+
+
+HALVES, LESS_ONE = Undo(halves, pairs), Undo(less_one, plus_one)
+OF_ROWS = frozenset([HALVES])  # those that give rows another order, and no more
+PAIRS: dict[str, Undo] = {"layers/attn/[qk]_proj/(kernel|bias)": HALVES}
+ONE_ADDED: dict[str, Undo] = {".*norm/scale": LESS_ONE}

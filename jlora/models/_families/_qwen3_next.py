@@ -11,9 +11,10 @@ import numpy as np
 from jlora.models._families._family import SIZES, Family
 from jlora.models._families._gguf_route import (
     GATE_UP,
+    LESS_ONE,
     Gguf,
     Joined,
-    less_one,
+    Undo,
     rows_together,
 )
 from jlora.models._families._llama import DEFAULTS, HEAD_NORMS
@@ -76,9 +77,27 @@ def _sizes(rows: int, config: DecoderConfig) -> tuple[int, int]:
     return rows - gates, gates
 
 
+def _by_kind(
+    whole: np.ndarray, shapes: Sequence[tuple[int, ...]], config: DecoderConfig
+) -> Sequence[np.ndarray]:
+    """The inverse of `_by_key_head`."""
+    if (rule := config.linear) is None:
+        return np.split(whole, [shapes[0][0]])
+    by_head = whole.reshape(rule.key_heads, -1, whole.shape[-1])
+    values = (by_head.shape[1] - 2 * rule.key_dim) // 2
+    ends = np.cumsum([rule.key_dim, rule.key_dim, values])
+    *mixed, gates = (each.reshape(-1, whole.shape[-1]) for each in np.split(by_head, ends, axis=1))
+    return np.concatenate(mixed), gates
+
+
 def _logarithm(rates: np.ndarray, config: DecoderConfig) -> np.ndarray:
     """What was written as the rates of decay, all below 0."""
     return np.log(-rates)
+
+
+def _rates(logarithms: np.ndarray, config: DecoderConfig) -> np.ndarray:
+    """The inverse of `_logarithm`, to rounding."""
+    return -np.exp(logarithms)
 
 
 def _as_llama_cpp_takes_it(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -143,12 +162,15 @@ QWEN3_NEXT = Family(
         },
         missing=_as_llama_cpp_takes_it,
         undo={
-            "(?!.*linear_attn).*norm/scale": less_one,
-            "layers/linear_attn/A_log": _logarithm,
+            "(?!.*linear_attn).*norm/scale": LESS_ONE,
+            "layers/linear_attn/A_log": Undo(_logarithm, _rates),
         },
         joined=(
             GATE_UP,
-            Joined("ssm_in", ("attn_qkv", "attn_gate"), rows_together, _by_key_head, _sizes),
+            Joined(
+                *("ssm_in", ("attn_qkv", "attn_gate"), rows_together),
+                *(_by_key_head, _by_kind, _sizes),
+            ),
         ),
         names={
             "layers/linear_attn/A_log": "blk.{}.ssm_a",

@@ -11,18 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora._lora_dict import check, of_leaves, shared_of
-from jlora._node import Node, Shared
+from jlora._lora_dict import shared_of
+from jlora._node import Node
 from jlora.models._families._labels import labels_trained, named
 from jlora.models._files import _beside_weights, _complete_folder, _shards, _source
 from jlora.models._files._changed_vocabulary import with_vocabulary
 from jlora.models._files._fresh_head import with_head
 from jlora.models._files._layer_by_layer import Piece, in_file, is_buffer, pieces, shapes_in_file
-from jlora.models._files._stacking import expected_shapes, stacked
+from jlora.models._files._merged_layers import cast, check_adapter, merged, trained_on
 from jlora.models._vocabulary import Vocabulary
 
 _AS_IT_IS = Vocabulary()
@@ -111,18 +110,8 @@ def export(
         opened = with_head(opened, tuple(labels), lora)
     opened.check()
     opened.check_head()
-    shapes = {
-        path: jax.ShapeDtypeStruct(shape, jnp.float32)
-        for path, shape in expected_shapes(opened.config).items()
-    }
-    _check_adapter(shapes, lora)
-    bases = (base or {},) if isinstance(base, Mapping | None) else base
-    replaced = {path for path, node in lora.items() if node.replaces}  # a fresh head, say
-    of_base = {path: each for path, each in shapes.items() if path not in replaced}
-    trained_on = [
-        _Base({path: leaf for path, leaf in each.items() if path not in replaced}, of_base)
-        for each in bases
-    ]
+    check_adapter(opened.config, lora)
+    bases = trained_on(opened.config, lora, base)
     given = None if dtype is None else jnp.dtype(dtype)
     if given is not None and given not in _shards.DTYPES.values():
         known = ", ".join(each.name for each in _shards.DTYPES.values())
@@ -147,14 +136,14 @@ def export(
     @functools.lru_cache(maxsize=1)  # one piece may make many tensors
     def made_of(piece: Piece, dtype: np.dtype) -> Mapping[str, np.ndarray]:
         weight = opened.layer(piece.path, piece.layer or 0, piece.shape)
-        for each in trained_on:
+        for each in bases:
             each.see(piece, weight)
-        merged = _merged(weight, lora.get(piece.path), shared, piece, dtype)
-        return in_file(opened.config, piece, merged)
+        result = merged(weight, lora.get(piece.path), shared, piece, dtype)
+        return in_file(opened.config, piece, result)
 
     def value(name: str) -> np.ndarray:
         if name not in piece_of:  # of a part of the model that is left as it is
-            return _cast(opened.read(name), dtypes[name], name)
+            return cast(opened.read(name), dtypes[name], name)
         return made_of(piece_of[name], dtypes[name])[name]
 
     companions = _beside_weights.read(where, opened, given, tokenizer_of)
@@ -165,86 +154,3 @@ def export(
         for name, content in companions.items():
             (aside / name).write_bytes(content)
     return out
-
-
-def _merged(
-    weight: np.ndarray, node: Node | None, shared: Shared, piece: Piece, dtype: np.dtype
-) -> np.ndarray:
-    """The weight with its layer of the adapter, in ``dtype``."""
-    if node is None:
-        return _cast(weight, dtype, piece)
-    # as wide as the wider of the two, so that nothing is rounded before the sum
-    wide = jnp.asarray(weight, jnp.promote_types(weight.dtype, dtype))
-    if piece.at is None:
-        result = np.asarray(node.merged(wide, shared).astype(dtype))
-    else:
-        part = node.part(0, piece.at)
-        result = np.asarray(part.merged(wide[None], shared)[0].astype(dtype))
-    return _finite_as(weight, result, piece)
-
-
-def _cast(weight: np.ndarray, dtype: np.dtype, what: object) -> np.ndarray:
-    """The weight as it is, in ``dtype``."""
-    with np.errstate(over="ignore"):  # said below
-        return _finite_as(weight, weight.astype(dtype, copy=False), what)
-
-
-def _finite_as(weight: np.ndarray, result: np.ndarray, what: object) -> np.ndarray:
-    """The result, unless it has lost a finite value."""
-    if not np.isfinite(result).all() and np.isfinite(weight).all():
-        name = result.dtype.name
-        raise ValueError(f"{what}: the merged weight has values that {name} can't hold")
-    return result
-
-
-def _check_adapter(shapes: Mapping[str, Any], lora: Mapping[str, Node]) -> None:
-    """Raises a ValueError unless every node fits its leaf and can be taken apart by layers."""
-    check(dict(shapes), lora)
-    problems = []
-    for path, node in of_leaves(lora).items():
-        try:
-            if stacked(path):
-                node.part(0, 0)
-        except ValueError as error:
-            problems.append(f"{path}: {error}")
-    if problems:
-        raise ValueError("the adapter can't be merged layer by layer:\n  " + "\n  ".join(problems))
-
-
-class _Base:
-    """Compares the weights, as they come by, with the fingerprint of those that were trained on."""
-
-    def __init__(self, fingerprint: Mapping[str, Any], shapes: Mapping[str, Any]):
-        from jlora.checkpoint import Parts, differences
-
-        found = {
-            path: {
-                "shape": list(leaf.shape),
-                "dtype": fingerprint.get(path, {}).get("dtype", "unknown"),  # any will do
-                "values": None,
-            }
-            for path, leaf in shapes.items()
-        }
-        if fingerprint and (lines := differences(fingerprint, found)):
-            raise ValueError(_ANOTHER + "\n  ".join(("", *lines[:6])))
-        self._leaves = fingerprint
-        self._parts = {
-            path: Parts(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
-            for path, leaf in fingerprint.items()
-            if leaf["values"] is not None
-        }
-
-    def see(self, piece: Piece, weight: np.ndarray) -> None:
-        """Raises a ValueError once all of a leaf was seen and it is another."""
-        from jlora.checkpoint import differences
-
-        parts = self._parts.get(piece.path)
-        if parts is None:
-            return
-        parts.see(weight, () if piece.at is None else (piece.at,))
-        known = {piece.path: self._leaves[piece.path]}
-        if parts.fingerprint and differences(known, {piece.path: parts.fingerprint}):
-            raise ValueError(f"{_ANOTHER} {piece.path}: the shape agrees, the values are others")
-
-
-_ANOTHER = "the adapter was trained on another base than the one given:"

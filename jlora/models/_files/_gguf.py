@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from jlora import _words
 from jlora.models._files import _gguf_fields, _gguf_header, _gguf_rope, _gguf_tensors
@@ -17,6 +18,24 @@ def opened(path: Path) -> Opened:
     Raises:
         ValueError: when the file is no whole GGUF file, or of a model that jlora does not know.
     """
+    return read(path).model
+
+
+class Read(NamedTuple):
+    """A GGUF file as the model that it is, and as the file that it is."""
+
+    model: Opened
+    tensors: _gguf_tensors.Tensors  # by the model's names; they know the way back
+    fields: _gguf_fields.Fields
+    found: dict[str, Any]  # the tensors as the file has them
+
+
+def read(path: Path) -> Read:
+    """What `opened` gives, and what it was made of.
+
+    Raises:
+        ValueError: as `opened`.
+    """
     where = str(path)
     fields, found = _gguf_fields.read(path)
     config = _gguf_header.config_of(fields, found, where)
@@ -29,7 +48,7 @@ def opened(path: Path) -> Opened:
         ) from None
     leaves = _gguf_tensors.leaves_of(family, route)
     tensors = _gguf_tensors.Tensors(found, leaves, route, config)
-    return Opened(
+    model = Opened(
         config=config,
         tokenizer=tokenizer,
         leaves=leaves,
@@ -40,3 +59,4 @@ def opened(path: Path) -> Opened:
         where=where,
         as_stored=tensors.as_stored,
     )
+    return Read(model, tensors, fields, found)

@@ -33,6 +33,19 @@ class Fields(Mapping[str, Any]):
         except (IndexError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{self._where}: {name} in the header is damaged: {error}") from None
 
+    @property
+    def file(self) -> Path:
+        """That has the header: the first of several."""
+        return Path(next(iter(self._fields.values())).parts[0].filename)
+
+    def places(self) -> dict[str, range]:
+        """The bytes of each entry in the file, in its order."""
+        return {
+            name: range(field.offset, field.offset + sum(int(part.nbytes) for part in field.parts))
+            for name, field in self._fields.items()
+            if not name.startswith("GGUF.")  # counts, which stand before the entries
+        }
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)
 
@@ -46,7 +59,7 @@ def read(path: Path) -> tuple[Fields, dict[str, Any]]:
     Raises:
         ValueError: when a file is no whole GGUF file, or one of several is missing.
     """
-    first, *others = _files(path)
+    first, *others = files_of(path)
     fields, tensors = _one(first)
     for other in others:
         more = _one(other)[1]
@@ -63,7 +76,12 @@ def read(path: Path) -> tuple[Fields, dict[str, Any]]:
     return header, tensors
 
 
-def _files(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
+    """The file, or all of those that it was split into, in their order.
+
+    Raises:
+        ValueError: when one of them is missing.
+    """
     found = _PART.fullmatch(path.name)
     if found is None:
         return [path]

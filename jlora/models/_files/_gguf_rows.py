@@ -101,7 +101,7 @@ class Places:
                 order = joined.join(columns, config).reshape(-1)
         for pattern, undo in self._route.undo.items():
             if re.fullmatch(pattern, in_any_stack(path)):
-                order = undo(order, config)
+                order = undo.out(order, config)
         # order: of each output the row that it is, the tensors one below the other
         rows = np.split(np.argsort(order), _ends(sizes))
         return [Rows(*each) for each in zip(names, rows, strict=True)]

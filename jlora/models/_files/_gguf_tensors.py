@@ -69,6 +69,19 @@ class _Tensor:
     at: int | None = None  # the place in a tensor that holds several
 
 
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What a tensor of a file holds of one of ours."""
+
+    values: np.ndarray  # in the file's shape
+    at: int | None = None  # the place in a tensor that holds several; None: all of it
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """The shape of a tensor of a file, the longest stride first."""
+    return tuple(map(int, tensor.shape))[::-1]
+
+
 def _that_fit(by_pattern: Mapping[str, Any], path: str) -> list[Any]:
     return [each for way, each in by_pattern.items() if re.fullmatch(way, path)]
 
@@ -77,7 +90,7 @@ class Tensors:
     """A file's tensors, each read when it is asked for, by llama.cpp's names.
 
     What the converter took apart is joined, such as gate and up of all experts; what it changed is
-    undone.
+    undone. `into_file` is the way back.
     """
 
     def __init__(
@@ -89,8 +102,7 @@ class Tensors:
     ):
         self._file, self._config, self._route = tensors, config, route
         self._here = {
-            name: _Tensor((name,), tuple(map(int, tensor.shape))[::-1], ())
-            for name, tensor in tensors.items()
+            name: _Tensor((name,), shape_of(tensor), ()) for name, tensor in tensors.items()
         }
         for name in {*route.stacked.values()} & self._here.keys():
             count, *shape = self._here.pop(name).shape
@@ -137,8 +149,33 @@ class Tensors:
         else:
             array = found[0].reshape(its.shape)
         for each in its.undo:
-            array = each(array, self._config)
+            array = each.out(array, self._config)
         return array
+
+    def held_in(self, name: str) -> tuple[str, ...]:
+        """The names in the file of what holds this tensor."""
+        return self._here[name].parts
+
+    def into_file(self, name: str, array: np.ndarray) -> dict[str, Held]:
+        """The tensor as the file holds it, by the names there: the inverse of `tensor`.
+
+        Args:
+            name: of the tensor.
+            array: in its shape, float32.
+        """
+        its = self._here[name]
+        for each in reversed(its.undo):
+            array = each.back(array, self._config)
+        shapes = [shape_of(self._file[part]) for part in its.parts]
+        if its.at is not None:
+            return {its.parts[0]: Held(array, its.at)}
+        if its.joined is None:
+            return {its.parts[0]: Held(array.reshape(shapes[0]))}
+        parts = its.joined.apart(array, shapes, self._config)
+        return {
+            part: Held(np.ascontiguousarray(values))
+            for part, values in zip(its.parts, parts, strict=True)
+        }
 
     def _whole(self, name: str, joined: Joined, found: Sequence[np.ndarray]) -> np.ndarray:
         try:
@@ -169,7 +206,7 @@ class Tensors:
                 parts = [part[its.at] for part in parts]
             array = parts[0] if its.joined is None else its.joined.join(parts, self._config)
             for each in its.undo:
-                array = each(array, self._config)
+                array = each.out(array, self._config)
             return array.reshape(*rows, length // block * size)
 
         return StoredBlocks(kind, (*rows, length // block * size), read)
@@ -202,7 +239,7 @@ def _bytes_of(tensor: Any) -> np.ndarray:
 def _in_file(tensor: Any) -> Tensor:
     """A tensor as it stands there, in float32; its rows are cut at blocks alone."""
     gguf, data = requires("gguf"), tensor.data
-    shape = tuple(map(int, tensor.shape))[::-1]
+    shape = shape_of(tensor)
     block, _ = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
     items = data.shape[-1] * block // shape[-1]  # of a block
     held = as_it_lies(Path(data.filename), int(tensor.data_offset), data.shape, data.dtype)

@@ -298,6 +298,11 @@ def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
         >>> shapes["embed/embedding"], shapes["layers/attn/q_proj/kernel"]
         ((3, 8), (1, 8, 8))
     """
+    return dict(_shapes(config))
+
+
+@functools.lru_cache(maxsize=64)  # a model is asked for them again and again
+def _shapes(config: Config) -> Mapping[str, tuple[int, ...]]:
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     tree = jax.eval_shape(net_of(config).init, jax.random.key(0), tokens)["params"]
     flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(tree, sep="/"))
