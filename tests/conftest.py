@@ -1,6 +1,7 @@
 """All rooms can be named together: what one process can't run is left out, and the end says so."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def left_out(config) -> dict[Path, str]:
         reasons[hosts] = "it starts processes of its own: `pytest tests/hosts` by itself"
     if importlib.util.find_spec("torch") is None:
         reasons[ROOMS / "oracle"] = 'it needs torch: see "oracle" in .ci/run'
+    if "NODE_LLAMA_CPP" not in os.environ:
+        reasons[ROOMS / "llama_cpp"] = 'it needs node-llama-cpp: see "llama_cpp" in .ci/run'
     return {
         room: reason
         for room, reason in reasons.items()

@@ -16,6 +16,7 @@ FRAMEWORKS = {"linen", "nnx", "equinox", "haiku", "plain-trees"}  # each trains,
 PROMISED = {
     "adapters-are-data": ["(2, 1, 10)"],
     "explain": ["2 factored, 0 materialised"],
+    "gguf-adapters": ["the same after llama.cpp's format: True"],
     "peft": ["the same after PEFT's format: True"],
 }
 
