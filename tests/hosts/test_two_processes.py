@@ -94,9 +94,19 @@ def test_the_command_names_the_setting_that_differs_in_both_processes(tmp_path):
         assert "settings: the processes differ: rank is 7 in process 1 and 4 in" in errors[0]
 
 
-def test_the_command_tells_in_one_line_that_a_process_died_and_how_to_go_on(tmp_path):
-    port, out = free_port(), tmp_path / "run"
+@pytest.fixture(scope="module", autouse=True, name="died")
+def _died(tmp_path_factory):
+    """(the folder, two processes of which one dies): the other waits while other tests run."""
+    port, out = free_port(), tmp_path_factory.mktemp("died") / "run"
     both = [_train(at, port, "--out", str(out), script="tests/hosts/waiting.py") for at in (0, 1)]
+    yield out, both
+    for each in both:
+        each.kill()
+        each.communicate()
+
+
+def test_the_command_tells_in_one_line_that_a_process_died_and_how_to_go_on(died):
+    out, both = died
     printed, errors = _lines(both[0])
     assert _lines(both[1]) == ("", [])
     assert [each.returncode for each in both] == [1, 137]

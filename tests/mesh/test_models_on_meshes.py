@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
+from laws import assert_close
 from models_on_meshes import Run
 
 import jlora
@@ -82,6 +84,53 @@ def test_twenty_steps_are_those_of_one_device(mesh, run, axes):
     with context:
         losses, state = run.trained(mesh)
     assert_like_one_device(run, losses, state)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "rows"),
+    [
+        ("llama", {"data": 1, "fsdp": 1, "model": 4}, 1),
+        ("qwen3_moe", {"data": 1, "model": 1}, 1),
+        ("gemma2", {"fsdp": 1, "model": 2}, 8),
+        ("llama", {"data": 8, "fsdp": 1, "model": 1}, 1),
+    ],
+)
+def test_explicit_axes_of_size_1_change_no_gradient_and_no_token(family, sizes, rows):
+    """Batches of one row too, which axes of more than one device do not divide."""
+    run = Run(family, packed=True)
+    batch = {name: jnp.asarray(array[:rows]) for name, array in run.batches(1).items()}
+    starts = jnp.zeros(rows, int)
+
+    def graded(model, frozen, lora, batch):
+        def mean(lora):
+            total, count = jlora.lift(functools.partial(models.answer_loss, model))(
+                frozen, lora, batch
+            )
+            return total / count
+
+        return jax.value_and_grad(mean)(lora)
+
+    def told(mesh):
+        model = models_on_meshes.on(mesh, family)
+        model = dataclasses.replace(model, tokenizer=models.Tokenizer(None, None, (0,), {}, "none"))
+        _, frozen, state, _ = run.begun(mesh)
+        lora = jax.tree.map(lambda leaf: leaf + 0.05 if leaf.ndim else leaf, state.lora)
+        its = batch
+        if layout := model.layout:
+            where = layout.rows if rows % layout.parts == 0 else layout.whole
+            its = jax.device_put(batch, where)
+        value, grads = jax.jit(functools.partial(graded, model))(frozen, lora, its)
+        write = jax.jit(functools.partial(model.generate, max_new_tokens=3))
+        tokens = write(jlora.merge(frozen, lora), its["tokens"], starts)
+        return value, jax.tree.map(np.asarray, grads), np.asarray(tokens)
+
+    value, grads, tokens = told(None)
+    mesh = explicit(models.make_mesh(sizes))
+    with jax.set_mesh(mesh):
+        got, found, same = told(mesh)
+    np.testing.assert_allclose(got, value, atol=1e-5, rtol=0)
+    assert_close(found, grads, 1e-4)
+    np.testing.assert_array_equal(same, tokens)
 
 
 def test_dropout_is_that_of_one_device():
