@@ -19,6 +19,7 @@ from jlora._lift import Use as Use
 from jlora._lift import explain as explain
 from jlora._lift import lift as lift
 from jlora._lift import trace_axes as trace_axes
+from jlora._loftq import loftq as loftq
 from jlora._lowrank import Axes as Axes
 from jlora._merge import merge as merge
 from jlora._merge import unmerge as unmerge

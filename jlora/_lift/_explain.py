@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from jlora import _words
+from jlora import _paths, _words
+from jlora._frozen_leaf import is_frozen_leaf
 from jlora._lift import _jax
 from jlora._lift._compute import Compute, Use
 from jlora._lift._lift import position, run, taken_dropout_key, takes_dropout_key
@@ -71,7 +74,22 @@ def explain(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any)
     left_out = {path: why for path, why in axes.left_out.items() if path not in lora}
     report = Report(tuple(uses), tuple(of_leaves(lora)), left_out)
     used = {path: node for path, node in lora.items() if path not in report.unused}
-    return dataclasses.replace(report, otherwise=adapted_otherwise(axes, used))
+    return dataclasses.replace(
+        report, otherwise=adapted_otherwise(axes, used), small=_small(frozen)
+    )
+
+
+def _small(frozen: Any) -> dict[str, str]:
+    """How each frozen leaf is kept that is no array."""
+    leaves, _ = _paths.flatten(frozen)
+    told = {}
+    for path, leaf in leaves.items():
+        if is_frozen_leaf(leaf):
+            stored = sum(each.size * each.dtype.itemsize for each in jax.tree.leaves(leaf))
+            plain = math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
+            kind = getattr(leaf, "format", type(leaf).__name__)
+            told[path] = f"{kind}, {_words.size(stored)} in the place of {_words.size(plain)}"
+    return told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +118,8 @@ class Report:
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # adapted leaves whose axes are not those that the function uses, and how it uses them
     otherwise: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # weights that are kept in a few bits: how, and in how many bytes
+    small: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def factored(self) -> int:
@@ -151,6 +171,7 @@ class Report:
             + f"{self.materialised} materialised. {_words.amount(base, 'FLOP')} with W, "
             f"{_words.amount(extra, 'FLOP')} for the adapters{share}."
         )
+        lines += [f"{path} is kept small: {how}" for path, how in self.small.items()]
         return "\n".join([*lines, *told_otherwise(self.otherwise), *told_left_out(self.left_out)])
 
 
