@@ -168,7 +168,7 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
     run.record("results", results)
     phases.begin("saving and checking")
     trainer.draw(out / "training.png", trainer.read_metrics(out / "metrics.jsonl"), results)
-    merged = finetune.save_adapters(
+    reloaded = finetune.save_adapters(
         out,
         adapters,
         settings=settings,
@@ -179,9 +179,10 @@ def train(asked: finetune.Asked, run: trainer.Run) -> None:
         scores=results,
         about=task.about(measured),
     )
-    same = task.same(model, measured, results["after"], merged)
+    same = task.same(model, measured, results["after"], *reloaded)
     print(task.shown(measured, results))
-    print(f"reloaded and merged, it gives {same}" if same else "")
+    how = "reloaded and merged" if len(reloaded) == 1 else "reloaded"
+    print(f"{how}, it gives {same}" if same else "")
     print(f"\nadapter   {out / 'adapter'}\nmetrics   {out / 'metrics.jsonl'}")
     print(
         f"figure    {out / 'training.png'}\n\n{task.command(out / 'adapter', measured)}\n\n{phases}"

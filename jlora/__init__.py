@@ -35,6 +35,10 @@ from jlora._optim import lora_plus as lora_plus
 from jlora._optim import mask as mask
 from jlora._optim import muon_dimensions as muon_dimensions
 from jlora._optim import optimizer as optimizer
+from jlora._quantised import QuantizedWeight as QuantizedWeight
+from jlora._quantize import dequantize as dequantize
+from jlora._quantize import quantize as quantize
+from jlora._quantize import requantize as requantize
 from jlora._rebase import rebase as rebase
 from jlora._sharding import shardings as shardings
 from jlora._split import split as split

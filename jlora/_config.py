@@ -15,6 +15,7 @@ import numpy as np
 
 from jlora import _methods as _methods  # they register themselves
 from jlora import _paths, _registry
+from jlora._method import Method
 from jlora._node import Node
 
 ALL_LINEAR = "all-linear"
@@ -50,7 +51,8 @@ class LoraConfig:
         options: the method's own settings, by name: numbers, texts, None, or tuples of these.
         init: how A and B start: ``"kaiming"``, ``"gaussian"``, ``"orthogonal"``, ``"pissa"``,
             ``"pissa_niter_N"`` (Meng et al. 2024, arXiv 2404.02948) or ``"olora"`` (Büyükakyüz
-            2024, arXiv 2406.01775); the last three move weight into the adapter.
+            2024, arXiv 2406.01775); the last three move weight into the adapter. A method of your
+            own takes what it names (`jlora.extend.Method`), besides the default.
         dropout: the share of A's inputs to leave out in calls with a ``dropout_key``.
         bias: which biases train whole: ``"none"``, ``"adapted"`` (those beside adapted weights) or
             ``"all"``; or ``"lora"``: those beside adapted weights get a delta with the same
@@ -277,12 +279,28 @@ def _problems_of_method(config: LoraConfig):
             f"{names}"
         )
         return
+    if problem := _problem_of_init(config, method):
+        yield problem
+        return
     if config.dropout and method.input_filter is Node.input_filter:
         yield (
             f"dropout is {config.dropout}, but {config.method!r} has no input_filter and would "
             "drop nothing: leave it 0"
         )
     yield from method.problems(config)
+
+
+def _problem_of_init(config: LoraConfig, method: type[Method]) -> str | None:
+    """What is wrong where the method would start as it does without this ``init``."""
+    if config.init == LoraConfig.init:
+        return None
+    if isinstance(config.init, str) and any(re.fullmatch(p, config.init) for p in method.inits):
+        return None
+    if not method.inits:
+        return (
+            f"init is {config.init!r}, but {config.method!r} has one start of its own: leave it out"
+        )
+    return f"init is {config.init!r}, but {config.method!r} takes {', '.join(method.inits)}"
 
 
 def _is_count(value: Any, least: int = 1) -> bool:

@@ -78,6 +78,14 @@ class FrozenLeaf(abc.ABC):
         fields = list(self.dimensions().values())
         return tuple(dim for dim in range(len(self.shape)) if all(dim in field for field in fields))
 
+    @property
+    def exact(self) -> bool:
+        """Whether `plain` gives the same bits on every device, so that they tell which it is.
+
+        Where numbers are decoded by one product or by sums that are not rounded, they are.
+        """
+        return True
+
     def with_arrays(self, arrays: Mapping[str, Any], shape: tuple[int, ...]) -> FrozenLeaf:
         """The leaf of a part of the weight, of this shape, with these arrays."""
         changed = dict(arrays)
@@ -89,6 +97,11 @@ class FrozenLeaf(abc.ABC):
 def is_frozen_leaf(value: Any) -> bool:
     """Whether a tree ends here, though a pytree goes on."""
     return isinstance(value, FrozenLeaf)
+
+
+def has_frozen_leaf(tree: Any) -> bool:
+    """Whether some weight of a tree is kept otherwise than as an array."""
+    return any(map(is_frozen_leaf, jax.tree.leaves(tree, is_leaf=is_frozen_leaf)))
 
 
 def plain(leaf: Any) -> Any:

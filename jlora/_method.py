@@ -17,7 +17,8 @@ class Method(Node):
     """A kind of node that `LoraConfig.method` may name.
 
     The configuration's ``options`` are this class's own: their names and defaults stand in
-    ``options`` here, and what they may be is checked by `problems`.
+    ``options`` here, and what they may be is checked by `problems`. An ``init`` that is neither the
+    default nor in ``inits`` is refused: it would change nothing.
 
     Example:
         >>> import dataclasses
@@ -38,6 +39,8 @@ class Method(Node):
 
     targeted: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Any]] = {}
+    # patterns of `LoraConfig.init` that `start` reads; the default is every method's own start
+    inits: ClassVar[tuple[str, ...]] = ()
     peft: ClassVar[PeftFormat | None] = None  # beside LoRA's, which `Node.peft_form` fills
 
     @classmethod

@@ -13,6 +13,7 @@ from jlora import _paths, _placement
 from jlora._lora_dict import of_leaves
 from jlora._lowrank import Dims
 from jlora._node import Node
+from jlora._quantised import QuantizedWeight, place_of
 
 
 def shardings(tree: Any, lora: Mapping[str, Node], *, mesh: Any = None) -> dict[str, Node]:
@@ -84,6 +85,8 @@ def _of_leaf(leaf: Any, mesh: Any) -> NamedSharding:
             raise ValueError(f"{leaf} needs a mesh: give mesh=, or call it in jax.set_mesh(mesh)")
         return NamedSharding(mesh, leaf)
     sharding = leaf if isinstance(leaf, NamedSharding) else getattr(leaf, "sharding", None)
+    if isinstance(leaf, QuantizedWeight):
+        sharding = place_of(leaf)
     if _placement.traced(leaf) and not jax.typeof(leaf).sharding.mesh.empty:
         sharding = jax.typeof(leaf).sharding  # explicit axes are in its type
     if not isinstance(sharding, NamedSharding):

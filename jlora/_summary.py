@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora import _optim, _words
-from jlora._lift import told_left_out
+from jlora import _optim, _paths, _words
+from jlora._frozen_leaf import is_frozen_leaf
+from jlora._lift import adapted_otherwise, told_left_out, told_otherwise
 from jlora._lora_dict import of_leaves
 from jlora._lowrank import Axes
 from jlora._node import Node
@@ -40,6 +41,8 @@ class Summary:
     leaves: int  # adapted leaves
     rank: tuple[int, int]  # lowest, highest
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)  # by all-linear, and why
+    # adapted leaves whose axes are not those that were seen, and how the function uses them
+    otherwise: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -58,7 +61,8 @@ class Summary:
             f"in {self.leaves} adapted leaves of rank {low if low == high else f'{low}-{high}'}; "
             f"{_words.size(self.trainable_bytes)} beside {_words.size(self.frozen_bytes)} frozen"
         )
-        return "\n".join([counts, *told_left_out(self.left_out)])
+        told = [*told_otherwise(self.otherwise), *told_left_out(self.left_out)]
+        return "\n".join([counts, *told])
 
 
 def summary(
@@ -69,7 +73,8 @@ def summary(
     Args:
         frozen: from `split`.
         lora: from `split`.
-        axes: from `trace_axes`: tells what ``targets="all-linear"`` left out, and why.
+        axes: from `trace_axes`: tells what ``targets="all-linear"`` left out, and why, and what is
+            not adapted as the function uses it.
 
     Returns:
         the counts; print them for a line of text.
@@ -89,22 +94,24 @@ def summary(
         for leaf, train in zip(jax.tree.leaves(lora), jax.tree.leaves(trains), strict=True)
         if train
     ]
-    frozen_leaves = [leaf for leaf in jax.tree.leaves(frozen) if hasattr(leaf, "dtype")]
-    left_out = axes.left_out if isinstance(axes, TracedAxes) else {}
+    weights = [leaf for leaf in _paths.flatten(frozen)[0].values() if hasattr(leaf, "dtype")]
+    arrays = [leaf for leaf in jax.tree.leaves(frozen) if hasattr(leaf, "dtype")]
+    seen = axes if isinstance(axes, TracedAxes) else TracedAxes({})
     ranks = [node.rank for node in lora.values() if node.rank]
     return Summary(
         trainable=sum(_size(leaf) for leaf in trained),
-        frozen=sum(_size(leaf) for leaf in frozen_leaves),
+        frozen=sum(_size(leaf) for leaf in weights),
         trainable_bytes=sum(_bytes(leaf) for leaf in trained),
-        frozen_bytes=sum(_bytes(leaf) for leaf in frozen_leaves),
+        frozen_bytes=sum(_bytes(leaf) for leaf in arrays),
         leaves=len(of_leaves(lora)),
         rank=(min(ranks, default=0), max(ranks, default=0)),
-        left_out={p: why for p, why in left_out.items() if p not in lora},
+        left_out={p: why for p, why in seen.left_out.items() if p not in lora},
+        otherwise=adapted_otherwise(seen, lora) if seen is axes else {},
     )
 
 
 def _size(leaf) -> int:
-    return math.prod(np.shape(leaf))
+    return math.prod(leaf.shape if is_frozen_leaf(leaf) else np.shape(leaf))
 
 
 def _bytes(leaf) -> int:

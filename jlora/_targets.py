@@ -22,6 +22,10 @@ from jlora._traced_axes import TracedAxes
 BIAS_NAMES = ("bias", "b")  # as Flax, Equinox and Haiku call them
 
 _SHOWN = 18  # leaves that an error names
+_ASSUMED = (
+    "It is taken as (in, out): if it is a stack of vectors, as norms of layers are, pass "
+    "axes=jlora.trace_axes(fn, params, *args)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +38,14 @@ class Plan:
     rows: dict[str, tuple[int, tuple[int, ...]]]  # the vocabulary's dimension, the tokens
 
 
-def plan(leaves: Mapping[str, Any], config: LoraConfig, axes: Mapping[str, Axes] | None) -> Plan:
-    """The plan for a tree's leaves.
+def plan(
+    leaves: Mapping[str, Any],
+    config: LoraConfig,
+    axes: Mapping[str, Axes] | None,
+    *,
+    cant: str = "split can't adapt",
+) -> Plan:
+    """The plan for a tree's leaves; ``cant`` begins the message where it can't be carried out.
 
     Raises:
         ValueError: when a pattern matches nothing, or a leaf can't be adapted as it is asked: every
@@ -62,7 +72,7 @@ def plan(leaves: Mapping[str, Any], config: LoraConfig, axes: Mapping[str, Axes]
     ]
     problems += _untied(leaves, named)
     if problems:
-        raise ValueError(f"split can't adapt:{_words.first_few(problems, _SHOWN)}")
+        raise ValueError(f"{cant}:{_words.first_few(problems, _SHOWN)}")
     return Plan(adapted, whole, biases, rows)
 
 
@@ -143,7 +153,8 @@ def _adapted(paths, leaves, config: LoraConfig, axes, problems: list[str]):
             continue
         ranks, problem = _ranks(path, shape, its_axes, config)
         if problem:
-            problems.append(f"{path} {problem}")
+            assumed = not seen and path not in (axes or {})
+            problems.append(f"{path} {problem}" + (f". {_ASSUMED}" if assumed else ""))
         elif ranks:
             adapted[path] = its_axes, ranks
     problems += _beyond(paths, config)

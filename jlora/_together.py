@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from jlora import _words
 
 SECONDS = 600.0  # that the others are waited for; those that died are found out by JAX much sooner
 _ROOT = "jlora"
+_FAILED_SECONDS = 10.0  # that the others are waited for where this process has failed
 _SHOWN = 5  # differences in a message
 
 
@@ -154,10 +156,13 @@ def together(name: str, do: Callable[[], Any], *, seconds: float = SECONDS) -> A
         value = do()
     except Exception as error:
         own = error
-    told = "" if own is None else json.dumps([_kind(own), str(own)])
-    failed = [(at, text) for at, text in enumerate(exchange(name, told, seconds=seconds)) if text]
-    if own is not None:
+    if own is not None:  # the others may wait inside of theirs for this process
+        with contextlib.suppress(TimeoutError):
+            exchange(
+                name, json.dumps([_kind(own), str(own)]), seconds=min(seconds, _FAILED_SECONDS)
+            )
         raise own
+    failed = [(at, text) for at, text in enumerate(exchange(name, "", seconds=seconds)) if text]
     if failed:
         kind, message = json.loads(failed[0][1])
         raise _KINDS[kind](f"{name}: process {failed[0][0]} of {count()}: {message}")

@@ -19,6 +19,7 @@ from docs.made import (
     example_pages,
     families,
     flags,
+    layout,
     method_pictures,
     models_of_others,
     results,
@@ -30,6 +31,7 @@ DOCS = Path(__file__).parents[1]
 MAKERS: dict[str, Callable[..., str]] = {
     "families": families.table,
     "flags": flags.table,
+    "layout": layout.table,
     "models-of-others": models_of_others.table,
     "result": results.table,
 }

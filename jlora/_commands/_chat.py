@@ -19,6 +19,7 @@ HELP = "/reset begins anew, /system TEXT sets the system message, /quit ends"
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of ``chat``."""
     _flags.add_model(command)
+    _flags.add_quantize(command)
     _flags.add_mesh(command)
     _flags.add_answer(command)
 
@@ -68,7 +69,7 @@ def _answered(
     asked = [*history, {"role": "user", "content": question}]
     pieces: list[str] = []
     try:
-        for piece in models.stream(adapted.model, [*system, *asked], adapted.params, **options):
+        for piece in models.stream(adapted.model, [*system, *asked], *adapted.weights, **options):
             pieces.append(piece)
             print(piece, end="", flush=True)
         print(flush=True)

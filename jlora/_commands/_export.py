@@ -1,4 +1,4 @@
-"""Write a saved adapter in the format of PEFT or of mlx-lm, with a model card."""
+"""Write a saved adapter in the format of PEFT, mlx-lm, llama.cpp or Ollama."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from jlora._commands import _flags
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of ``export``."""
     _flags.add_model(command, adapter_required=True, with_dtype=False)
-    command.add_argument("--out", required=True, metavar="", help="the folder to write")
     command.add_argument(
-        "--format", choices=("peft", "mlx"), default="peft", help="whose format (peft)"
+        "--out", required=True, metavar="", help="the folder to write; of gguf-lora the file"
     )
     command.add_argument(
-        "--base-model", metavar="", help="the base's name to write, such as owner/name (--model)"
+        "--format",
+        choices=("peft", "mlx", "gguf-lora", "ollama"),
+        default="peft",
+        help="PEFT's, mlx-lm's, llama.cpp's or Ollama's format (peft)",
+    )
+    command.add_argument(
+        "--base-model",
+        metavar="",
+        help="the base's name to write, such as owner/name, or Ollama's own name of it (--model)",
     )
     command.add_argument(
         "--overwrite", action="store_true", help="replace an adapter there; other files stay"

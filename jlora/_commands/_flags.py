@@ -17,7 +17,7 @@ class Adapted(NamedTuple):
     """A model that is ready to answer."""
 
     model: Any  # jlora.models.Model
-    params: Any  # with the adapter merged
+    weights: tuple[Any, ...]  # (params,) with the adapter merged, or (frozen, lora)
     system: list[dict[str, str]]  # the system message to begin with, if there is one
 
 
@@ -42,11 +42,25 @@ def add_model(
         default=[],
         metavar="",
         required=adapter_required,
-        help="folder that jlora.checkpoint.save, PEFT or mlx-lm wrote, or a hub id; several are "
-        "summed, each times the number behind it: A=0.5",
+        help="folder that jlora.checkpoint.save, PEFT or mlx-lm wrote, a .gguf file of llama.cpp "
+        "or a hub id; several are summed, each times the number behind it: A=0.5",
     )
     if with_dtype:
         command.add_argument("--dtype", choices=dtypes, help=f"of the weights ({dtype_of})")
+
+
+def add_quantize(command: argparse.ArgumentParser) -> None:
+    """--quantize and --dequantize."""
+    command.add_argument(
+        "--quantize",
+        choices=("none", "int8", "nf4", "stored"),
+        help="of the weights, as train.py has it (as the adapter was trained)",
+    )
+    command.add_argument(
+        "--dequantize",
+        action="store_true",
+        help="decode such weights once: faster answers, and the memory of plain ones",
+    )
 
 
 def add_mesh(command: argparse.ArgumentParser) -> None:
@@ -132,14 +146,17 @@ def load_model(args: argparse.Namespace) -> Adapted:
     source, known = source_and_training(args, directories)
     import jlora
     from jlora import compiled, models, peft
+    from jlora._frozen_leaf import has_frozen_leaf
     from jlora.models._net import _kinds
 
     mesh = None if args.mesh is None else models.make_mesh(args.mesh)
     compiled.keep()
     trained = known.get("settings", {})  # with this template and on this day
+    quantize = args.quantize or known.get("quantize", "none")
     model = models.load(
         source,
         dtype=args.dtype or known.get("dtype", "float32"),
+        quantize=None if quantize == "none" else quantize,
         template=trained.get("template"),
         date=trained.get("date"),
         mesh=mesh,
@@ -147,13 +164,15 @@ def load_model(args: argparse.Namespace) -> Adapted:
     _kinds.require_writer(model.config, model.name, "writes answers")
     if len(directories) == 1 and _is_peft(directories[0]):
         model = models.with_vocabulary(model, peft.vocabulary(directories[0], model))
-    params = model.params
+    lora = {}
     if directories:
         loras = [_adapter(directory, model) for directory in directories]
         model = models.with_tokenizer(model, directories[0])
-        params = jlora.merge(params, _adapters.combined(loras, args.adapter))
+        lora = _adapters.combined(loras, args.adapter)
+    params = jlora.dequantize(model.params) if args.dequantize else model.params
+    weights = (params, lora) if has_frozen_leaf(params) else (jlora.merge(params, lora),)
     system = args.system if args.system is not None else known.get("system")
-    return Adapted(model, params, [{"role": "system", "content": system}] if system else [])
+    return Adapted(model, weights, [{"role": "system", "content": system}] if system else [])
 
 
 def folders_of(adapters: Sequence[Weighted]) -> list[Path]:
@@ -305,7 +324,9 @@ def _adapter(directory: Path, model: Any) -> Any:
 
 
 def _is_peft(directory: Path) -> bool:
-    """Whether a folder holds PEFT's files; jlora's own come first."""
+    """Whether an adapter is one for `jlora.peft`: no folder of jlora's own, which come first."""
+    if directory.is_file():
+        return True
     return (
         not (directory / "adapter.json").exists() and (directory / "adapter_config.json").exists()
     )

@@ -11,6 +11,7 @@ from jlora._commands import _flags
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of ``generate``."""
     _flags.add_model(command)
+    _flags.add_quantize(command)
     _flags.add_mesh(command)
     command.add_argument("--prompt", required=True, metavar="", help="what to answer")
     _flags.add_answer(command)
@@ -34,8 +35,8 @@ def run(args: argparse.Namespace) -> None:
     adapted = _flags.load_model(args)
     messages = [*adapted.system, {"role": "user", "content": args.prompt}]
     if sys.stdout.isatty() if args.stream is None else args.stream:
-        for piece in models.stream(adapted.model, messages, adapted.params, **options):
+        for piece in models.stream(adapted.model, messages, *adapted.weights, **options):
             print(piece, end="", flush=True)
         print()
     else:
-        print(models.answer(adapted.model, [messages], adapted.params, **options)[0])
+        print(models.answer(adapted.model, [messages], *adapted.weights, **options)[0])

@@ -12,8 +12,8 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "directory",
         metavar="WHAT",
-        help="an adapter of jlora, PEFT or mlx-lm, a run of train.py, or a model: a folder, a "
-        ".gguf file or a hub id",
+        help="an adapter of jlora, PEFT, mlx-lm or llama.cpp, a run of train.py, or a model: a "
+        "folder, a .gguf file or a hub id",
     )
     command.add_argument("--json", action="store_true", help="the same as JSON")
 

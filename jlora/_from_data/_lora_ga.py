@@ -54,8 +54,8 @@ def lora_ga(
 
     Raises:
         ValueError: when the adapter's start took weight out of ``frozen``, there is no batch, a
-            leaf's gradient is zero, its matrix is narrower than twice the rank, or no node of
-            ``lora`` has an A and a B.
+            leaf's gradient is zero, its matrix is narrower than twice the rank, no node of
+            ``lora`` has an A and a B, or the method does not take the start.
 
     Source: Wang et al. 2024, "LoRA-GA", arXiv 2407.05000, algorithm 1.
 
@@ -75,6 +75,8 @@ def lora_ga(
         ('lora_ga', True)
     """
     nodes = _subspace.adapted(frozen, lora, config, "LoRA-GA")
+    # it says that weight was taken out of the frozen tree
+    config = dataclasses.replace(config, init="lora_ga")
     gradient = jax.jit(jax.grad(lambda lora, batch: lift(loss)(frozen, lora, batch)))
     widths = {}
     for path, node in nodes.items():
@@ -98,8 +100,6 @@ def lora_ga(
         if not float(jnp.abs(rows[path]).max()) > 0:
             raise ValueError(f"LoRA-GA: the loss has no gradient with respect to {path}")
         started[path] = _started(node, left[path], rows[path], gamma)
-    # it says that weight was taken out of the frozen tree
-    config = dataclasses.replace(config, init="lora_ga")
     return without(frozen, started), {**lora, **started}, config
 
 

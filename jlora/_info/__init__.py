@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from jlora import _hub
-from jlora._info import _adapter, _merged, _model, _peft, _run
+from jlora._info import _adapter, _gguf_adapter, _merged, _model, _peft, _run
 
 # By the file that each kind of folder has.
 KINDS: dict[str, ModuleType] = {
@@ -20,6 +20,7 @@ KINDS: dict[str, ModuleType] = {
     "adapter_config.json": _peft,
     "jlora.json": _merged,
     "config.json": _model,
+    "adapter.gguf": _gguf_adapter,
 }
 
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")  # a model's, with nothing beside
@@ -54,6 +55,8 @@ def facts(source: str | Path) -> dict[str, Any]:
 def _elsewhere(source: str) -> dict[str, Any]:
     """Of a file, of the default model, or of what is on the hub."""
     path = Path(source).expanduser()
+    if _gguf_adapter.is_one(path):
+        return _gguf_adapter.facts(path)
     if path.exists() and path.suffix != ".gguf":
         raise ValueError(
             f"{path} is no folder: expected an adapter's, a run's or a model's, or a .gguf file"

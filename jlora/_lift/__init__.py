@@ -17,7 +17,9 @@ from jlora._lift._movement import Movement as Movement
 from jlora._lift._movement import unmoved as unmoved
 from jlora._lift._movement import without as without
 from jlora._lift._term import Term as Term
+from jlora._lift._trace_axes import adapted_otherwise as adapted_otherwise
 from jlora._lift._trace_axes import told_left_out as told_left_out
+from jlora._lift._trace_axes import told_otherwise as told_otherwise
 from jlora._lift._trace_axes import trace_axes as trace_axes
 from jlora._lift._walk import Walk as Walk
 from jlora._lift._walk import primitives as primitives

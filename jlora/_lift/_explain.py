@@ -12,7 +12,12 @@ from jlora import _words
 from jlora._lift import _jax
 from jlora._lift._compute import Compute, Use
 from jlora._lift._lift import position, run, taken_dropout_key, takes_dropout_key
-from jlora._lift._trace_axes import told_left_out, trace_axes
+from jlora._lift._trace_axes import (
+    adapted_otherwise,
+    told_left_out,
+    told_otherwise,
+    trace_axes,
+)
 from jlora._lora_dict import of_leaves
 
 
@@ -64,7 +69,9 @@ def explain(fn: Callable[..., Any], *args: Any, argnums: int = 0, **kwargs: Any)
     taken_dropout_key(kwargs, takes_key)
     axes = trace_axes(fn, *args[:at], frozen, *args[at + 2 :], argnums=at, **kwargs)
     left_out = {path: why for path, why in axes.left_out.items() if path not in lora}
-    return Report(tuple(uses), tuple(of_leaves(lora)), left_out)
+    report = Report(tuple(uses), tuple(of_leaves(lora)), left_out)
+    used = {path: node for path, node in lora.items() if path not in report.unused}
+    return dataclasses.replace(report, otherwise=adapted_otherwise(axes, used))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +98,8 @@ class Report:
     paths: tuple[str, ...]  # all adapted leaves, also those that nothing uses
     # weights of products that are not adapted and that all-linear would leave out, and why
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # adapted leaves whose axes are not those that the function uses, and how it uses them
+    otherwise: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def factored(self) -> int:
@@ -142,7 +151,7 @@ class Report:
             + f"{self.materialised} materialised. {_words.amount(base, 'FLOP')} with W, "
             f"{_words.amount(extra, 'FLOP')} for the adapters{share}."
         )
-        return "\n".join([*lines, *told_left_out(self.left_out)])
+        return "\n".join([*lines, *told_otherwise(self.otherwise), *told_left_out(self.left_out)])
 
 
 def _how(use: Use) -> str:

@@ -14,6 +14,9 @@ from jlora._lift._traced_call import TracedCall
 from jlora._lift._walk import Walk
 from jlora._lift._watched import Watched, WatchedBase
 from jlora._lift._weight import Weight
+from jlora._lora_dict import of_leaves
+from jlora._lowrank import Axes
+from jlora._node import Node
 from jlora._traced_axes import TracedAxes
 
 
@@ -112,3 +115,26 @@ def told_left_out(left_out: Mapping[str, str]) -> list[str]:
         return []
     each = ", ".join(f"{path} ({why})" for path, why in left_out.items())
     return [f"left out by all-linear: {each}"]
+
+
+def adapted_otherwise(axes: TracedAxes, lora: Mapping[str, Node]) -> dict[str, str]:
+    """From each leaf that is not adapted as the function uses it to how it does use it."""
+    otherwise = {}
+    for path, node in of_leaves(lora).items():
+        its_axes = getattr(node, "axes", None)
+        if not (node.targeted and isinstance(its_axes, Axes)) or path in axes.unclear:
+            continue
+        if path not in axes:
+            otherwise[path] = "no product uses it: a stack of vectors?"
+        elif axes[path] != its_axes:
+            otherwise[path] = f"it is {axes[path]}, not {its_axes}"
+    return otherwise
+
+
+def told_otherwise(otherwise: Mapping[str, str]) -> list[str]:
+    """What is not adapted as it is used, and what to do, as a line, if there is anything."""
+    if not otherwise:
+        return []
+    each = ", ".join(f"{path} ({why})" for path, why in otherwise.items())
+    give = "give split axes=jlora.trace_axes(fn, params, *args)"
+    return [f"not adapted as the function uses them ({give}): {each}"]

@@ -55,15 +55,14 @@ class LoraWeight(Method):
     trainable: ClassVar[tuple[str, ...]] = ("a", "b")
     decayed: ClassVar[tuple[str, ...]] = ("a", "b")
     factors: ClassVar[tuple[str, ...]] = ("a", "b")
+    inits: ClassVar[tuple[str, ...]] = _starts.NAMES
 
     @classmethod
     def problems(cls, config: Any) -> Iterable[str]:
-        try:
-            start = _starts.find(config.init)
-        except ValueError as error:
-            yield str(error)
+        start = _starts.STARTS.get(config.init)
+        if start is None or not start.even_rank:
             return
-        if start.even_rank and (odd := [rank for rank in config.all_ranks if rank % 2]):
+        if odd := [rank for rank in config.all_ranks if rank % 2]:
             yield f"init is {config.init!r}: expected an even rank, got {odd[0]}"
 
     @classmethod

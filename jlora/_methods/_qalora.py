@@ -54,19 +54,14 @@ class QaLoraWeight(LoraWeight):
     inputs: tuple[int, ...] = dataclasses.field(kw_only=True, metadata={"static": True})  # sizes
 
     options: ClassVar = {"block": 32}
+    inits: ClassVar = ("kaiming", "gaussian", "orthogonal")  # with no other row for each input
 
     @classmethod
     def problems(cls, config: Any) -> Iterable[str]:
         block = config.all_options["block"]
         if isinstance(block, bool) or not isinstance(block, int) or block < 1:
             yield f"block is {block!r}: expected a whole number of inputs, such as 32"
-        problems = [*super().problems(config)]
-        yield from problems
-        if not problems and _starts.find(config.init).moves_weight:
-            yield (
-                f"init is {config.init!r}, whose A is another for each input: with 'qalora' "
-                "expected kaiming, gaussian or orthogonal"
-            )
+        yield from super().problems(config)
 
     @classmethod
     def unfit(cls, shape: tuple[int, ...], axes: Axes, options: Any) -> str | None:

@@ -23,19 +23,14 @@ STARTS: dict[str, Start] = {
     "olora": Start(olora, moves_weight=True),
     "lora_ga": Start(from_data, moves_weight=True),
 }
-_ITERATIONS = re.compile(r"pissa_niter_(\d+)")
+_FAST_PISSA = r"pissa_niter_\d+"
+NAMES = (*STARTS, _FAST_PISSA)  # as patterns
 
 
 @functools.cache
 def find(name: str) -> Start:
-    """The start of this name.
-
-    Raises:
-        ValueError: when there is none.
-    """
-    if isinstance(name, str) and name in STARTS:
-        return STARTS[name]
-    if isinstance(name, str) and (fast := _ITERATIONS.fullmatch(name)):
-        return Start(functools.partial(pissa, iterations=int(fast[1])), moves_weight=True)
-    known = ", ".join(name for name in STARTS if name != "lora_ga")
-    raise ValueError(f"init is {name!r}: expected {known} or pissa_niter_N")
+    """The start of this name, one of `NAMES`."""
+    if re.fullmatch(_FAST_PISSA, name):
+        iterations = int(name.rpartition("_")[2])
+        return Start(functools.partial(pissa, iterations=iterations), moves_weight=True)
+    return STARTS[name]

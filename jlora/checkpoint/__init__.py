@@ -4,10 +4,10 @@
 A run that can go on is `jlora.trainer.Run`.
 """
 
-from jlora.checkpoint._adapter import describe as describe
-from jlora.checkpoint._adapter import outline as outline
-from jlora.checkpoint._adapter import restore as restore
-from jlora.checkpoint._adapter import save as save
+from jlora.checkpoint._description import describe as describe
+from jlora.checkpoint._description import outline as outline
 from jlora.checkpoint._fingerprint import differences as differences
 from jlora.checkpoint._fingerprint import fingerprint as fingerprint
 from jlora.checkpoint._parts import Parts as Parts
+from jlora.checkpoint._restore import restore as restore
+from jlora.checkpoint._save import save as save

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jlora import _files
+from jlora import _files, _together
 
 Arrays = dict[str, Any]  # jax.Array, or jax.ShapeDtypeStruct with its sharding
 
@@ -19,11 +20,17 @@ Arrays = dict[str, Any]  # jax.Array, or jax.ShapeDtypeStruct with its sharding
 def write(directory: Path, arrays: Arrays) -> None:
     """Writes the arrays; the directory appears only once they are complete.
 
+    Of several processes each calls it and writes what it holds.
+
     Raises:
-        OSError: when they can't be written.
+        OSError: when they can't be written, in all processes.
     """
+    _together.together(f"room for {directory}", lambda: _require_writable(directory, arrays))
+    _together.together(f"writing {directory}", lambda: _write(directory, arrays))
+
+
+def _write(directory: Path, arrays: Arrays) -> None:
     ocp = _orbax()
-    _require_room(directory, arrays)
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     with contextlib.closing(checkpointer), _quiet(), _unwritten(directory):
         checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(arrays), force=True)
@@ -95,10 +102,17 @@ def _explained(directory: Path) -> Iterator[None]:
         raise ValueError(f"{directory}: the arrays can't be read: {reason}") from error
 
 
-def _require_room(directory: Path, arrays: Arrays) -> None:
-    """Raises an OSError unless the disk has room for the arrays, before any of them is written."""
+def _require_writable(directory: Path, arrays: Arrays) -> None:
+    """Raises an OSError unless the arrays have room and can be written, before any of them is.
+
+    A process that failed among others that write would leave them waiting.
+    """
     records = 2**20  # Orbax's own
     _files.require_room(directory, sum(array.nbytes for array in arrays.values()) + records)
+    if _together.client() is not None:
+        with _unwritten(directory), tempfile.TemporaryFile(dir=directory.parent) as file:
+            file.write(b" ")
+            file.flush()
 
 
 @contextlib.contextmanager

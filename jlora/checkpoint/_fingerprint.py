@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora import _paths, _placement
+from jlora._frozen_leaf import FrozenLeaf
 from jlora.checkpoint import _position_sums
 
 Fingerprint = dict[str, dict[str, Any]]
 
 _SAMPLES = 64  # values of each leaf that are hashed, evenly spread: all that version 3 knows
+_AT_ONCE = 2**24  # values that are decoded, or one layer if that has more
 _OF_VALUES = ("values", "sum")
 
 
@@ -27,7 +30,9 @@ def fingerprint(tree: Any) -> Fingerprint:
     shards lie, each value read once and none moved, and is the same on every mesh. ``values`` is a
     hash of 64 of them, which is all that earlier versions wrote. Both are None where there are none
     to read: ShapeDtypeStructs, random keys, and arrays that this process does not hold whole. What
-    is no array (a function, a number of Python) is not in it.
+    is no array (a function, a number of Python) is not in it. A weight that is kept small counts as
+    the plain one that it stands for, a layer at a time; where its bits depend on the device that
+    decodes it (``nf4``, ``int8``), its values are not said.
 
     Args:
         tree: any pytree of arrays.
@@ -42,7 +47,7 @@ def fingerprint(tree: Any) -> Fingerprint:
         >>> told["shape"], told["dtype"], len(told["sum"]), len(told["values"])
         ([7, 5], 'float32', 16, 16)
     """
-    leaves, _ = _paths.arrays(tree)
+    leaves, _ = _paths.flatten(tree)
     return {
         path: entry(leaf.shape, leaf.dtype, *_of_values(leaf))
         for path, leaf in leaves.items()
@@ -134,6 +139,8 @@ def entry(
 
 def _of_values(leaf: Any) -> tuple[str | None, _position_sums.Sums | None]:
     """The hash of a sample of a leaf's values, and the sums of all of them."""
+    if isinstance(leaf, FrozenLeaf):
+        return _of_small(leaf)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return None, None
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -145,6 +152,46 @@ def _of_values(leaf: Any) -> tuple[str | None, _position_sums.Sums | None]:
         at = np.unravel_index(sampled(math.prod(leaf.shape)), leaf.shape)
         few = _placement.entries(leaf, at)
     return digest_of_sample(few), _position_sums.of_array(leaf)
+
+
+def _of_small(leaf: FrozenLeaf) -> tuple[str | None, _position_sums.Sums | None]:
+    """Those of the array that it stands for, of which some entries are there at a time."""
+    arrays = jax.tree.leaves(leaf)
+    known = (isinstance(each, jax.Array) and each.is_fully_addressable for each in arrays)
+    if not leaf.exact or not all(known):
+        return None, None
+    places = np.unravel_index(sampled(math.prod(leaf.shape)), leaf.shape)
+    if 0 not in leaf.separable:
+        whole = _plain(leaf)
+        return digest_of_sample(_placement.entries(whole, places)), _position_sums.of_array(whole)
+    few, sums = np.zeros(len(places[0]), leaf.dtype), (0, 0)
+    count = leaf.shape[0]
+    at_once = max(1, _AT_ONCE * count // max(math.prod(leaf.shape), 1))
+    for first in range(0, count, at_once):
+        part = _entries(leaf, first, min(at_once, count - first))
+        starts = (first, *(0,) * (part.ndim - 1))
+        sums = _position_sums.added(sums, _position_sums.of_array(part, starts))
+        inside = (places[0] >= first) & (places[0] < first + at_once)
+        if inside.any():
+            rows, *others = (place[inside] for place in places)
+            few[inside] = np.asarray(_placement.entries(part, (rows - first, *others)))
+    return digest_of_sample(few), sums
+
+
+@jax.jit
+def _plain(leaf: FrozenLeaf) -> jax.Array:
+    return leaf.plain()
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _entries(leaf: FrozenLeaf, first: jax.Array | int, count: int) -> jax.Array:
+    """(count, ...): so many entries along the first dimension."""
+    parts = {
+        name: jax.lax.dynamic_slice_in_dim(getattr(leaf, name), first, count, dims.index(0))
+        for name, dims in leaf.dimensions().items()
+        if 0 in dims
+    }
+    return leaf.with_arrays(parts, (count, *leaf.shape[1:])).plain()
 
 
 def sampled(size: int) -> np.ndarray:

@@ -21,21 +21,25 @@ Sums = tuple[int, int]  # of all words so far, each below 2**32
 _AT_ONCE = 2**18  # values: smaller arrays are added up by NumPy, which compiles nothing
 
 
-def of_array(array: jax.Array | np.ndarray) -> Sums:
-    """The sums of a whole array; each shard's are computed on the device that holds it."""
+def of_array(array: jax.Array | np.ndarray, starts: tuple[int, ...] = ()) -> Sums:
+    """The sums of an array, or of a part that begins there in the whole one.
+
+    Each shard's are computed on the device that holds it.
+    """
     if not isinstance(array, jax.Array):
-        return of_part(np.asarray(array), ())
+        return of_part(np.asarray(array), starts)
+    first = np.asarray(starts or (0,) * array.ndim, np.uint32)
     begun: list[Any] = []  # on all devices at once
     for shard in array.addressable_shards:
         data: Any = shard.data
-        starts = np.asarray([along.start or 0 for along in shard.index], np.uint32)
+        begins = first + np.asarray([along.start or 0 for along in shard.index], np.uint32)
         if shard.replica_id:  # a copy of another one
             continue
         if data.size <= _AT_ONCE:
-            begun += _of_words(np, np.asarray(data), starts)
+            begun += _of_words(np, np.asarray(data), begins)
         else:
             with jax.set_mesh(Mesh([shard.device], "shard")):  # whatever mesh the caller set
-                begun += _on_device(data, starts)
+                begun += _on_device(data, begins)
     return functools.reduce(added, jax.device_get(begun), (0, 0))
 
 

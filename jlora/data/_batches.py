@@ -30,9 +30,11 @@ class Batches(Planned):
         seed: of the order.
         shapes: at most so many.
         shuffle: False keeps the rows' order within each bucket, for evaluation.
+        max_length: the limit of `encode`: no batch is padded to more tokens.
 
     Raises:
-        ValueError: when there is no example, or no batch can be as small.
+        ValueError: when there is no example or one of more tokens than ``max_length``, or no batch
+            can be as small.
 
     Example:
         >>> from jlora.data import Batches, Example
@@ -53,12 +55,20 @@ class Batches(Planned):
         seed: int = 0,
         shapes: int = 3,
         shuffle: bool = True,
+        max_length: int | None = None,
     ):
         self.examples = examples if isinstance(examples, Examples) else list(examples)
         sizes = ((len(tokens), len(answers)) for tokens, answers in examples)
         lengths, self._answers = np.fromiter(sizes, np.dtype((np.int32, 2)), len(examples)).T
         super().__init__(
-            Plan(lengths, batch_size=batch_size, seed=seed, shapes=shapes, shuffle=shuffle)
+            Plan(
+                lengths,
+                batch_size=batch_size,
+                seed=seed,
+                shapes=shapes,
+                shuffle=shuffle,
+                max_length=max_length,
+            )
         )
         self.lengths = self._plan.lengths
         self.answers = self._answer_sizes()

@@ -145,9 +145,11 @@ class LabelledBatches(Planned):
         seed: of the order.
         shapes: at most so many lengths.
         shuffle: False keeps the rows' order within each length, for evaluation.
+        max_length: the limit of `encode_labelled`: no batch is padded to more tokens.
 
     Raises:
-        ValueError: when there is no example, or no batch can be as small.
+        ValueError: when there is no example or one of more tokens than ``max_length``, or no batch
+            can be as small.
 
     Example:
         >>> from jlora.data import Labelled, LabelledBatches
@@ -167,11 +169,19 @@ class LabelledBatches(Planned):
         seed: int = 0,
         shapes: int = 3,
         shuffle: bool = True,
+        max_length: int | None = None,
     ):
         self.examples = examples if isinstance(examples, Examples) else list(examples)
         lengths = (len(each.tokens) for each in self.examples)
         super().__init__(
-            Plan(lengths, batch_size=batch_size, seed=seed, shapes=shapes, shuffle=shuffle)
+            Plan(
+                lengths,
+                batch_size=batch_size,
+                seed=seed,
+                shapes=shapes,
+                shuffle=shuffle,
+                max_length=max_length,
+            )
         )
 
     @property

@@ -20,21 +20,35 @@ class Plan:
         seed: of the order.
         shapes: at most so many lengths.
         shuffle: False keeps the rows' order within each bucket, for evaluation.
+        max_length: the most tokens of a row; no batch is padded beyond them.
 
     Raises:
-        ValueError: when there is no row, or no batch can be as small.
+        ValueError: when there is no row or a longer one, or no batch can be as small.
     """
 
     def __init__(
-        self, lengths: Iterable[int], *, batch_size: int, seed: int, shapes: int, shuffle: bool
+        self,
+        lengths: Iterable[int],
+        *,
+        batch_size: int,
+        seed: int,
+        shapes: int,
+        shuffle: bool,
+        max_length: int | None,
     ):
         if batch_size < 1 or shapes < 1:
             raise ValueError(f"batch_size {batch_size} and shapes {shapes} must be at least 1")
         self.row_lengths = np.fromiter(lengths, np.int32)
         if not len(self.row_lengths):
             raise ValueError("no examples: expected at least one")
+        longest = int(self.row_lengths.max())
+        if max_length is not None and longest > max_length:
+            raise ValueError(
+                f"a row has {longest} tokens: expected at most max_length {max_length}"
+            )
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.lengths = _bucket_lengths(self.row_lengths, shapes)
+        lengths = _bucket_lengths(self.row_lengths, shapes)
+        self.lengths = lengths if max_length is None else [min(x, max_length) for x in lengths]
         self.bucket = np.searchsorted(self.lengths, self.row_lengths).astype(np.int16)
         self._epoch = functools.lru_cache(maxsize=3)(self._plan)
 

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 
 import jlora
 from jlora import models, tasks, trainer
+from jlora._frozen_leaf import is_frozen_leaf
 from jlora.finetune._adapter import start
 from jlora.finetune._layout import layout
 from jlora.finetune._optimizer import optimizer
 from jlora.finetune._settings import Settings
 from jlora.models._layout import put
+from jlora.trainer._sharded import filled_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +120,7 @@ def _started(settings: Settings, task: tasks.Task, model: Any, batches: Any) -> 
 
 def _batch_on(on: models.Layout | None, batch: Any) -> Any:
     """The batch's shapes, as they lie on the run's devices."""
-    if on is None:
-        return batch
-
-    def shape(array: Any) -> jax.ShapeDtypeStruct:
-        rows = -(-len(array) // on.parts) * on.parts
-        return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=on.rows)
-
-    return jax.tree.map(shape, batch)
+    return batch if on is None else filled_shapes(batch, on.rows)
 
 
 def _outline(
@@ -133,20 +128,27 @@ def _outline(
     source: str,
     *,
     dtype: str = "float32",
+    quantize: str | None = None,
     attention: str = "blocks",
     **text: Any,
 ) -> Any:
     """The model as `jlora.models.load` gives it, of shapes."""
-    model = models.outline(source, mesh=on)
-    cast = lambda like: like.update(dtype=jnp.dtype(dtype))  # noqa: E731
+    model = models.outline(source, quantize=quantize, mesh=on)
     tokenizer = model.tokenizer
     given = {name: value for name, value in text.items() if value}
     return dataclasses.replace(
         model,
-        params=jax.tree.map(cast, model.params),
+        params=jax.tree.map(functools.partial(_cast, dtype), model.params, is_leaf=is_frozen_leaf),
         attention=attention,
         tokenizer=dataclasses.replace(tokenizer, **given),
     )
+
+
+def _cast(dtype: str, leaf: Any) -> Any:
+    """A leaf of shapes in another dtype; what is kept in a few bits is decoded to it."""
+    if is_frozen_leaf(leaf):
+        return dataclasses.replace(leaf, dtype=jnp.dtype(dtype))
+    return leaf.update(dtype=jnp.dtype(dtype))
 
 
 def dry_run(settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from jlora import models, trainer
 from jlora.finetune._settings import Settings
+from jlora.models._mesh import DATA, FSDP, MODEL
 
 # Weights that take less of a device than this are whole there without asking its compiler.
 _SMALL = 0.25
@@ -34,7 +36,7 @@ def layout(settings: Settings) -> models.Layout | None:
     if settings.mesh is not None:
         found = models.Layout(models.make_mesh(settings.mesh))
         if rows % found.parts:
-            raise ValueError(_undivided(settings, rows, found.parts))
+            raise ValueError(_undivided(settings, rows, found.mesh.shape))
     elif total == 1:
         return None
     else:
@@ -47,28 +49,38 @@ def _chosen(settings: Settings, rows: int, total: int) -> models.Layout | None:
     """Rows over as many devices as divide them; weights too, where they do not fit otherwise."""
     count = max(each for each in range(1, total + 1) if rows % each == 0)
     if jax.process_count() > 1 and count < total:  # none may be left over
-        other = f"; or --mesh data={count},model={total // count}" if total % count == 0 else ""
-        raise ValueError(_undivided(settings, rows, total) + other)
+        raise ValueError(_undivided(settings, rows, {DATA: total}))
     if count == 1:
         return None
     whole = models.Layout(models.make_mesh({"data": count}))
     return whole if _fits(settings, whole) else models.Layout(models.make_mesh({"fsdp": count}))
 
 
-def _undivided(settings: Settings, rows: int, parts: int) -> str:
-    """What is wrong with the rows of a pass, and how many could be cut so."""
-    passes = settings.accumulate
+def _undivided(settings: Settings, rows: int, sizes: Mapping[str, int]) -> str:
+    """What is wrong with the rows of a pass on a mesh, and what would be right."""
+    passes, total = settings.accumulate, math.prod(sizes.values())
+    of_rows = {name: size for name, size in sizes.items() if name in (DATA, FSDP)}
+    unit = passes * math.prod(of_rows.values())
+    lower = settings.batch_size // unit * unit
+    batches = " or ".join(str(size) for size in (lower, lower + unit) if size)
+    cut = math.gcd(rows, total)
+    name = FSDP if FSDP in sizes else DATA
+    mesh = {name: cut, MODEL: total // cut} if cut < total else {name: cut}
     of = "" if passes == 1 else f" (--batch-size over --accumulate {passes})"
     return (
-        f"{rows} rows{of} can't be cut over {parts} devices along data and fsdp: expected a "
-        f"multiple of {parts}"
+        f"{rows} rows{of} can't be cut over {_shown(of_rows)}: expected --batch-size {batches}, or "
+        f"--mesh {_shown(mesh)}"
     )
+
+
+def _shown(sizes: Mapping[str, int]) -> str:
+    return ",".join(f"{name}={size}" for name, size in sizes.items())
 
 
 def _tell(found: models.Layout | None, count: int) -> None:
     used = 1 if found is None else found.mesh.size
     sizes = {} if found is None else found.mesh.shape
-    axes = ",".join(f"{name}={size}" for name, size in sizes.items()) or "one device"
+    axes = _shown(sizes) or "one device"
     idle = f", {count - used} idle" if used < count else ""
     print(f"mesh      {axes}: {used} of {count} devices{idle}")
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import re
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 
-from jlora import compiled, trainer
+from jlora import _words, compiled, trainer
 from jlora.finetune._dry_run import advice, dry_run, preview
+from jlora.finetune._ending import Ending
 from jlora.finetune._flags import Asked, parse
 from jlora.finetune._parent import status_of_child
 from jlora.finetune._settle import require, settled
+
+_OF_OTHERS = re.compile(r"Gloo|NCCL|oordination service")  # in an error that is their doing
 
 
 class StoppedError(Exception):
@@ -59,11 +64,14 @@ def main(
     began = time.perf_counter()
     name = command.split()[-1]
 
-    def fail(problem: object, status: int) -> int:
+    ending: Ending | None = None  # of several processes
+
+    def fail(problem: object, status: int, why: str = "") -> int:
+        if ending is not None:
+            ending.speak()
         print(f"{name}: {problem}", file=sys.stderr, flush=True)
-        if jax.distributed.is_initialized():  # the others' runtime ends them, they end with no more
-            time.sleep(0 if jax.process_index() else 2)  # without the first none can tell why
-            os._exit(status)
+        if ending is not None:
+            ending.end(status, why)
         return status
 
     with contextlib.ExitStack() as stack:
@@ -83,6 +91,8 @@ def main(
                 if (status := status_of_child(argv, tell)) is not None:
                     return status
                 _start(asked)
+                ending = Ending(lambda line: fail(line, 1))
+                _agree_on_versions()
                 if jax.process_index():  # the first one prints
                     nowhere = stack.enter_context(open(os.devnull, "w"))
                     stack.enter_context(contextlib.redirect_stdout(nowhere))
@@ -97,14 +107,25 @@ def main(
             train(asked, run)
         except (Exception, KeyboardInterrupt) as error:
             _wait_for_verdict(error)
-            told, status = _told(error, asked)
+            try:
+                told, status = _told(error, asked)
+            except Exception:
+                if ending is not None:
+                    ending.speak()
+                    traceback.print_exc()
+                    ending.end(1, _words.one_line(f"{type(error).__name__}: {error}", 200))
+                raise
+            # what stops one stops all, and each says so itself
+            why = "" if isinstance(error, StoppedError) else told
             if run is None or asked is None or not (asked.resume or _begun(run) != before):
-                return fail(told, status)  # the run had not begun
+                return fail(told, status, why)  # the run had not begun
             if isinstance(error, OSError):
                 told, status = f"{told}. What was saved before is whole", 1
             if _goes_on(error):
                 told = f"{told}. {go_on(run.directory, command)}"
-            return fail(told, status)
+            return fail(told, status, why)
+        if ending is not None:
+            ending.over()
     print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes, {trainer.peak_memory()}")
     return 0
 
@@ -115,16 +136,19 @@ def go_on(folder: str | Path, command: str) -> str:
 
 
 def _start(asked: Asked) -> None:
-    """Joins the other processes, which have the same JAX and jlora."""
+    """Joins the other processes."""
     trainer.start_processes(asked.coordinator or None, asked.processes, asked.process_id)
+
+
+def _agree_on_versions() -> None:
     versions = {each: importlib.metadata.version(each) for each in ("jax", "jaxlib", "jlora")}
     trainer.agreed("versions", versions)
 
 
 def _wait_for_verdict(error: BaseException) -> None:
-    """Where others are gone a collective fails first: JAX's runtime says who, or nothing."""
+    """Where others are gone a collective fails first: they say why, or JAX's runtime, or nobody."""
     of_runtime = isinstance(error, jax.errors.JaxRuntimeError) and not trainer.ran_out(error)
-    if of_runtime and jax.distributed.is_initialized():
+    if (of_runtime or _OF_OTHERS.search(str(error))) and jax.distributed.is_initialized():
         time.sleep(45)
 
 

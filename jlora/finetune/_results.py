@@ -9,6 +9,7 @@ from typing import Any
 
 import jlora
 from jlora import checkpoint, peft
+from jlora._frozen_leaf import has_frozen_leaf
 from jlora.finetune._kept_start import took_weight
 from jlora.finetune._settings import Settings
 from jlora.trainer._loggers._logger import number
@@ -28,8 +29,10 @@ def save_adapters(
     start: Any,
     scores: Mapping[str, Any],
     about: Mapping[str, Any],
-) -> Any:
-    """Saves each adapter in a folder of its name; gives back what ``adapter`` merges into the base.
+) -> tuple[Any, ...]:
+    """Saves each adapter in a folder of its name; gives back the weights that it makes, read again.
+
+    Merged into the base: ``(params,)``; beside one that is kept in a few bits: ``(frozen, lora)``.
 
     Args:
         folder: the run's.
@@ -55,6 +58,7 @@ def save_adapters(
         told = {
             "model": settings.model,
             "dtype": settings.dtype,
+            **({"quantize": settings.quantize} if settings.quantized else {}),
             **about,
             "step": step,
             "settings": settings.flat(),
@@ -75,7 +79,9 @@ def save_adapters(
     for name in LEFT_BEHIND - {*adapters, settings.save_as}:  # of an earlier end
         shutil.rmtree(folder / name, ignore_errors=True)
     restored, _ = checkpoint.restore(folder / "adapter", base=model.params)
-    return jlora.merge(model.params, restored)
+    if has_frozen_leaf(model.params):  # merged they would be large
+        return model.params, restored
+    return (jlora.merge(model.params, restored),)
 
 
 def evaluated(scores: Mapping[str, Any]) -> dict[str, float]:

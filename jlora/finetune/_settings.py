@@ -130,6 +130,8 @@ class Settings:
     """data=2,model=4, or fsdp=-1 for all devices (rows over as many as divide them)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the frozen weights; A and B are float32"""
+    quantize: Literal["none", "int8", "nf4", "stored"] = "none"
+    """of the frozen weights: none; 8 or 4 bits; or stored: as a GGUF file has them"""
     precision: Literal["", "default", "high", "highest"] = ""
     """of products of float32 on TPUs and GPUs: default, high, highest (the environment's)"""
     attention: Literal["blocks", "cudnn"] = "blocks"
@@ -138,6 +140,11 @@ class Settings:
     """what layers keep for the gradient: everything, products' results, or their inputs alone"""
     save_as: Literal["jlora", "peft", "mlx"] = "jlora"
     """jlora; or peft or mlx: the adapter in that format as well, in a folder of this name"""
+
+    @property
+    def quantized(self) -> str | None:
+        """``quantize`` as `jlora.models.load` takes it."""
+        return None if self.quantize == "none" else self.quantize
 
     @property
     def folder(self) -> str:

@@ -8,10 +8,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jlora import _words, tasks, trainer
+from jlora import _together, _words, tasks, trainer
 from jlora.finetune import _best_by
 from jlora.finetune._flags import Asked, parse
 from jlora.finetune._settings import Settings, flag
+from jlora.models._files._sampled_files import sampled_files
 
 # What may change when a run is resumed.
 FREE = {
@@ -56,12 +57,14 @@ def settled(asked: Asked, argv: Sequence[str] | None, run: trainer.Run) -> Asked
             asked = dataclasses.replace(
                 asked, settings=dataclasses.replace(asked.settings, date=today)
             )
-            return _agreed(asked)
-        begun = trainer.by_first(
-            "resuming", lambda: run.settings["settings"] | (run.recorded(_ANEW) or {})
-        )
+        else:
+            begun = trainer.by_first(
+                "resuming", lambda: run.settings["settings"] | (run.recorded(_ANEW) or {})
+            )
     except ValueError as error:
         raise ValueError(f"{error}. {_FOLDER_FLAGS}") from None
+    if not asked.resume:
+        return _agreed(asked)
     base = Settings.from_flat(begun)
     asked = _one_length(parse(argv, base=base), base)
     before, now = base.flat(), asked.settings.flat()
@@ -81,9 +84,12 @@ def settled(asked: Asked, argv: Sequence[str] | None, run: trainer.Run) -> Asked
 
 
 def _agreed(asked: Asked) -> Asked:
-    """The same, once all processes have these settings."""
+    """The same, once all processes have these settings, and the same model under its name."""
     whole = {**asked.settings.flat(), "resume": asked.resume, "overwrite": asked.overwrite}
     trainer.agreed("settings", whole)
+    if _together.client() is not None:
+        model = asked.settings.model
+        trainer.agreed(f"the files of {model}", sampled_files(model))
     return asked
 
 

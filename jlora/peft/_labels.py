@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jlora.peft import _own_format, _read
+from jlora.peft import _gguf, _own_format, _read
 from jlora.peft._load import located
 
 
@@ -49,7 +49,7 @@ def labels(directory: str | Path, model: Any) -> tuple[str, ...]:
     from jlora.models._families._labels import named, scored_by
 
     directory = located(directory)
-    if _own_format.method_in(directory) is not None:
+    if _gguf.is_one(directory) or _own_format.method_in(directory) is not None:
         return ()
     head = scored_by(family_of(model.config.family, model.name))
     _, tensors = _read.contents(directory)

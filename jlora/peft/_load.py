@@ -17,6 +17,7 @@ from jlora._words import first_few
 from jlora.peft import (
     _factors,
     _fields,
+    _gguf,
     _names,
     _own_format,
     _read,
@@ -40,7 +41,7 @@ def load(
     axes: Mapping[str, Axes] | None = None,
     dtype: Any = None,
 ) -> tuple[Lora, LoraConfig]:
-    """The pair (lora, config) of an adapter that PEFT or `save` wrote.
+    """The pair (lora, config) of an adapter that PEFT, mlx-lm, llama.cpp or `save` wrote.
 
     ``jlora.merge(params, lora)`` is what PEFT's ``merge_and_unload`` makes of the same model. An
     adapter that was saved with the start ``pissa`` or ``olora`` becomes one of the original
@@ -48,7 +49,7 @@ def load(
 
     Args:
         directory: a folder with ``adapter_config.json`` and ``adapter_model.safetensors`` (or
-            mlx-lm's ``adapters.safetensors``), or a hub id.
+            mlx-lm's ``adapters.safetensors``), a hub id, or llama.cpp's ``.gguf`` file.
         model: a `jlora.models.Model`; or a tree of parameters, and ``names``.
         names: the torch module of each leaf, by its path: ``{"layers/q/kernel":
             "model.layers.{}.self_attn.q_proj"}``, or a function from the path to it (None: the
@@ -58,7 +59,7 @@ def load(
             of several modules side by side has ``{module: outputs}`` for a name; leaves that are
             one module in torch have its one name, in the order of its outputs.
         axes: from `jlora.trace_axes`, for leaves that are no matrix beyond what ``{}`` counts.
-        dtype: of A and B; that of the file unless given.
+        dtype: of A and B; that of the file unless given, float32 of a GGUF file.
 
     Returns:
         lora: the adapter of ``model``'s own parameters.
@@ -84,6 +85,8 @@ def load(
     """
     directory = located(directory)
     dtype = None if dtype is None else jnp.dtype(dtype)
+    if _gguf.is_one(directory):
+        return _gguf.load(directory, model, dtype)
     if (method := _own_format.method_in(directory)) is not None:
         return _own_format.load(directory, method, model, names, axes, dtype)
     settings, tensors = _read.contents(directory)
@@ -103,10 +106,11 @@ def load(
 
 
 def located(source: str | Path) -> Path:
-    """The adapter's folder; what is on the hub (``owner/name@revision``) is fetched.
+    """The adapter's folder, or its GGUF file; what is on the hub is fetched.
 
     Args:
-        source: a folder, or a hub id.
+        source: a folder, a ``.gguf`` file or a folder that holds ``adapter.gguf``, or a hub id
+            (``owner/name@revision``).
 
     Raises:
         ValueError: when there is no such folder, or it can't be fetched.
@@ -121,6 +125,8 @@ def located(source: str | Path) -> Path:
     """
     directory = Path(source).expanduser()
     if directory.is_dir():
+        return _gguf.in_folder(directory) or directory
+    if directory.is_file() and _gguf.is_one(directory):
         return directory
     if directory.exists() or not _hub.is_id(str(source)):
         raise ValueError(f"{directory} is no folder: expected one with {_fields.FILE}, or a hub id")
@@ -137,7 +143,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
     """What ``adapter_config.json`` says, in PEFT's words, of all that jlora honours.
 
     Args:
-        directory: a folder with ``adapter_config.json``.
+        directory: a folder with ``adapter_config.json``, or a GGUF file, which says less.
 
     Raises:
         ValueError: when there is none, or when it asks for what jlora does not have.
@@ -155,7 +161,8 @@ def describe(directory: str | Path) -> dict[str, Any]:
         >>> told["r"], told["lora_alpha"]
         (2, 16)
     """
-    return _read.settings(located(directory))
+    directory = located(directory)
+    return (_gguf if _gguf.is_one(directory) else _read).settings(directory)
 
 
 def _nodes(file: AdapterFile) -> Lora:

@@ -11,7 +11,7 @@ from typing import Any
 from jlora import _hub
 from jlora._words import one_line
 
-LIBRARY = {"peft": "peft", "mlx": "mlx"}
+LIBRARY = {"peft": "peft", "mlx": "mlx", "ollama": "gguf"}
 _TAGS = {"SEQ_CLS": "text-classification", "FEATURE_EXTRACTION": "feature-extraction"}
 _MOST_SETTINGS = 40
 _NOT_IN_VLLM = (
@@ -35,7 +35,7 @@ def card(
     """The card's text.
 
     Args:
-        form: ``"peft"`` or ``"mlx"``.
+        form: ``"peft"``, ``"mlx"`` or ``"ollama"``.
         base: the model that the adapter was trained on.
         settings: the adapter's own configuration, in its format.
         about: what was saved beside the adapter: ``settings`` of the run, ``system``, and the like.

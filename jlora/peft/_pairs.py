@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jlora.peft._layout import Parameter
+
+Outputs = slice | np.ndarray  # a span of them, or their numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +106,8 @@ def write(parameter: Parameter, prefix: str, pair: Pair) -> dict[str, np.ndarray
     return tensors
 
 
-def beside(pairs: Sequence[tuple[slice, Pair]], outputs: int) -> Pair:
-    """Pairs for spans of the outputs as one: A side by side, B in blocks; what is between is zero.
+def beside(pairs: Sequence[tuple[Outputs, Pair]], outputs: int) -> Pair:
+    """Pairs for some of the outputs each as one: A side by side, B in blocks, zero elsewhere.
 
     Where all have one and the same A it is kept once.
     """
@@ -138,9 +139,17 @@ def uniform(pair: Pair) -> Pair:
     return dataclasses.replace(pair, b=b, scaling=np.full_like(pair.scaling, largest))
 
 
-def without(pair: Pair, columns: Any) -> Pair:
-    """The pair without the columns of A (and rows of B) where ``columns`` is True."""
-    kept = np.flatnonzero(~columns)
-    return dataclasses.replace(
-        pair, a=pair.a[..., kept], b=pair.b[..., kept, :], scaling=pair.scaling[kept]
-    )
+def of_outputs(pair: Pair, outputs: Outputs) -> Pair:
+    """The pair of these outputs, without the columns that only pad it or are others' alone."""
+    mine = np.arange(pair.b.shape[-1])[outputs]
+    b, others = pair.b[..., mine], np.delete(pair.b, mine, axis=-1)
+    padding = pair.scaling == 0
+    elsewhere = _any_row(others) & ~_any_row(b)
+    kept = np.flatnonzero(~(padding | elsewhere))
+    return Pair(pair.a[..., kept], b[..., kept, :], pair.scaling[kept])
+
+
+def _any_row(b: np.ndarray) -> np.ndarray:
+    """Which rows of B are not all zero, for any expert."""
+    used = (b != 0).any(-1)
+    return used.reshape(-1, used.shape[-1]).any(0)

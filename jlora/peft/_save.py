@@ -135,7 +135,7 @@ class _Adapter:
             "lora_dropout": self._config.dropout,
             "use_dora": any(form.magnitude is not None for form in self._low_rank.values()),
             "use_rslora": self._config.rslora,
-            "init_lora_weights": _STARTS[self._config.init],
+            "init_lora_weights": _STARTS.get(self._config.init, True),
             "fan_in_fan_out": any(
                 p.transposed and not (p.embeds or p.bare)
                 for p in map(self._layout.parameters.get, pairs)

@@ -94,16 +94,6 @@ def write(
         ValueError: when the folder holds something and ``overwrite`` is False.
         OSError: when they can't be written; what was there stays.
     """
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory} is a file: expected a folder to save the adapter in")
-    names = [entry.name for entry in directory.iterdir()] if directory.exists() else []
-    # What a save that broke off leaves behind is nobody's work.
-    names = [n for n in names if not re.fullmatch(rf"\.({where.file}|{_fields.FILE})\.\d+", n)]
-    if names and not overwrite:
-        raise ValueError(
-            f"{directory} is not empty ({', '.join(sorted(names)[:5])}): choose a new folder, or "
-            "overwrite=True to replace an adapter there; other files stay"
-        )
     requires("safetensors")
     from safetensors.numpy import save
 
@@ -116,10 +106,35 @@ def write(
     )
     text = json.dumps(dict(sorted(settings.items())), indent=2, ensure_ascii=False)
     files = {where.file: content, _fields.FILE: text.encode(), **beside}
+    write_folder(directory, files, names=_fields.FILE, overwrite=overwrite)
+
+
+def write_folder(
+    directory: Path, files: Mapping[str, bytes], *, names: str, overwrite: bool
+) -> None:
+    """Writes the files, by their names in the folder, as `write` does.
+
+    ``names`` is the one without which the others are nothing.
+
+    Raises:
+        ValueError: as `write`.
+        OSError: as `write`.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file: expected a folder to save the adapter in")
+    there = [entry.name for entry in directory.iterdir()] if directory.exists() else []
+    # What a save that broke off leaves behind is nobody's work.
+    left = rf"\.({'|'.join(map(re.escape, files))})\.\d+"
+    there = [name for name in there if not re.fullmatch(left, name)]
+    if there and not overwrite:
+        raise ValueError(
+            f"{directory} is not empty ({', '.join(sorted(there)[:5])}): choose a new folder, or "
+            "overwrite=True to replace an adapter there; other files stay"
+        )
     _files.require_room(directory, sum(map(len, files.values())))
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{directory} could not be made: {error.strerror}") from error
     contents = {directory / name: content for name, content in files.items()}
-    _files.write_together(contents, names=directory / _fields.FILE)
+    _files.write_together(contents, names=directory / names)

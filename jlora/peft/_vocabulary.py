@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jlora.peft import _names, _own_format, _read, _tied, _whole_leaves
+from jlora.peft import _gguf, _names, _own_format, _read, _tied, _whole_leaves
 from jlora.peft._file import AdapterFile
 from jlora.peft._load import located
 
@@ -50,7 +50,7 @@ def vocabulary(directory: str | Path, model: Any) -> Any:
     from jlora.models._vocabulary import EMBED, HEAD, Vocabulary
 
     directory = located(directory)
-    if _own_format.method_in(directory) is not None:
+    if _gguf.is_one(directory) or _own_format.method_in(directory) is not None:
         return Vocabulary()
     settings, tensors = _read.contents(directory)
     file = AdapterFile(settings, tensors, _names.layout(model, None, None), None)

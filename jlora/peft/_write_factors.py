@@ -34,7 +34,7 @@ class FactorWriter:
         self._config, self._layout = config, layout
         self.problems: list[str] = []
         self.tied = False
-        self._arrays = {path: _arrays(layout.leaves[path], form) for path, form in low_rank.items()}
+        self._arrays = {path: arrays(layout.leaves[path], form) for path, form in low_rank.items()}
 
     def pairs(self) -> dict[str, Pair]:
         """The pair of every adapted torch parameter, by its full name."""
@@ -66,19 +66,12 @@ class FactorWriter:
         scaling = scaling[part.layer].reshape(-1, a.shape[-1])
         if (scaling != scaling[0]).any():
             self.problems.append(f"{path}: its experts differ in their scaling: PEFT has one")
-        pair = Pair(a[part.layer], b[part.layer], scaling[0])
-        padding = pair.scaling == 0
-        here = slice(*part.ours.indices(leaf.outputs))
-        others = np.delete(pair.b, np.arange(here.start, here.stop), axis=-1)
-        mine = pair.b[..., here]
-        # of a leaf that holds several modules: the columns that are another's alone
-        elsewhere = _any_row(others) & ~_any_row(mine)
-        pair = _pairs.without(Pair(pair.a, mine, pair.scaling), padding | elsewhere)
+        pair = _pairs.of_outputs(Pair(a[part.layer], b[part.layer], scaling[0]), part.ours)
         if not pair.rank:
             return None
         if form.magnitude is not None:
             magnitude = np.asarray(form.magnitude).reshape(*leaf.stack, leaf.outputs)
-            return Pair(pair.a, pair.b, pair.scaling, magnitude[part.layer][..., here])
+            return Pair(pair.a, pair.b, pair.scaling, magnitude[part.layer][..., part.ours])
         return pair
 
     def _with_magnitudes(self, parameter: Parameter, pair: Pair, magnitudes) -> Pair:
@@ -154,16 +147,10 @@ class FactorWriter:
         }
 
 
-def _arrays(leaf: Leaf, form: LowRank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrays(leaf: Leaf, form: LowRank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A, B and scaling of a leaf over its whole stack."""
     rank = np.shape(form.a)[-1]
     a = np.asarray(form.a).reshape(*leaf.stack, leaf.inputs, rank)
     b = np.asarray(form.b).reshape(*leaf.stack, rank, leaf.outputs)
     scaling = np.asarray(form.scaling, np.float32)
     return a, b, np.broadcast_to(scaling, (*leaf.stack, rank))
-
-
-def _any_row(b: np.ndarray) -> np.ndarray:
-    """Which rows of B are not all zero, for any expert."""
-    used = (b != 0).any(-1)
-    return used.reshape(-1, used.shape[-1]).any(0)

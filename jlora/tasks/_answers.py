@@ -43,6 +43,7 @@ class Answers(Task):
         model = load(
             its.model,
             dtype=its.dtype,
+            quantize=its.quantized,
             attention=its.attention,
             template=its.template,
             date=its.date,
@@ -82,12 +83,14 @@ class Answers(Task):
     ) -> data.Batches | data.PackedBatches:
         """Batches of few shapes, or of sequences that rows share, in an order from the seed."""
         its = self.settings
+        most = its.max_length
         if not shuffle:
-            return data.Batches(examples, batch_size=MEASURED_AT_ONCE, shapes=1, shuffle=False)
+            held_out = {"batch_size": MEASURED_AT_ONCE, "shapes": 1, "shuffle": False}
+            return data.Batches(examples, max_length=most, **held_out)
         of_run = {"batch_size": its.batch_size, "seed": its.seed}
         if its.pack:
-            return data.PackedBatches(examples, length=its.max_length, **of_run)
-        return data.Batches(examples, **of_run)
+            return data.PackedBatches(examples, length=most, **of_run)
+        return data.Batches(examples, max_length=most, **of_run)
 
     def preview(self, model: Any, examples: Sequence[Any], count: int = 3) -> str:
         """The text of the first rows, what trains of it marked."""
@@ -123,10 +126,10 @@ class Answers(Task):
             batch_size=max(1, min(64, len(which))),
         )
 
-    def same(self, model: Any, held_out: Sequence[Any], scores: Any, params: Any) -> str:
+    def same(self, model: Any, held_out: Sequence[Any], scores: Any, *weights: Any) -> str:
         """Whether these weights answer as the scores say, on the first few rows."""
         checked = [at for at, row in enumerate(held_out) if asks(row)][:CHECKED]
-        again = self.answers_to(model, held_out, checked, params)
+        again = self.answers_to(model, held_out, checked, *weights)
         alike = sum(got == scores["answers"][at] for at, got in zip(checked, again, strict=True))
         return f"the same answer to {alike} of {len(checked)} rows" if checked else ""
 

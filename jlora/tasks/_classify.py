@@ -55,7 +55,7 @@ class Classify(Task):
     def model(self, load: Callable[..., Any]) -> Any:
         """The model of the settings, with a head for the labels."""
         its = self.settings
-        model = load(its.model, dtype=its.dtype, attention=its.attention)
+        model = load(its.model, dtype=its.dtype, quantize=its.quantized, attention=its.attention)
         if its.max_length > model.config.longest:
             raise ValueError(
                 f"--max-length {its.max_length} is more than the {model.config.longest} positions "
@@ -91,9 +91,10 @@ class Classify(Task):
     def batches(self, examples: Sequence[Any], *, shuffle: bool = True) -> data.LabelledBatches:
         """Batches of few lengths, in an order from the seed."""
         its = self.settings
+        whole = functools.partial(data.LabelledBatches, examples, max_length=its.max_length)
         if not shuffle:
-            return data.LabelledBatches(examples, batch_size=32, shapes=1, shuffle=False)
-        return data.LabelledBatches(examples, batch_size=its.batch_size, seed=its.seed)
+            return whole(batch_size=32, shapes=1, shuffle=False)
+        return whole(batch_size=its.batch_size, seed=its.seed)
 
     def preview(self, model: Any, examples: Sequence[Any], count: int = 3) -> str:
         """The first rows and their labels."""
@@ -125,9 +126,11 @@ class Classify(Task):
         """The labels in the order of the scores: a folder that is written has them."""
         return {"labels": list(self.labels)}
 
-    def same(self, model: Any, held_out: Sequence[Any], scores: dict[str, Any], params: Any) -> str:
+    def same(
+        self, model: Any, held_out: Sequence[Any], scores: dict[str, Any], *weights: Any
+    ) -> str:
         """Whether these weights give the labels that the scores say."""
-        again = [self.labels[label] for label in self._labels_of(model, held_out, params)]
+        again = [self.labels[label] for label in self._labels_of(model, held_out, *weights)]
         alike = sum(got == before for got, before in zip(again, scores["labels"], strict=True))
         return f"the same label to {alike} of {len(again)} rows"
 

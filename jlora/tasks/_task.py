@@ -141,6 +141,15 @@ class Task(abc.ABC):
         """What a person may call next."""
         return f"python -m jlora info {adapter}"
 
-    def same(self, model: Any, held_out: Sequence[Any], scores: dict[str, Any], params: Any) -> str:
-        """Whether these weights give what the scores say, in words; nothing where none are kept."""
+    def same(
+        self, model: Any, held_out: Sequence[Any], scores: dict[str, Any], *weights: Any
+    ) -> str:
+        """Whether weights give what the scores say, in words; nothing where none are kept.
+
+        Args:
+            model: the model.
+            held_out: rows from `measurable`.
+            scores: from `scores`.
+            weights: ``params``, or ``frozen, lora`` beside a base that is kept in a few bits.
+        """
         return ""

@@ -42,17 +42,19 @@ def sharded(
         >>> batch.shape, batch.sharding == rows
         ((4, 3), True)
     """
-    names = _placement.axes_of(sharding.spec[0]) if sharding.spec else ()
-    parts = math.prod(sharding.mesh.shape[name] for name in names)
+    sizes = _sizes_of_rows(sharding)
+    parts = math.prod(sizes.values())
 
     def batch(number: int) -> Any:
         count, part = _parts_of(batches, number)
         if count % parts and fill:
-            count, part = -(-count // parts) * parts, functools.partial(_filled, part)
+            count, part = _whole_parts(count, parts), functools.partial(_filled, part)
         if count % parts:
+            axes = ",".join(f"{name}={size}" for name, size in sizes.items())
+            more = _whole_parts(count, parts)
             raise ValueError(
-                f"a batch of {count} rows can't be cut into {parts} parts, as {sharding.spec} on "
-                f"this mesh does: expected a multiple of {parts} rows"
+                f"a batch of {count} rows can't be cut over {axes}: expected a multiple of {parts} "
+                f"rows, such as {more}, or fill=True where rows of zeros count nothing"
             )
         part = functools.cache(part)  # several devices may hold the same rows
         mine = next(iter(sharding.addressable_devices_indices_map((count,)).values()))
@@ -68,6 +70,28 @@ def sharded(
         return jax.tree.unflatten(structure, [joined(at, each) for at, each in enumerate(leaves)])
 
     return batch
+
+
+def filled_shapes(batch: Any, sharding: NamedSharding) -> Any:
+    """The shapes of a batch as `sharded` lays it out, its rows filled up to whole parts."""
+    parts = math.prod(_sizes_of_rows(sharding).values())
+
+    def shape(array: Any) -> jax.ShapeDtypeStruct:
+        rows = _whole_parts(len(array), parts)
+        return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, batch)
+
+
+def _sizes_of_rows(sharding: NamedSharding) -> dict[str, int]:
+    """The axes of the mesh along which rows are cut, and their sizes."""
+    names = _placement.axes_of(sharding.spec[0]) if sharding.spec else ()
+    return {name: sharding.mesh.shape[name] for name in names}
+
+
+def _whole_parts(count: int, parts: int) -> int:
+    """The rows of the least batch that holds so many and can be cut into the parts."""
+    return -(-count // parts) * parts
 
 
 def _parts_of(batches: Any, number: int) -> tuple[int, Callable[[int, int], Any]]:

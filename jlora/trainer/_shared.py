@@ -16,10 +16,11 @@ def require(folder: Path) -> None:
     """Raises, in all processes, unless each reads in the folder what process 0 writes there.
 
     Raises:
-        ValueError: when one can't: it is named.
+        ValueError: when one can't, or names the folder otherwise: it is named.
     """
     if _together.client() is None:
         return
+    _together.agreed("the run's folder", str(folder.absolute()))
     path, token = folder / _TOKEN, uuid.uuid4().hex
     token = _together.by_first(f"writing into {folder}", lambda: path.write_text(token) and token)
 

@@ -80,7 +80,7 @@ class States:
 
         try:
             _together.by_first(f"saving {where}", make_room)
-            _together.together(f"writing {where}", lambda: _arrays.write(aside / _ARRAYS, arrays))
+            _arrays.write(aside / _ARRAYS, arrays)
             _together.by_first(f"sealing {where}", name_it)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)

@@ -49,6 +49,16 @@ def test_links_and_anchors_of_a_page_go_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize(
+    "page", [DOCS.parent / "README.md", *PAGES], ids=lambda page: f"{page.parent.name}/{page.stem}"
+)
+def test_no_line_of_a_sentence_is_taken_for_a_list(page):
+    """A line that begins with ``+ `` or ``1. `` right under one of a paragraph begins a list."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    within = re.findall(r"^[^\W\d_`*(].*\n([-+*] .*|1[.)] .*)$", text, re.MULTILINE)
+    assert not within
+
+
 def test_every_page_is_in_the_index():
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     index += "".join(f"{page.parent.name}/{page.read_text()}" for page in DOCS.glob("*/index.md"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import signal
 import sys
 import time
@@ -125,6 +126,21 @@ def stopping():
         say("state", digest((state.lora, state.opt_state)))
         run.save(number, {"lora": state.lora, "opt": state.opt_state}, notes={"at": number})
         say("saved", run.steps)
+
+
+def unwritable():
+    """Process 1 can't write a byte into a file from here on."""
+    _, _, state, _ = made()
+    run = trainer.Run(FOLDER / "run")
+    with run.locked():
+        run.begin({"rank": 2})
+        run.save(1, {"lora": state.lora})
+        if ME == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        say(failure(lambda: run.save(2, {"lora": state.lora})))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        run.save(3, {"lora": state.lora})
+        say(run.steps)
 
 
 def dying():

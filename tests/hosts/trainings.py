@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -25,12 +26,14 @@ class Trainings:
         rows = [{"prompt": f"{n}?", "completion": "odd" if n % 2 else "even"} for n in range(40)]
         (here / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
-    def start(self, *flags, devices=4, **environment):
-        """One train.py."""
+    def start(self, *flags, devices=4, script=TRAIN, here=None, most=None, **environment):
+        """One train.py, perhaps elsewhere, that writes files of so many bytes at most."""
         common = [] if "--resume" in flags else COMMON
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # noqa: E731
         process = subprocess.Popen(
-            [sys.executable, str(TRAIN), *common, *flags],
-            cwd=self.here,
+            [sys.executable, str(script), *common, *flags],
+            cwd=here or self.here,
+            preexec_fn=None if most is None else limit,
             env={
                 **os.environ,
                 "JAX_PLATFORMS": "cpu",
@@ -45,14 +48,16 @@ class Trainings:
         self.started.append(process)
         return process
 
-    def pair(self, *flags):
-        """Two train.py that are one run."""
+    def pair(self, *flags, second=None, **options):
+        """Two train.py that are one run; the second one with options of its own."""
         at = f"localhost:{free_port()}"
         return [
             self.start(
                 *flags,
                 *f"--coordinator {at} --processes 2 --process-id {number}".split(),
                 PYTHONHASHSEED=str(number + 1),
+                **options,
+                **((number and second) or {}),
             )
             for number in (0, 1)
         ]

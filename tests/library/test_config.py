@@ -35,7 +35,7 @@ import jlora
         ({"alpha_pattern": {"q": -1}}, "alpha of 'q' is -1: expected a number above 0"),
         ({"method": "dara"}, "method is 'dara': expected lora or dora"),
         ({"bias": True}, "bias is True: expected none or adapted or all or lora"),
-        ({"init": "pisa"}, "init is 'pisa': expected kaiming, gaussian, orthogonal, pissa, olora"),
+        ({"init": "pisa"}, "init is 'pisa', but 'lora' takes kaiming, gaussian, orthogonal, pissa"),
         ({"dropout": -0.1}, "dropout is -0.1: expected a number from 0 to below 1"),
         ({"tokens": {"embed": (3, 3)}}, "tokens of 'embed' are (3, 3): expected different"),
         ({"train": 3}, "train is 3: expected a pattern or several, as text"),

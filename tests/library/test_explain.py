@@ -52,6 +52,38 @@ def test_leaves_that_nothing_uses_are_named():
     assert "unused: used by no operation" in str(report())
 
 
+def test_what_is_not_adapted_as_it_is_used_is_told():
+    """Without axes a stack of norms is no matrix, and a weight may act from the left."""
+
+    def model(p, x):
+        x, _ = lax.scan(lambda x, layer: (x * layer["norm"] @ layer["w"], None), x, p["layers"])
+        return x @ p["left"].T + jnp.sin(p["formed"]).sum()
+
+    params = {
+        "layers": {"norm": jnp.ones((3, 7)), "w": jnp.ones((3, 7, 7))},
+        "left": jnp.ones((11, 7)),
+        "formed": jnp.ones((7, 7)),
+        "spare": jnp.ones((7, 7)),
+    }
+    seen = jlora.trace_axes(model, params, X)
+    config = jlora.LoraConfig(targets="norm|w|left|formed|spare", rank=2)
+    by_hand = {"layers/w": seen["layers/w"]}
+    frozen, lora = jlora.split(params, config, jax.random.key(0), axes=by_hand)
+    told = jlora.explain(model, frozen, lora, X)
+    assert set(told.otherwise) == {"layers/norm", "left"}  # the others' rows say it
+    for report in (told, jlora.summary(frozen, lora, seen)):
+        assert "uses them (give split axes=jlora.trace_axes(fn, params, *args)): " in str(report)
+        assert "left (it is Axes(inputs=(1,), outputs=(0,), stack=()), not Axes(" in str(report)
+        assert "layers/norm (no product uses it: a stack of vectors?)" in str(report)
+    config = jlora.LoraConfig(targets="norm|w|left", rank=2)
+    frozen, lora = jlora.split(params, config, jax.random.key(0), axes=seen)
+    assert sorted(lora) == ["layers/w", "left"]
+    for report in (jlora.explain(model, frozen, lora, X), jlora.summary(frozen, lora, seen)):
+        assert not report.otherwise
+        assert "not adapted" not in str(report)
+    assert not jlora.summary(frozen, lora).otherwise
+
+
 def test_the_costs_are_those_of_the_products():
     first, _, scanned, sine = report().uses
     assert first.base_flops == 2 * 5 * 7 * 11

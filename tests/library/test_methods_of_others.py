@@ -257,6 +257,56 @@ def test_a_saved_method_that_is_not_registered_names_itself(tmp_path):
         jlora.checkpoint.restore(tmp_path / "a")
 
 
+@extend.register("warm")
+@dataclasses.dataclass(frozen=True)
+class Warm(jlora.LoraWeight):
+    """LoRA with a start of its own beside the default: B is what A is."""
+
+    inits: ClassVar = ("warm_[0-9]",)
+
+    @classmethod
+    def moves_weight(cls, init):
+        return init != "kaiming"
+
+    @classmethod
+    def start_fields(cls, leaf):
+        if leaf.init == "kaiming":
+            return super().start_fields(leaf)
+        a = jnp.full((*leaf.inputs, leaf.rank), float(leaf.init[-1]))
+        fields = {"axes": leaf.axes, "scaling": leaf.scaling}
+        return {"a": a, "b": jnp.ones((leaf.rank, *leaf.outputs)), **fields}
+
+
+def test_an_init_that_a_method_does_not_read_is_refused():
+    """It would change nothing, in silence."""
+    for method, init, said in (
+        ("vera", "pissa", "init is 'pissa', but 'vera' has one start of its own: leave it out"),
+        ("hira", "gaussian", "init is 'gaussian', but 'hira' has one start of its own"),
+        ("vera", None, "init is None, but 'vera' has one start of its own"),
+        (Warm, "gaussian", r"init is 'gaussian', but 'warm' takes warm_\[0-9\]"),
+        (Warm, "warm_10", "init is 'warm_10', but 'warm' takes warm"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            jlora.LoraConfig(targets="w", method=method, init=init)
+    default = jlora.LoraConfig(targets="w").init  # stands in the files of all methods
+    for method in ("vera", "hira", Warm, Doubled, Tempered):
+        assert jlora.LoraConfig(targets="w", method=method, init=default).init == default
+    for method in (Doubled, Tempered):  # their start is LoRA's
+        assert jlora.LoraConfig(targets="w", method=method, init="olora").init == "olora"
+
+
+def test_a_start_of_a_methods_own_is_taken():
+    params = {"w": normal(7, 5)}
+    config = jlora.LoraConfig(targets="w", method=Warm, init="warm_3", rank=2)
+    frozen, lora = jlora.split(params, config, KEY)
+    assert_close(lora["w"].a, jnp.full((7, 2), 3.0), 0)
+    assert_close(jlora.merge(frozen, lora), params)
+    fresh = dataclasses.replace(config, init="kaiming")
+    frozen, lora = jlora.split(params, fresh, KEY)
+    with pytest.raises(ValueError, match="init is 'lora_ga', but 'warm' takes warm"):
+        jlora.lora_ga(None, frozen, lora, None, fresh, KEY)  # before any batch is read
+
+
 def test_a_node_for_targets_must_be_a_method():
     @dataclasses.dataclass(frozen=True)
     class Bare(extend.Node):

@@ -78,6 +78,22 @@ def test_a_rank_larger_than_the_matrix_is_told():
     assert adapted(targets="head/", rank=11) == ["head/kernel"]
 
 
+def test_a_matrix_that_no_axes_speak_of_is_said_to_be_taken_for_one():
+    """It may be a stack of vectors, as norms of layers are."""
+    hint = (
+        "It is taken as (in, out): if it is a stack of vectors, as norms of layers are, pass axes"
+    )
+    config = jlora.LoraConfig(targets="norm", rank=8)
+    params = {"norm": jnp.ones((3, 11)), "w": jnp.ones((11, 11))}
+    for axes in (None, {"w": jlora.Axes()}):
+        with pytest.raises(ValueError, match="norm is a matrix of 3 x 11") as refusal:
+            jlora.split(params, config, KEY, axes=axes)
+        assert hint in str(refusal.value)
+    with pytest.raises(ValueError, match="norm is a matrix of 3 x 11") as refusal:
+        jlora.split(params, config, KEY, axes={"norm": jlora.Axes()})
+    assert hint not in str(refusal.value)
+
+
 def test_a_leaf_that_holds_no_floats_is_told():
     assert "table is of dtype int32: expected a floating type" in refused(targets="table")
 

@@ -27,6 +27,7 @@ SIZES = {
 }
 FAMILIES = {
     "llama": SIZES,
+    "wide llama": {**SIZES, "hidden_size": 256, "intermediate_size": 256, "head_dim": 32},
     "gemma2": {**SIZES, "query_pre_attn_scalar": 8, "sliding_window": 8},
     "qwen3_moe": {
         **SIZES,
@@ -44,7 +45,8 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(0.05), optax.adamw(3e-3, eps=1
 @functools.cache
 def on_one_device(family: str) -> models.Model:
     """With weights that are not all at their start."""
-    config = models.from_huggingface({"model_type": family, **FAMILIES[family]}, family)
+    settings = {"model_type": family.split()[-1], **FAMILIES[family]}
+    config = models.from_huggingface(settings, family)
     params = jax.jit(models.Decoder(config).init)(jax.random.key(0), jnp.ones((1, 2), int))
 
     def moved(leaf: jax.Array) -> jax.Array:
@@ -54,9 +56,12 @@ def on_one_device(family: str) -> models.Model:
     return models.Model(jax.tree.map(moved, params["params"]), config, nothing, family)
 
 
-def on(mesh: Any, family: str, **options: Any) -> models.Model:
+def on(mesh: Any, family: str, quantize: str = "", **options: Any) -> models.Model:
     """The same model on a mesh; every factor of its adapters is cut along fsdp."""
     model = on_one_device(family)
+    if quantize:
+        axes = jlora.trace_axes(model.apply, model.params, jnp.ones((1, 2), int))
+        model = dataclasses.replace(model, params=jlora.quantize(model.params, quantize, axes=axes))
     if mesh is None:
         return model
     layout = models.Layout(mesh, **{"small": 0, **options})
@@ -90,6 +95,7 @@ class Run:
     packed: bool = False
     accumulate: int = 1
     dropout: float = 0.0
+    quantize: str = ""
 
     @property
     def batches(self) -> Any:
@@ -97,7 +103,7 @@ class Run:
 
     def begun(self, mesh: Any) -> tuple[Any, Any, trainer.TrainState, Any]:
         """(step, frozen, state, batches) on the mesh."""
-        model = on(mesh, self.family)
+        model = on(mesh, self.family, self.quantize)
         config = jlora.LoraConfig(
             targets="all-linear", rank=4, alpha=6.0, method=self.method, dropout=self.dropout
         )

@@ -1,9 +1,14 @@
 """Which devices a run takes when nothing says so, and the line that tells it."""
 
+import dataclasses
+import math
+import re
+
 import pytest
 from tiny import save_tiny_llama
 
 from jlora import finetune, trainer
+from jlora._sizes import sizes
 from jlora.finetune import Settings
 
 
@@ -52,13 +57,27 @@ def test_weights_that_do_not_fit_are_cut(tiny, rows, monkeypatch, capsys):
     assert "fsdp=8: 8 of 8 devices" in capsys.readouterr().out
 
 
-def test_a_mesh_that_does_not_divide_the_rows_names_what_would(tiny):
-    told = r"6 rows can't be cut over 4 devices along data and fsdp: expected a multiple of 4"
-    with pytest.raises(ValueError, match=told):
-        finetune.layout(Settings(model=tiny, batch_size=6, mesh={"data": 2, "fsdp": 2, "model": 2}))
+UNDIVIDED = [
+    (6, 1, {"data": 2, "fsdp": 2, "model": 2}, "6 rows can't be cut over data=2,fsdp=2:"),
+    (6, 1, {"data": 8}, "6 rows can't be cut over data=8:"),
+    (5, 1, {"fsdp": 4}, "5 rows can't be cut over fsdp=4:"),
+    (12, 4, {"data": 2}, "3 rows (--batch-size over --accumulate 4) can't be cut over data=2:"),
+]
 
 
-def test_the_rows_of_one_pass_count_where_several_make_a_batch(tiny):
-    told = r"3 rows \(--batch-size over --accumulate 4\) can't be cut over 2 devices"
-    with pytest.raises(ValueError, match=told):
-        finetune.layout(Settings(model=tiny, batch_size=12, accumulate=4, mesh={"data": 2}))
+@pytest.mark.parametrize(("batch_size", "accumulate", "mesh", "told"), UNDIVIDED)
+def test_rows_that_a_mesh_does_not_divide_are_told_with_its_axes_and_with_choices_that_work(
+    tiny, batch_size, accumulate, mesh, told
+):
+    """Each --batch-size of the message on this mesh, and its --mesh with these rows."""
+    settings = Settings(model=tiny, batch_size=batch_size, accumulate=accumulate, mesh=mesh)
+    with pytest.raises(ValueError, match=r"expected --batch-size \d+.*, or --mesh") as raised:
+        finetune.layout(settings)
+    message = str(raised.value)
+    assert message.startswith(told)
+    before, asked = message.split(", or --mesh ")
+    for size in re.findall(r"\d+", before.partition("expected --batch-size")[2]):
+        found = finetune.layout(dataclasses.replace(settings, batch_size=int(size)))
+        assert dict(found.mesh.shape) == mesh
+    again = finetune.layout(dataclasses.replace(settings, mesh=sizes(asked)))
+    assert again.mesh.size == math.prod(mesh.values())

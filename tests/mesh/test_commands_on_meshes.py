@@ -33,6 +33,20 @@ def adapter(tiny, tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="module")
+def cut(tiny, adapter, tmp_path_factory):
+    """The same arrays, saved from a mesh on which many are cut: what a run there writes."""
+    layout = models.Layout(models.make_mesh({"data": 1, "fsdp": 4, "model": 2}), small=0)
+    model = models.load(str(tiny), mesh=layout)
+    lora, config = checkpoint.restore(adapter)
+    lora = jax.device_put(lora, layout.of_adapter(model.params, lora))
+    assert sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(lora)) > 5
+    directory = tmp_path_factory.mktemp("adapters") / "cut"
+    metadata = checkpoint.describe(adapter)["metadata"]
+    checkpoint.save(directory, lora, config, base=model.params, metadata=metadata)
+    return directory
+
+
 def _axes(model):
     return jlora.trace_axes(model.apply, model.params, jax.numpy.zeros((1, 4), int))
 
@@ -47,6 +61,17 @@ def test_an_answer_is_the_one_of_one_device_streamed_or_not(mesh, adapter, capsy
     alone = answer(capsys, "--adapter", str(adapter))
     assert answer(capsys, "--adapter", str(adapter), "--mesh", mesh) == alone
     assert answer(capsys, "--adapter", str(adapter), "--mesh", mesh, "--stream") == alone
+
+
+@pytest.mark.parametrize("command", ["merge", "export"])
+def test_an_adapter_of_a_mesh_is_written_as_that_of_one_device(command, adapter, cut, tmp_path):
+    """Neither command needs a mesh: the one takes a layer at a time, the other no weights."""
+    written = {}
+    for name, directory in {"one": adapter, "cut": cut}.items():
+        assert main([command, "--adapter", str(directory), "--out", str(tmp_path / name)]) == 0
+        files = sorted((tmp_path / name).glob("*.safetensors"))
+        written[name] = {path.name: path.read_bytes() for path in files}
+    assert written["one"] == written["cut"] != {}
 
 
 def test_of_equal_best_tokens_the_first_is_chosen_across_shards(tiny, tmp_path):

@@ -257,6 +257,7 @@ def at(*arguments):
     parser = argparse.ArgumentParser()
     _flags.add_model(parser)
     _flags.add_mesh(parser)
+    _flags.add_quantize(parser)
     _flags.add_answer(parser)
     return parser.parse_args([*map(str, arguments)])
 
@@ -303,10 +304,10 @@ def test_rows_for_added_tokens_are_the_models_own(model, tiny, tmp_path):
     adapted = _flags.load_model(at("--adapter", tmp_path / "a"))
     assert adapted.model.config.vocabulary == 262
     assert adapted.model.tokenizer.encode("<b>") == [260]
-    np.testing.assert_array_equal(adapted.params["embed"]["embedding"][259:], more)
+    np.testing.assert_array_equal(adapted.weights[0]["embed"]["embedding"][259:], more)
     want = jlora.merge(model.params, lora)
-    same(adapted.params["layers"], want["layers"])
-    logits = adapted.model.apply(adapted.params, jnp.array([[4, 260, 5]]))
+    same(adapted.weights[0]["layers"], want["layers"])
+    logits = adapted.model.apply(adapted.weights[0], jnp.array([[4, 260, 5]]))
     assert logits.shape == (1, 3, 262)
 
 
@@ -316,7 +317,7 @@ def test_a_merged_model_has_the_added_tokens_and_their_tokenizer(model, tiny, tm
     assert main(["merge", "--adapter", str(tmp_path / "a"), "--out", str(out)]) == 0
     adapted = _flags.load_model(at("--adapter", tmp_path / "a"))
     again = models.load(out)
-    same(again.params, adapted.params)
+    same(again.params, adapted.weights[0])
     assert again.tokenizer.encode("<b>") == [260]
     assert json.loads((out / "config.json").read_text())["vocab_size"] == 262
 
@@ -349,10 +350,10 @@ def test_a_tied_table_that_is_adapted_on_one_side_alone_comes_apart(which, model
     table = np.asarray(model.params["embed"]["embedding"])
     moved = table + 5 / 3 * b @ a
     head, embedding = (moved, table) if which == "head" else (table, moved)
-    np.testing.assert_allclose(adapted.params["head"]["kernel"].T, head, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(adapted.weights[0]["head"]["kernel"].T, head, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        adapted.params["embed"]["embedding"], embedding, rtol=1e-5, atol=1e-6
+        adapted.weights[0]["embed"]["embedding"], embedding, rtol=1e-5, atol=1e-6
     )
     out = tmp_path / "merged"
     assert main(["merge", "--adapter", str(tmp_path / "a"), "--out", str(out)]) == 0
-    same(models.load(out).params, adapted.params)
+    same(models.load(out).params, adapted.weights[0])

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from jlora.data import Batches, Example
+from jlora.data import Batches, Example, Labelled, LabelledBatches
 
 
 def examples(count=53, longest=90):
@@ -40,6 +40,20 @@ def test_each_epoch_visits_every_row_once_in_an_order_of_its_own():
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(53))
     assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("longest", [9, 23, 90, 301, 530])
+def test_no_batch_is_longer_than_the_rows_may_be(longest):
+    """A model that learned as many positions takes no token more, padding or not."""
+    texts = [Labelled([1] * n, [0] * n, 0) for n in range(1, longest + 1)]
+    answers = [Example([1] * n, [n - 2]) for n in range(2, longest + 1)]
+    for kind, rows in ((LabelledBatches, texts), (Batches, answers)):
+        batches = kind(rows, batch_size=4, max_length=longest)
+        found = [batches(step)["tokens"] for step in range(batches.per_epoch)]
+        assert max(tokens.shape[1] for tokens in found) == longest
+        assert sum(tokens.sum() for tokens in found) == sum(len(row.tokens) for row in rows)
+        with pytest.raises(ValueError, match=f"a row has {longest} tokens: expected at most"):
+            kind(rows, batch_size=4, max_length=longest - 1)
 
 
 def test_tokens_are_counted_without_padding():

@@ -140,7 +140,7 @@ def test_a_run_that_draws_its_start_keeps_none(finished):
     ("wrong", "said"),
     [
         (["--method", "qlora"], "method is 'qlora': expected lora or dora"),
-        (["--init", "random"], "init is 'random': expected kaiming, gaussian"),
+        (["--init", "random"], "init is 'random', but 'lora' takes kaiming, gaussian"),
         (["--lora-plus", "0"], "the ratio of LoRA+ is 0.0: expected a number above 0"),
         (["--dropout", "1"], "dropout is 1.0: expected a number from 0 to below 1"),
         (["--bias", "all"], "bias is 'all', but no leaf is called bias or b there"),

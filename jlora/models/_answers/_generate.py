@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlora._frozen_leaf import has_frozen_leaf
 from jlora._lift import lift
 from jlora.models._answers._sampling import GREEDY, Sampling, draw
 from jlora.models._answers._stops import Stops, stops_of
@@ -264,7 +265,7 @@ def answer(
     prompts = [prompt_of(model, row, max_new_tokens) for row in rows]
     rules = Rules(np.array(stops.tokens, np.int32), sampling.numbers())
     begin, _ = compiled(model.config, model.layout)
-    weights = weights or (model.params,)
+    weights = decoded_where_used(weights or (model.params,))
     answers: list[str] = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
     batch = min(batch_size, len(order))
@@ -284,6 +285,11 @@ def answer(
         for at, text in zip(chosen, texts, strict=False):  # the last batch may have empty lines
             answers[at] = text
     return answers
+
+
+def decoded_where_used(weights: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Parameters that are kept in a few bits as (frozen, lora); all else as it is."""
+    return (*weights, {}) if len(weights) == 1 and has_frozen_leaf(weights[0]) else weights
 
 
 def _written(

@@ -9,7 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora.models._answers._generate import WRITES, Rules, State, bucket, check, compiled, prompt_of
+from jlora.models._answers._generate import (
+    WRITES,
+    Rules,
+    State,
+    bucket,
+    check,
+    compiled,
+    decoded_where_used,
+    prompt_of,
+)
 from jlora.models._answers._sampling import GREEDY, Sampling
 from jlora.models._answers._stops import Stops, stops_of
 from jlora.models._net._kinds import require_writer
@@ -115,7 +124,13 @@ def stream(
     prompt = prompt_of(model, messages, max_new_tokens)
     rules = Rules(np.array(stops.tokens, np.int32), sampling.numbers())
     tokens = _tokens(
-        model, prompt, weights or (model.params,), rules, max_new_tokens, seed, memory or Memory()
+        model,
+        prompt,
+        decoded_where_used(weights or (model.params,)),
+        rules,
+        max_new_tokens,
+        seed,
+        memory or Memory(),
     )
     return _pieces(model.tokenizer, tokens, stops)
 

@@ -15,7 +15,7 @@ from jlora.models._families._llama import BIASES, DEFAULTS
 from jlora.models._families._rope_settings import SharperRope
 from jlora.models._families._settings import Activation, Biases, Settings
 from jlora.models._files._torch_tensors import plain
-from jlora.models._net._config import Experts
+from jlora.models._net._part_configs import Experts
 
 _GREEDY, _BY_GROUP = "greedy", "group_limited_greedy"
 

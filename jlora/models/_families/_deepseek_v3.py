@@ -15,7 +15,8 @@ from jlora.models._families._qwen3_moe import EXPERT_LEAVES, mlp_beside_experts
 from jlora.models._families._rope_settings import SharperRope
 from jlora.models._families._settings import Activation, Biases, Same, Settings
 from jlora.models._files._torch_tensors import buffer, linear, plain
-from jlora.models._net._config import DecoderConfig, Experts, Latent
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._part_configs import Experts, Latent
 
 _ATTENTION, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
 
@@ -213,6 +214,7 @@ def gguf_route(
                 *(_keys_and_values, _keys_apart_from_values),
             ),
         ),
+        unadapted=("layers/attn/(q|q_a|q_b|kv_a|kv_b)_proj/kernel", "head/kernel"),
     )
 
 

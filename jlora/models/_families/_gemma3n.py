@@ -18,7 +18,8 @@ from jlora.models._families._rope_settings import LocalAndGlobalRope
 from jlora.models._families._settings import Activation, Biases, Heads, Same, Settings
 from jlora.models._families._window_settings import LayerWindows
 from jlora.models._files._torch_tensors import linear, plain
-from jlora.models._net._config import DecoderConfig, LayerInputs
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._part_configs import LayerInputs
 
 _LAYER = "model.layers.{}"
 _MOST_STREAMS = 8
@@ -211,6 +212,11 @@ GEMMA3N_TEXT = Family(
             "to_stream_{}/kernel": "altup_proj.weight",
             "from_stream_{}/kernel": "altup_unembd_proj.weight",
         },
+        unadapted=(
+            r"(to|from)_stream_\d+/kernel",
+            "layer_inputs/proj/kernel",
+            "layers/altup/router/kernel",
+        ),
     ),
 )
 

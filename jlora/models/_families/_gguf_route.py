@@ -71,6 +71,8 @@ class Joined:
     join: Callable[[Sequence[np.ndarray], DecoderConfig], np.ndarray]
     # its inverse, by the parts' shapes
     apart: Callable[[np.ndarray, Sequence[tuple[int, ...]], DecoderConfig], Sequence[np.ndarray]]
+    # How many rows of so many each part has; None where the parts are more than rows of the whole.
+    rows: Callable[[int, DecoderConfig], Sequence[int]] | None = None
 
 
 def _experts_together(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -94,12 +96,18 @@ def _gate_apart_from_up(
     return whole[:, 0::2], whole[:, 1::2]
 
 
+def _two_halves(rows: int, config: DecoderConfig) -> tuple[int, int]:
+    return rows // 2, rows // 2
+
+
 def rows_together(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of (out, in) matrices one below the other."""
     return (sum(rows for rows, *_ in shapes), *shapes[0][1:])
 
 
-GATE_UP = Joined("gate_up", ("gate", "up"), _experts_together, _gate_and_up, _gate_apart_from_up)
+GATE_UP = Joined(
+    "gate_up", ("gate", "up"), _experts_together, _gate_and_up, _gate_apart_from_up, _two_halves
+)
 
 # Our paths -> tensors to which no name in transformers leads the `gguf` package.
 NAMES: dict[str, str] = {
@@ -133,6 +141,10 @@ class Gguf:
     squeezed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     # Tensors that hold several of our leaves, one behind the other, with {} for the number of each.
     stacked: Mapping[str, str] = dataclasses.field(default_factory=dict)  # our path -> the tensor
+    # Patterns of our paths: weights to which llama.cpp adds no adapter, or of which one ends it.
+    unadapted: tuple[str, ...] = ()
+    # The architecture that its converter gives a Hugging Face folder, where that is another.
+    of_folders: str | None = None
 
     def in_a_stack(self, path: str) -> tuple[str, int] | None:
         """The tensor that holds this leaf among others, and its place there."""
@@ -169,3 +181,5 @@ def plus_one(scale: np.ndarray, config: DecoderConfig) -> np.ndarray:
 HALVES, LESS_ONE = Undo(halves, pairs), Undo(less_one, plus_one)
 PAIRS: dict[str, Undo] = {"layers/attn/[qk]_proj/(kernel|bias)": HALVES}
 ONE_ADDED: dict[str, Undo] = {".*norm/scale": LESS_ONE}
+
+OF_ROWS = frozenset([HALVES])  # those that give rows another order, and no more

@@ -28,5 +28,6 @@ GLM4 = Family(
         "head_dim": 128,
         "attention_bias": True,
     },
-    gguf=Gguf("glm4"),
+    # An adapter of these ends llama.cpp: it sets the precision of a product and finds a sum.
+    gguf=Gguf("glm4", unadapted=("layers/(attn/o|mlp/down)_proj/kernel",)),
 )

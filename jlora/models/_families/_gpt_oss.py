@@ -12,7 +12,8 @@ from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Settings
 from jlora.models._families._window_settings import LayerWindows
 from jlora.models._files._torch_tensors import experts_as_ours, plain, router
-from jlora.models._net._config import ClampedGate, DecoderConfig, Experts
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._part_configs import ClampedGate, Experts
 
 _ATTENTION, _MLP = "model.layers.{}.self_attn", "model.layers.{}.mlp"
 _PRODUCTS = ("gate_up_proj", "down_proj")

@@ -16,7 +16,8 @@ from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Same, Settings
 from jlora.models._families._window_settings import ChunkedLayers, RotatedLayers
 from jlora.models._files._torch_tensors import experts_as_ours, linear, router
-from jlora.models._net._config import DecoderConfig, Experts, Sharpening
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._part_configs import Experts, Sharpening
 
 _MLP = "model.layers.{}.feed_forward"
 

@@ -15,5 +15,10 @@ MISTRAL = Family(
     parts=(SIZES, Heads(), Activation(), Rope(), OneWindow()),
     features={},
     defaults={**DEFAULTS, "num_key_value_heads": 8, "sliding_window": 4096},
-    gguf=Gguf("mistral3", missing=lambda given: {"sliding_window": None}, undo=PAIRS),
+    gguf=Gguf(
+        "mistral3",
+        missing=lambda given: {"sliding_window": None},
+        undo=PAIRS,
+        of_folders="llama",
+    ),
 )

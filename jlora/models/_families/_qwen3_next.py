@@ -24,7 +24,8 @@ from jlora.models._families._rope_settings import Rope
 from jlora.models._families._settings import Activation, Biases, Heads, Mixture, Settings
 from jlora.models._families._window_settings import FULL, kinds_of
 from jlora.models._files._torch_tensors import linear, plain
-from jlora.models._net._config import DecoderConfig, DeltaRule
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._part_configs import DeltaRule
 
 _LINEAR = "linear_attention"
 _ATTENTION = "model.layers.{}.linear_attn"
@@ -82,6 +83,11 @@ def _by_kind(
     ends = np.cumsum([rule.key_dim, rule.key_dim, values])
     *mixed, gates = (each.reshape(-1, whole.shape[-1]) for each in np.split(by_head, ends, axis=1))
     return np.concatenate(mixed), gates
+
+
+def _sizes(rows: int, config: DecoderConfig) -> tuple[int, int]:
+    gates = 0 if (rule := config.linear) is None else rule.value_heads * rule.value_dim
+    return rows - gates, gates
 
 
 def _logarithm(rates: np.ndarray, config: DecoderConfig) -> np.ndarray:
@@ -161,7 +167,9 @@ QWEN3_NEXT = Family(
         },
         joined=(
             GATE_UP,
-            Joined("ssm_in", ("attn_qkv", "attn_gate"), rows_together, _by_key_head, _by_kind),
+            Joined(
+                "ssm_in", ("attn_qkv", "attn_gate"), rows_together, _by_key_head, _by_kind, _sizes
+            ),
         ),
         names={
             "layers/linear_attn/A_log": "blk.{}.ssm_a",

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from jlora._words import one_line
-from jlora.models._net._config import DecoderConfig, Experts
+from jlora.models._net._config import DecoderConfig
 from jlora.models._net._encoder_config import EncoderConfig
+from jlora.models._net._part_configs import Experts
 
 _LARGEST = 2**31 - 1  # of a whole number: no model's sizes come near it
 FIELDS = {  # of both kinds of models: what both have is of one type

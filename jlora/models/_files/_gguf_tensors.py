@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from jlora._quantised import BLOCKS
 from jlora._requires import requires
 from jlora.models._families._family import Family
-from jlora.models._families._gguf_route import NAMES, Gguf, Joined, Undo
+from jlora.models._families._gguf_route import NAMES, OF_ROWS, Gguf, Joined, Undo
 from jlora.models._files._boxes import Box
+from jlora.models._files._stacking import StoredBlocks
 from jlora.models._files._tensor import Tensor, all_at_once, as_it_lies
 from jlora.models._files._torch_tensors import Kind, Stored
 from jlora.models._net._config import DecoderConfig
@@ -185,6 +187,30 @@ class Tensors:
                 f"{parts}: together they are no {name} of the sizes in the header"
             ) from None
 
+    def as_stored(self, name: str) -> StoredBlocks | None:
+        """The bytes of a tensor whose rows stay whole on the way from the file to the model.
+
+        None where they do not, or where the types of its parts are several or none of `BLOCKS`.
+        """
+        its = self._here[name]
+        found = [self._file[part] for part in its.parts]
+        [kind, *others] = {getattr(part.tensor_type, "name", "") for part in found}
+        if others or kind not in BLOCKS or not {*its.undo} <= OF_ROWS:
+            return None
+        *rows, length = its.shape
+        size, block = BLOCKS[kind].size, BLOCKS[kind].block
+
+        def read() -> np.ndarray:
+            parts = [_bytes_of(part) for part in found]
+            if its.at is not None:
+                parts = [part[its.at] for part in parts]
+            array = parts[0] if its.joined is None else its.joined.join(parts, self._config)
+            for each in its.undo:
+                array = each.out(array, self._config)
+            return array.reshape(*rows, length // block * size)
+
+        return StoredBlocks(kind, (*rows, length // block * size), read)
+
     def dtype(self, name: str) -> np.dtype:
         """Of what `read` gives.
 
@@ -202,6 +228,12 @@ class Tensors:
         except NotImplementedError:
             kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
             raise ValueError(f"{tensor.name} is of type {kind}, which holds no weights") from None
+
+
+def _bytes_of(tensor: Any) -> np.ndarray:
+    """(*rows, bytes) of a tensor as it stands there."""
+    data = tensor.data
+    return as_it_lies(Path(data.filename), int(tensor.data_offset), data.shape, data.dtype).whole()
 
 
 def _in_file(tensor: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,17 @@ def located(source: str | Path) -> Path:
     )
 
 
-def outlined(opened: Opened) -> Any:
-    """The `Model` of an open file or folder, with shapes in place of its weights."""
+def outlined(
+    opened: Opened, small: Callable[[str, tuple[int, ...]], Any] = lambda path, shape: None
+) -> Any:
+    """The `Model` of an open file or folder, with shapes in place of its weights.
+
+    ``small`` says what stands in the place of some.
+    """
     from jlora.models._encoder_model import made
 
     shapes = {
-        path: jax.ShapeDtypeStruct(shape, "float32")
+        path: small(path, shape) or jax.ShapeDtypeStruct(shape, "float32")
         for path, shape in expected_shapes(opened.config).items()
     }
     params = flax.traverse_util.unflatten_dict(shapes, sep="/")

@@ -32,6 +32,15 @@ from jlora.models._text._tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredBlocks:
+    """A quantised tensor of a file in its own bytes, in the order of our rows."""
+
+    format: str  # as jlora calls it
+    shape: tuple[int, ...]  # of the bytes: (..., out, bytes of a row)
+    read: Callable[[], np.ndarray]  # uint8
+
+
+@dataclasses.dataclass(frozen=True)
 class Opened:
     """A model's file or folder: all but the weights, which are read one by one when asked for."""
 
@@ -46,6 +55,8 @@ class Opened:
     second_head: str | None = None  # a tensor that must be the embedding, which is the head
     told: tuple[str, ...] = ()  # what a person should know, a line each
     aside: Collection[str] = ()  # tensors of parts of the model that are not read: of vision, say
+    # a quantised tensor as it is stored; None for one that is not, or that is changed on the way
+    as_stored: Callable[[str], StoredBlocks | None] = lambda name: None
 
     def check(self) -> None:
         """Nothing, if the file holds the tensors that its configuration asks for.
@@ -54,7 +65,7 @@ class Opened:
             ValueError: naming all tensors that are missing, of another shape, or not expected.
         """
         paths = expected_shapes(self.config)
-        if unknown := [path for path in paths if _in_any_stack(path) not in self.leaves]:
+        if unknown := [path for path in paths if in_any_stack(path) not in self.leaves]:
             raise ValueError(
                 f"{self.where}: a {self.config.family} model has no {', '.join(unknown)}"
             )
@@ -159,7 +170,10 @@ class Opened:
 
 
 def assemble(
-    opened: Opened, dtype: Any, shardings: Mapping[str, NamedSharding] | None = None
+    opened: Opened,
+    dtype: Any,
+    shardings: Mapping[str, NamedSharding] | None = None,
+    small: Callable[[str, tuple[int, ...]], Any] = lambda path, shape: None,
 ) -> dict[str, Any]:
     """The parameters as a plain nested dict of arrays.
 
@@ -170,6 +184,7 @@ def assemble(
         opened: a model's file or folder.
         dtype: of the parameters; buffers are float32.
         shardings: how each leaf lies on devices, by its path; all on one if None.
+        small: what stands in the place of the array of this path and shape, if something does.
 
     Raises:
         ValueError: when the file does not hold the tensors that its configuration asks for, or a
@@ -177,8 +192,11 @@ def assemble(
     """
     opened.check()
     opened = opened.checking_head()
-    params: dict[str, jax.Array] = {}
+    params: dict[str, Any] = {}
     for path, shape in expected_shapes(opened.config).items():
+        if (leaf := small(path, shape)) is not None:
+            params[path] = leaf
+            continue
         its = stored_of(opened.leaves, path)
         sharding = None if shardings is None else shardings[path]
         kept = jnp.dtype(jnp.float32 if its.kind == "buffer" else dtype)
@@ -248,10 +266,10 @@ def layers_of(path: str, shape: tuple[int, ...]) -> range:
 
 def stored_of(leaves: Mapping[str, Stored], path: str) -> Stored:
     """A leaf's entry in a table that has one for the leaves of all stacks."""
-    return leaves[_in_any_stack(path)]
+    return leaves[in_any_stack(path)]
 
 
-def _in_any_stack(path: str) -> str:
+def in_any_stack(path: str) -> str:
     """``layers/attn/q_proj/kernel``, whichever layers the path names."""
     return _NAMED.sub("layers/", path)
 

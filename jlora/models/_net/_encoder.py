@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.models._net._encoder_config import EncoderConfig
-from jlora.models._net._laid_out import MODEL, ROWS, laid_out, rows_laid_out
+from jlora.models._net._laid_out import MODEL, REPLICAS, ROWS, WIDTH, laid_out, rows_laid_out
 from jlora.models._net._mlp import ACTIVATION
 from jlora.models._net._remat import product, rematerialised
 
@@ -18,6 +18,11 @@ from jlora.models._net._remat import product, rematerialised
 def _norm(config: EncoderConfig, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm (Ba et al. 2016, arXiv 1607.06450); its statistics are float32."""
     return nn.LayerNorm(config.norm_epsilon, use_fast_variance=False, name=name)
+
+
+def _looked_up(table: nn.Embed, numbers: jax.Array) -> jax.Array:
+    """(rows, length, width) out of a table that may be cut along its width; rows cut alone."""
+    return rows_laid_out(laid_out(table(numbers), REPLICAS, None, WIDTH))
 
 
 class Attention(nn.Module):
@@ -147,7 +152,8 @@ class Encoder(nn.Module):
             )
         # a model that knows one type alone reads every token as of it, as transformers does
         types = jnp.zeros_like(tokens) if types is None or config.types == 1 else types
-        x = self.embed(tokens) + self.types(types) + self.positions(self._positions(tokens))
+        x = _looked_up(self.embed, tokens) + _looked_up(self.types, types)
+        x = x + _looked_up(self.positions, self._positions(tokens))
         seen = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         return self.layers(self.embed_norm(x), seen)[0]
 

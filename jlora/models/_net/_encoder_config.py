@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from jlora.models._net._config import ACTIVATIONS, DecoderConfig, problems_of_labels
+from jlora.models._net._config import DecoderConfig
+from jlora.models._net._config_problems import ACTIVATIONS, problems_of_labels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jlora.models._net._config import ClampedGate, DecoderConfig, Experts
+from jlora.models._net._config import DecoderConfig
 from jlora.models._net._laid_out import by_rows
 from jlora.models._net._mlp import ACTIVATION, MLP
+from jlora.models._net._part_configs import ClampedGate, Experts
 from jlora.models._net._remat import product
 from jlora.models._net._routing import choose
 

@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jlora.models._net._config import DecoderConfig, Latent
+from jlora.models._net._config import DecoderConfig
 from jlora.models._net._norms import Norm
+from jlora.models._net._part_configs import Latent
 from jlora.models._net._remat import product
 
 _EPSILON = 1e-6  # of the short vectors' norms, whatever that of the others is

@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jlora.models._net._config import DecoderConfig, LayerInputs
+from jlora.models._net._config import DecoderConfig
 from jlora.models._net._mlp import ACTIVATION
 from jlora.models._net._norms import norm
+from jlora.models._net._part_configs import LayerInputs
 from jlora.models._net._remat import product
 
 

@@ -11,11 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jlora.models._net._config import DecoderConfig, DeltaRule
+from jlora.models._net._config import DecoderConfig
 from jlora.models._net._delta_rule import gated_delta_rule
 from jlora.models._net._laid_out import rows_laid_out
 from jlora.models._net._mlp import ACTIVATION
 from jlora.models._net._norms import by_root_mean_square
+from jlora.models._net._part_configs import DeltaRule
 from jlora.models._net._remat import product
 
 _EPSILON = 1e-6  # of the lengths of queries and keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jlora.models._net._config import Experts
+from jlora.models._net._part_configs import Experts
 
 
 def choose(

@@ -1,0 +1,27 @@
+"""Q4_0: 32 numbers of 4 bits and their scale, ``w = d (q - 8)``; the scale may be negative."""
+
+import jax
+import jax.numpy as jnp
+
+from jlora._quantised._block_format import (
+    BlockFormat,
+    bytes_of_halves,
+    bytes_of_nibbles,
+    farthest,
+    halves,
+    nibbles,
+    over,
+)
+
+
+def _decode(data: jax.Array) -> jax.Array:
+    return halves(data[..., :2]) * (nibbles(data[..., 2:]).astype(jnp.float32) - 8)
+
+
+def _encode(blocks: jax.Array) -> jax.Array:
+    d = farthest(blocks) / -8
+    q = jnp.clip(jnp.floor(over(blocks, d) + 8.5), 0, 15).astype(jnp.uint8)
+    return jnp.concatenate([bytes_of_halves(d), bytes_of_nibbles(q)], axis=-1)
+
+
+Q4_0 = BlockFormat("Q4_0", 32, 18, _decode, _encode)

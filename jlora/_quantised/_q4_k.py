@@ -1,0 +1,37 @@
+"""Q4_K: 256 numbers of 4 bits in 8 parts; scales and minima of the parts have 6 bits each."""
+
+import jax
+import jax.numpy as jnp
+
+from jlora._quantised._block_format import BlockFormat, halves
+
+
+def scales_and_minima(data: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of each part ``d * scale`` and ``dmin * minimum``, float32 (..., 8), of a block's 16 bytes.
+
+    The first four of each have 6 bits of a byte of their own; of the others the low 4 bits share a
+    byte and the high 2 bits are those that the first ones left over.
+    """
+    both = halves(data[..., :4])
+    first, second, third = (data[..., 4 + 4 * at : 8 + 4 * at] for at in range(3))
+    scales = [first & 63, (third & 15) | ((first >> 6) << 4)]
+    minima = [second & 63, (third >> 4) | ((second >> 6) << 4)]
+    scale, minimum = (
+        jnp.concatenate(each, axis=-1).astype(jnp.float32) for each in (scales, minima)
+    )
+    return both[..., :1] * scale, both[..., 1:] * minimum
+
+
+def parts(low: jax.Array) -> jax.Array:
+    """(..., 8, 32) numbers of 4 bits: each 32 bytes hold one part low and the next one high."""
+    pairs = low.reshape(*low.shape[:-1], 4, 1, 32)
+    return jnp.concatenate([pairs & 15, pairs >> 4], axis=-2).reshape(*low.shape[:-1], 8, 32)
+
+
+def _decode(data: jax.Array) -> jax.Array:
+    d, m = scales_and_minima(data[..., :16])
+    q = parts(data[..., 16:]).astype(jnp.float32)
+    return (d[..., None] * q - m[..., None]).reshape(*data.shape[:-1], 256)
+
+
+Q4_K = BlockFormat("Q4_K", 256, 144, _decode)
