@@ -1,4 +1,4 @@
-"""Merge an adapter into its model, layer by layer: a Hugging Face folder, or a GGUF file."""
+"""Merge an adapter into its model, layer by layer: a Hugging Face folder or a GGUF file."""
 
 from __future__ import annotations
 

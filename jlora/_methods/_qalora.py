@@ -54,7 +54,7 @@ class QaLoraWeight(LoraWeight):
     inputs: tuple[int, ...] = dataclasses.field(kw_only=True, metadata={"static": True})  # sizes
 
     options: ClassVar = {"block": 32}
-    inits: ClassVar = ("kaiming", "gaussian", "orthogonal")  # with no other row for each input
+    inits: ClassVar = ("kaiming", "gaussian", "orthogonal")  # of others A differs by input
 
     @classmethod
     def problems(cls, config: Any) -> Iterable[str]:

@@ -143,8 +143,8 @@ def test_it_starts_as_the_base_with_a_as_strong_as_loras(init):
 
 def test_what_it_cannot_be_is_told_before_any_work():
     for options, told in (
-        ({"init": "pissa"}, "init is 'pissa', but 'qalora' takes kaiming, gaussian, orthogonal"),
-        ({"init": "orthogonal", "rank": 3}, "init is 'orthogonal': expected an even rank"),
+        ({"init": "pissa"}, "init is 'pissa', but 'qalora' takes kaiming, gaussian, orth"),
+        ({"init": "kiming"}, "init is 'kiming', but 'qalora' takes kaiming"),
         ({"options": {"block": 0}}, "block is 0: expected a whole number of inputs"),
         ({"options": {"block": True}}, "block is True: expected"),
         ({"options": {"group": 3}}, "it has the options block"),

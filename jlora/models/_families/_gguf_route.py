@@ -87,6 +87,10 @@ def _gate_and_up(found: Sequence[np.ndarray], config: DecoderConfig) -> np.ndarr
     return np.stack(found, axis=2).reshape(_experts_together([part.shape for part in found]))
 
 
+def _two_halves(rows: int, config: DecoderConfig) -> tuple[int, int]:
+    return rows // 2, rows // 2
+
+
 def _gate_apart_from_up(
     whole: np.ndarray, shapes: Sequence[tuple[int, ...]], config: DecoderConfig
 ) -> Sequence[np.ndarray]:
@@ -94,10 +98,6 @@ def _gate_apart_from_up(
     if config.experts is None or not config.experts.interleaved:
         return np.split(whole, [shapes[0][1]], axis=1)
     return whole[:, 0::2], whole[:, 1::2]
-
-
-def _two_halves(rows: int, config: DecoderConfig) -> tuple[int, int]:
-    return rows // 2, rows // 2
 
 
 def rows_together(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -179,7 +179,6 @@ def plus_one(scale: np.ndarray, config: DecoderConfig) -> np.ndarray:
 
 
 HALVES, LESS_ONE = Undo(halves, pairs), Undo(less_one, plus_one)
+OF_ROWS = frozenset([HALVES])  # those that give rows another order, and no more
 PAIRS: dict[str, Undo] = {"layers/attn/[qk]_proj/(kernel|bias)": HALVES}
 ONE_ADDED: dict[str, Undo] = {".*norm/scale": LESS_ONE}
-
-OF_ROWS = frozenset([HALVES])  # those that give rows another order, and no more

@@ -72,6 +72,11 @@ def _by_key_head(found: Sequence[np.ndarray], config: DecoderConfig) -> np.ndarr
     return np.concatenate([*heads, gates], axis=1).reshape(-1, mixed.shape[-1])
 
 
+def _sizes(rows: int, config: DecoderConfig) -> tuple[int, int]:
+    gates = 0 if (rule := config.linear) is None else rule.value_heads * rule.value_dim
+    return rows - gates, gates
+
+
 def _by_kind(
     whole: np.ndarray, shapes: Sequence[tuple[int, ...]], config: DecoderConfig
 ) -> Sequence[np.ndarray]:
@@ -83,11 +88,6 @@ def _by_kind(
     ends = np.cumsum([rule.key_dim, rule.key_dim, values])
     *mixed, gates = (each.reshape(-1, whole.shape[-1]) for each in np.split(by_head, ends, axis=1))
     return np.concatenate(mixed), gates
-
-
-def _sizes(rows: int, config: DecoderConfig) -> tuple[int, int]:
-    gates = 0 if (rule := config.linear) is None else rule.value_heads * rule.value_dim
-    return rows - gates, gates
 
 
 def _logarithm(rates: np.ndarray, config: DecoderConfig) -> np.ndarray:
@@ -168,7 +168,8 @@ QWEN3_NEXT = Family(
         joined=(
             GATE_UP,
             Joined(
-                "ssm_in", ("attn_qkv", "attn_gate"), rows_together, _by_key_head, _by_kind, _sizes
+                *("ssm_in", ("attn_qkv", "attn_gate"), rows_together),
+                *(_by_key_head, _by_kind, _sizes),
             ),
         ),
         names={
