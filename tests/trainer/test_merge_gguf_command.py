@@ -14,9 +14,9 @@ from jlora import checkpoint, models
 from jlora.__main__ import main
 
 
-def saved(model, directory, *, size=0.001, targets="attn/q_proj"):
+def saved(model, directory, *, size=0.001, **options):
     """A trained adapter of the model's queries, in a folder."""
-    config = jlora.LoraConfig(targets=targets, rank=3)
+    config = jlora.LoraConfig(**{"targets": "attn/q_proj", "rank": 3, **options})
     axes = jlora.trace_axes(model.apply, model.params, jnp.zeros((1, 4), int))
     frozen, lora = jlora.split(model.params, config, jax.random.key(0), axes=axes)
     lora = jax.tree.map(lambda x: x + size * jnp.asarray(delta(x.shape, size=1.0)), lora)
@@ -55,6 +55,18 @@ def test_it_says_how_little_is_left_and_what_loses_nothing(packed, tmp_path, cap
     assert re.search(r"^all +(1.00|0.99)\d$", finer, re.M)
     assert "nearly" not in finer
     assert re.search(r"^loads +yes$", finer, re.M)
+
+
+def test_what_was_trained_over_the_file_s_own_bytes_is_in_them_whole(tmp_path, capsys):
+    base = packed_llama(tmp_path / "base.gguf", every="Q4_1")
+    model = models.load(base, quantize="stored")
+    lora = saved(model, tmp_path / "a", size=0.02, method="qalora", targets="_proj/kernel")
+    told = run(capsys, "--adapter", tmp_path / "a", "--out", tmp_path / "tuned.gguf")
+    assert re.search(r"^all +(1.0|0.9)\d\d$", told, re.M)
+    assert "nearly" not in told
+    want = jlora.merge(models.load(base).params, lora)
+    got = models.load(tmp_path / "tuned.gguf").params
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=2e-3), got, want)
 
 
 def test_flags_of_the_other_format_are_one_error(packed, tmp_path, capsys):
