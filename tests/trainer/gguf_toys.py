@@ -75,10 +75,15 @@ def flat(tree):
     }
 
 
-def adapter(model, targets, *, seed=1, strength=0.3, **options):
+def axes_of(model):
+    """How each weight of a model is used."""
+    return jlora.trace_axes(model.apply, model.params, jnp.zeros((1, 4), int))
+
+
+def adapter(model, targets, *, axes=None, seed=1, strength=0.3, **options):
     """(lora, config): random A and B of some of a model's leaves; alpha is not the rank."""
     config = jlora.LoraConfig(**{"targets": targets, "rank": 3, "alpha": 5, **options})
-    axes = jlora.trace_axes(model.apply, model.params, jnp.zeros((1, 4), int))
+    axes = axes or axes_of(model)
     _, lora = jlora.split(model.params, config, jax.random.key(seed), axes=axes)
     rng = np.random.default_rng(seed)
 

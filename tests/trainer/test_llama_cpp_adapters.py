@@ -21,12 +21,17 @@ def toy(tmp_path_factory):
     return models.load(path)
 
 
+@pytest.fixture(scope="module")
+def axes(toy):
+    return gguf_toys.axes_of(toy)
+
+
 @pytest.fixture
-def written(toy, tmp_path):
+def written(toy, axes, tmp_path):
     """An adapter's file."""
 
     def write(targets="(q|v|down)_proj/kernel", **options):
-        lora, config = gguf_toys.adapter(toy, targets, **options)
+        lora, config = gguf_toys.adapter(toy, targets, axes=axes, **options)
         path = tmp_path / "adapter.gguf"
         peft.publish(path, lora, config, toy, format="gguf-lora", overwrite=True)
         return path, lora, config
@@ -157,9 +162,9 @@ def test_an_embedding_that_is_the_head_is_refused_both_ways(toy, written, tmp_pa
         peft.load(path, tied)
 
 
-def test_a_model_without_gguf_files_is_refused(tmp_path, toy):
+def test_a_model_without_gguf_files_is_refused(toy, axes, tmp_path):
     other = dataclasses.replace(toy, config=dataclasses.replace(toy.config, family="ministral"))
-    lora, config = gguf_toys.adapter(toy, "q_proj/kernel")
+    lora, config = gguf_toys.adapter(toy, "q_proj/kernel", axes=axes)
     with pytest.raises(ValueError, match=r"of which jlora knows no GGUF files: .*llama, "):
         peft.publish(tmp_path / "a.gguf", lora, config, other, format="gguf-lora")
 
@@ -237,9 +242,9 @@ def test_packed_and_half_numbers_are_read_in_32_bits(toy, written, tmp_path):
 
 
 @pytest.fixture
-def kept(toy, tmp_path):
+def kept(toy, axes, tmp_path):
     """A saved adapter in jlora's own format."""
-    lora, config = gguf_toys.adapter(toy, "(q|down)_proj/kernel")
+    lora, config = gguf_toys.adapter(toy, "(q|down)_proj/kernel", axes=axes)
     about = {"model": toy.name, "system": "Be brief.", "settings": {"data": "rows.jsonl"}}
     checkpoint.save(tmp_path / "a", lora, config, base=toy.params, metadata=about)
     return tmp_path / "a", lora
@@ -303,8 +308,8 @@ def test_ollama_gets_a_folder_with_base_adapter_and_system_message(kept, toy, tm
     assert (out / "Modelfile").read_text().startswith("FROM llama3.2\n")
 
 
-def test_ollama_has_to_be_told_the_base_of_a_folder(toy, tmp_path):
-    lora, config = gguf_toys.adapter(toy, "q_proj/kernel")
+def test_ollama_has_to_be_told_the_base_of_a_folder(toy, axes, tmp_path):
+    lora, config = gguf_toys.adapter(toy, "q_proj/kernel", axes=axes)
     other = dataclasses.replace(toy, name="owner/model")
     with pytest.raises(ValueError, match=r"owner/model is no GGUF file: give base_model"):
         peft.publish(tmp_path / "o", lora, config, other, format="ollama")
