@@ -199,6 +199,8 @@ def load(
     layout, shardings = _layout_of(mesh), None
     if layout is not None:
         shardings = layout.weights(opened.config, expected_shapes(opened.config))
+    if quantize == _small_leaves.STORED and (line := _small_leaves.left_plain(opened)):
+        warnings.warn(line, stacklevel=2)
     small = _small_leaves.small_leaves(opened, quantize, dtype)
     params = _stacking.assemble(opened, dtype, shardings, small)
     params = params if quantize is None else _laid_out(layout, opened.config, params)

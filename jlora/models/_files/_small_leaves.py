@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlora import _words
 from jlora._lowrank import Axes
 from jlora._quantised import BLOCKS, FORMATS, WRITTEN, BlockWeight, MixedStack, QuantizedWeight
 from jlora.models._files import _held
 from jlora.models._files._stacking import (
     Opened,
     StoredBlocks,
+    expected_shapes,
     layers_of,
     per_layer,
     stacked,
@@ -49,6 +51,20 @@ def check(quantize: str | None, opened: Opened) -> None:
         )
 
 
+def left_plain(opened: Opened) -> str:
+    """Which weights of a file can't be kept as they are stored, in words; nothing if all can."""
+    shapes = expected_shapes(opened.config)
+    paths = [path for path in shapes if _may_be_stored(opened, path)]
+    small = small_leaves(opened, STORED, np.float32, shapes_alone=True)
+    plain = [path for path in paths if small(path, shapes[path]) is None]
+    if not plain:
+        return ""
+    return (
+        f"{opened.where}: {len(plain)} of {len(paths)} weights are plain: {_words.named(plain)} "
+        f"are none of {', '.join(BLOCKS)} in all layers"
+    )
+
+
 def small_leaves(
     opened: Opened, quantize: str | None, dtype: Any, *, shapes_alone: bool = False
 ) -> Small:
@@ -70,6 +86,10 @@ def small_leaves(
     if shapes_alone:
         return functools.partial(_outlined, opened, jnp.dtype(dtype), quantize)
     return functools.partial(_encoded, opened, jnp.dtype(dtype), quantize)
+
+
+def _may_be_stored(opened: Opened, path: str) -> bool:
+    return stored_of(opened.leaves, path).kind in _KINDS or path.endswith("/embedding")
 
 
 def _is_encoded(opened: Opened, path: str) -> bool:
@@ -117,8 +137,7 @@ def _as_stored(
     opened: Opened, dtype: Any, shapes_alone: bool, path: str, shape: tuple[int, ...]
 ) -> QuantizedWeight | None:
     """The leaf of a file's own bytes, where all of its layers have them."""
-    kind = stored_of(opened.leaves, path).kind
-    if kind not in _KINDS and not path.endswith("/embedding"):
+    if not _may_be_stored(opened, path):
         return None
     names = [name for name, _ in opened.placed(path, shape)]
     layers = list(layers_of(path, shape))
