@@ -144,7 +144,10 @@ def load(path: Path, model: Any, dtype: Any) -> tuple[Lora, LoraConfig]:
             lora[leaf.path] = _factors.low_rank(leaf, joined, dtype)
     problems += [f"{name}: the model has no such tensor" for name in pairs]
     if model.config.tied and EMBEDDING in names:
-        problems.append(f"{EMBEDDING}: the model's head is its embedding: is it meant as well?")
+        problems.append(
+            f"{EMBEDDING}: the model's head is its embedding, and the file does not say whether it "
+            "is meant as well"
+        )
     if not lora and not problems:
         problems.append("no tensor is adapted: expected at least one lora_a and lora_b")
     if problems:
