@@ -24,7 +24,7 @@ import jlora
 from benchmarks._shared.llamas import LLAMAS, outlined
 from benchmarks._shared.table import Table, add_save, versions
 from benchmarks._shared.turns import seconds_in_turns
-from jlora import data, models, trainer
+from jlora import data, models, tasks, trainer
 from jlora.trainer._flops import flops
 
 SMALL = models.DecoderConfig(
@@ -46,7 +46,7 @@ def long_tailed(rows: int) -> data.Examples:
 
 def default_task(rows: int) -> data.Examples:
     """Rows of the default task, as train.py makes them of its default settings."""
-    train, _ = data.home_assistant(rows, 160, seed=0)
+    train, _ = tasks.home_assistant(rows, 160, seed=0)
     return data.encode(train, models.outline().tokenizer, max_length=512)[0]
 
 
