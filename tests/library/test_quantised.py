@@ -89,7 +89,9 @@ def test_in_a_loop_one_layer_is_decoded_at_a_time_and_none_is_kept(name, compile
     lifted = jlora.lift(loss, strict=True)
     grad = jax.jit(jax.grad(lifted, argnums=1))
     one = width * width * 4
-    compiled = grad.lower(frozen, lora, x).compile()
+    lowered = grad.lower(frozen, lora, x)
+    assert len(lowered.as_text()) < 100_000  # no stored array is a constant of the program
+    compiled = lowered.compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4.5 * one  # of 16 layers
     kept = jax.tree.leaves(jax.eval_shape(lambda lora: jax.vjp(lifted, frozen, lora, x)[1], lora))
     stored = frozen["w"].nbytes
@@ -216,6 +218,53 @@ def test_the_dtype_is_that_of_the_weight():
 def test_what_can_not_be_quantised_is_named(format, params, message):
     with pytest.raises(ValueError, match=message):
         jlora.quantize({"w": normal(3, 2)} | params, format, targets="w")
+
+
+def test_loftq_comes_nearer_to_the_weights_with_each_iteration():
+    axes = {"w": jlora.Axes((1,), (2,), (0,))}
+    params = {"w": normal(3, 64, 48), "b": normal(48)}
+    config = jlora.LoraConfig(targets="w", rank=4, alpha=12.0)  # scaling 3
+    rounded = jlora.dequantize(jlora.quantize(params, "Q4_0", targets="w", axes=axes))["w"]
+    far = [float(jnp.abs(rounded - params["w"]).mean())]
+    for iterations in (1, 3):
+        frozen, lora = jlora.loftq(params, "Q4_0", config, KEY, axes=axes, iterations=iterations)
+        assert frozen["b"] is params["b"]
+        assert frozen["w"].format == "Q4_0"
+        far.append(float(jnp.abs(jlora.merge(frozen, lora)["w"] - params["w"]).mean()))
+    assert far[2] < 0.97 * far[1] < 0.9 * far[0]
+    u, s, vt = np.linalg.svd(np.asarray(params["w"] - rounded))
+    frozen, lora = jlora.loftq(params, "Q4_0", config, KEY, axes=axes)
+    want = (u[:, :, :4] * s[:, None, :4]) @ vt[:, :4]
+    got = jlora.merge(frozen, lora)["w"] - jlora.dequantize(frozen)["w"]
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_loftq_is_for_plain_lora():
+    config = jlora.LoraConfig(targets="w", rank=2, method="dora")
+    with pytest.raises(ValueError, match="plain LoRA, whose delta is A B: method is 'dora'"):
+        jlora.loftq({"w": normal(64, 48)}, "nf4", config, KEY)
+    config = jlora.LoraConfig(targets="w", rank=2)
+    with pytest.raises(ValueError, match="iterations is 0: expected at least 1"):
+        jlora.loftq({"w": normal(64, 48)}, "nf4", config, KEY, iterations=0)
+
+
+def test_explain_says_how_each_weight_is_kept():
+    small, _ = small_and_plain("Q4_1")
+    report = jlora.explain(model, small, {}, TOKENS)
+    assert report.small["up"] == "Q4_1, 720 bytes in the place of 1.15 kB"
+    assert "up is kept small: Q4_1, 720 bytes in the place of 1.15 kB" in str(report)
+
+
+def test_what_moves_otherwise_is_decoded_and_explain_says_where():
+    small = {"w": leaf_of("Q4_1", (64, 6), jlora.Axes())}
+
+    def fn(p):
+        return jnp.tanh(p["w"]) + jnp.flip(p["w"], 0)
+
+    assert_close(jlora.lift(fn)(small, {}), fn({"w": small["w"].plain()}), 1e-5)
+    uses = jlora.explain(fn, small, {}).uses
+    assert {use.operation for use in uses} == {"tanh", "rev"}
+    assert all(use.formed and use.why.startswith("decoded") for use in uses)
 
 
 def test_a_quantised_tree_is_not_quantised_again():
