@@ -1,8 +1,14 @@
-"""Quantised leaves of random bytes, for tests that read them."""
+"""Quantised leaves of random bytes, a small model of them, and the law that holds over them."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from laws import assert_close, trained
 
+import jlora
 from jlora._quantised import BLOCKS, FORMATS, WRITTEN, BlockWeight
 
 DRAW = np.random.default_rng(0)
@@ -27,3 +33,53 @@ def leaf_of(name, shape, axes, dtype="float32"):
     data = random_blocks(name, *before, -(-length // BLOCKS[name].block))
     data = jnp.asarray(data.reshape(*before, -1))
     return BlockWeight(data, tuple(shape), jnp.dtype(dtype), axes, name)
+
+
+TOKENS = jnp.array([[1, 5, 1], [12, 0, 3]])
+SHAPES = {"up": (3, 8, 12), "down": (3, 12, 8), "table": (16, 8), "head": (8, 5)}
+AXES = {
+    "up": jlora.Axes((1,), (2,), (0,)),
+    "down": jlora.Axes((1,), (2,), (0,)),
+    "table": jlora.Axes((1,), (0,)),
+    "head": jlora.Axes(),
+}
+
+
+def model(p, tokens):
+    def layer(x, weights):
+        up, down = weights
+        return x + jnp.tanh(x @ up) @ down, None
+
+    x, _ = lax.scan(jax.checkpoint(layer), p["table"][tokens] / 3, (p["up"], p["down"]))
+    scores = x @ p["table"].T
+    return scores, x @ p["head"], x @ p["up"][1], (p["head"].T @ x[0].T).T
+
+
+@functools.cache
+def small_and_plain(name):
+    small = {path: leaf_of(name, SHAPES[path], AXES[path]) for path in SHAPES}
+    plain = jlora.dequantize(small)
+    assert all(bool(jnp.isfinite(array).all()) for array in plain.values())
+    return small, plain
+
+
+def lifted_over_both(name, method):
+    """The value, the gradient and the merge over quantised weights are those over plain ones."""
+    small, plain = small_and_plain(name)
+    axes = jlora.trace_axes(model, plain, TOKENS)
+    assert jlora.trace_axes(model, small, TOKENS) == axes
+    config = jlora.LoraConfig(targets="up|down|head|table", rank=2, alpha=5.0, method=method)
+    frozen, lora = jlora.split(small, config, jax.random.key(0), axes=axes)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a is b, frozen, small)))
+    lora = trained(lora)
+    both = jlora.lift(model, strict=True)
+
+    def loss(lora, frozen):
+        return sum(jnp.square(out / 10).mean() for out in both(frozen, lora, TOKENS))
+
+    step = jax.jit(lambda *bases: [jax.value_and_grad(loss)(lora, base) for base in bases])
+    got, want = step(small, plain)
+    assert_close(got, want, 1e-4)
+    assert_close(jlora.merge(small, lora), jlora.merge(plain, lora), 1e-6)
+    report = jlora.explain(model, small, lora, TOKENS)
+    assert (report.materialised, report.unused) == (0, ())

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import assert_close, trained
-from quantised_leaves import leaf_of
+from quantised_leaves import leaf_of, lifted_over_both
 
 import jlora
 from jlora._quantised import FORMATS
@@ -47,3 +48,9 @@ def test_in_any_layout(drawn, name):
     lora = trained(lora)
     run = jax.jit(jlora.lift(fn, strict=True))
     assert_close(run(frozen, lora, x), run(plain, lora, x), 1e-4)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_lifted_over_each_format_is_lifted_over_what_it_stands_for(name, method):
+    lifted_over_both(name, method)
