@@ -50,19 +50,18 @@ def main() -> None:
     parser.add_argument("--generations", nargs="*", choices=SLICES, default=list(SLICES))
     parser.add_argument("--trains", nargs="*", choices=STEPS, default=list(STEPS))
     parser.add_argument("--programs", type=Path, metavar="FOLDER", help="keeps what is compiled")
-    parser.add_argument("--bases", nargs="*", default=list(BASES), metavar="", help="formats")
+    parser.add_argument("--bases", nargs="*", choices=BASES, default=list(BASES), metavar="")
     add_save(parser)
     given = parser.parse_args()
     name, columns = TABLES[given.table]
     table = Table(*columns)
     chosen = [each for s in SLICES.values() for each in s if str(each) in (given.slices or ())]
     if given.table == "quantised":
-        on = chosen or [SLICES[name][0] for name in ALONE]
-        for model, each, base in itertools.product(given.models, on, given.bases):
+        alone = chosen or [SLICES[generation][0] for generation in ALONE]
+        for model, each, base in itertools.product(given.models, alone, given.bases):
             add(table, Case(model, "LoRA", each, base), given)
-        given.models = []
-    for model in given.models:
-        for trains in given.trains:
+    else:
+        for model, trains in itertools.product(given.models, given.trains):
             if given.table == "scaling":
                 _tables.scaling_rows(table, model, trains)
                 continue
