@@ -6,12 +6,14 @@ Nothing runs, and shapes are all that is read. For each model and each generatio
 smallest slice on which weights and optimizer state alone would fit, and goes up until the compiled
 step fits: LoRA of rank 16 on all linear layers, then full fine-tuning. A compilation takes half a
 minute to five. `--models 8B --slices v5e:4x4 h100:1` compiles these alone, fitting or not;
+`--table quantised` says what LoRA needs on one chip with its base in a few bits;
 `--table collectives` says what these programs move between chips, and what they would have to;
 `--table scaling` says what more chips change, by theory, and compiles nothing. `--programs FOLDER`
 keeps what was compiled, and reads it there.
 """
 
 import argparse
+import itertools
 import os
 from pathlib import Path
 
@@ -25,14 +27,17 @@ from benchmarks._shared.table import Table, add_save, versions
 from benchmarks.ahead import _tables
 from benchmarks.ahead._compiled import held, program
 from benchmarks.ahead._slices import SLICES
-from benchmarks.ahead._steps import SHARING, STEPS
+from benchmarks.ahead._steps import PLAIN, SHARING, STEPS
 from benchmarks.ahead._tables import Case
 
 TABLES = {
     "memory": ("ahead", _tables.MEMORY),
+    "quantised": ("ahead-quantised", _tables.QUANTISED),
     "collectives": ("ahead-collectives", _tables.COLLECTIVES),
     "scaling": ("ahead-scaling", _tables.SCALING),
 }
+BASES = (PLAIN, "int8", "nf4", "Q4_K")
+ALONE = ("h100", "v5e")  # one chip of each
 
 
 def main() -> None:
@@ -45,13 +50,18 @@ def main() -> None:
     parser.add_argument("--generations", nargs="*", choices=SLICES, default=list(SLICES))
     parser.add_argument("--trains", nargs="*", choices=STEPS, default=list(STEPS))
     parser.add_argument("--programs", type=Path, metavar="FOLDER", help="keeps what is compiled")
+    parser.add_argument("--bases", nargs="*", choices=BASES, default=list(BASES), metavar="")
     add_save(parser)
     given = parser.parse_args()
     name, columns = TABLES[given.table]
     table = Table(*columns)
     chosen = [each for s in SLICES.values() for each in s if str(each) in (given.slices or ())]
-    for model in given.models:
-        for trains in given.trains:
+    if given.table == "quantised":
+        alone = chosen or [SLICES[generation][0] for generation in ALONE]
+        for model, each, base in itertools.product(given.models, alone, given.bases):
+            add(table, Case(model, "LoRA", each, base), given)
+    else:
+        for model, trains in itertools.product(given.models, given.trains):
             if given.table == "scaling":
                 _tables.scaling_rows(table, model, trains)
                 continue
@@ -77,6 +87,9 @@ def add(table: Table, case: Case, given: argparse.Namespace) -> bool:
     step = case.step()
     kept = given.programs and given.programs / f"{case.name}.json"
     its = program(step, kept)
+    if given.table == "quantised":
+        _tables.quantised_row(table, case, step, its)
+        return False
     if given.table == "memory":
         return _tables.memory_row(table, case, step, its).fits
     _tables.collectives_row(table, case, step, its)

@@ -24,6 +24,7 @@ class Program:
     peak: int  # bytes on a chip, at once
     temporary: int | None  # None: did not fit
     flops: float | None  # loops counted once; the compiler for CUDA does not say
+    arguments: int | None = None  # bytes of weights, state and batch, as the device lays them out
 
 
 def program(step: Step, kept: Path | None = None) -> Program:
@@ -39,7 +40,8 @@ def program(step: Step, kept: Path | None = None) -> Program:
         peak = memory.peak_memory_in_bytes or allocated(memory)  # not every compiler says
         counted: Any = done.cost_analysis()
         count = counted["flops"] if counted else None
-        its = Program(done.as_text() or "", peak, memory.temp_size_in_bytes, count)
+        sizes = memory.temp_size_in_bytes, count, memory.argument_size_in_bytes
+        its = Program(done.as_text() or "", peak, *sizes)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(dataclasses.asdict(its)), "utf-8")

@@ -13,9 +13,11 @@ import jlora
 from benchmarks._shared.llamas import LLAMAS, outlined
 from benchmarks._shared.whole import whole_step
 from jlora import models, trainer
+from jlora._quantised import BLOCKS, FORMATS, BlockWeight, QuantizedWeight
 from jlora.models._layout import laid_out, put
 
 LENGTH, RANK = 2048, 16
+PLAIN = "bfloat16"
 
 # chips that share the work on a row, where there are so many
 SHARING = {"1B": 1, "8B": 2, "70B": 4}
@@ -41,11 +43,42 @@ def layout_on(devices: Sequence[Any], sharing: int) -> models.Layout:
     return models.Layout(models.make_mesh({"fsdp": -1, "model": sharing}, devices))
 
 
-def model_on(name: str, layout: models.Layout) -> models.Model:
-    """The llama of this name, its parameters shapes that lie on the mesh."""
+def model_on(name: str, layout: models.Layout, base: str = PLAIN) -> models.Model:
+    """The llama of this name, its parameters shapes that lie on the mesh.
+
+    Args:
+        name: of its shape.
+        layout: on the mesh.
+        base: the format of the layers' kernels; embedding, head and norms are bfloat16.
+    """
     model = outlined(LLAMAS[name])
-    params = laid_out(layout, model.config, model.params)
+    params = model.params if base == PLAIN else _stored(model, base)
+    params = laid_out(layout, model.config, params)
     return dataclasses.replace(model, params=params, layout=layout)
+
+
+def _stored(model: models.Model, format: str) -> Any:
+    """The parameters with each layer's kernels in the format, as `models.load` gives them."""
+    axes = jlora.trace_axes(model.apply, model.params, jax.ShapeDtypeStruct((1, 8), "int32"))
+    small = {
+        path: _leaf(weight, axes[path], format) if path in axes and _is_kernel(path) else weight
+        for path, weight in flat(model.params).items()
+    }
+    return flax.traverse_util.unflatten_dict(small, sep="/")
+
+
+def _is_kernel(path: str) -> bool:
+    return path.startswith("layers/") and path.endswith("/kernel")
+
+
+def _leaf(weight: jax.ShapeDtypeStruct, axes: jlora.Axes, format: str) -> QuantizedWeight:
+    """What stands for the weight, its arrays shapes."""
+    if format in BLOCKS:
+        (inputs,), its = axes.inputs, BLOCKS[format]
+        rows = [weight.shape[dim] for dim in (*axes.stack, *axes.outputs)]
+        data = jax.ShapeDtypeStruct((*rows, weight.shape[inputs] // its.block * its.size), "uint8")
+        return BlockWeight(data, weight.shape, weight.dtype, axes, format)
+    return jax.eval_shape(lambda weight: FORMATS[format].encoded(weight, axes, format), weight)
 
 
 def batch_on(layout: models.Layout) -> dict[str, jax.ShapeDtypeStruct]:
@@ -56,9 +89,9 @@ def batch_on(layout: models.Layout) -> dict[str, jax.ShapeDtypeStruct]:
     return {n: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for n, dtype in dtypes.items()}
 
 
-def lora_step(name: str, layout: models.Layout) -> Step:
+def lora_step(name: str, layout: models.Layout, base: str = PLAIN) -> Step:
     """As train.py has it: A and B in float32 on all linear layers, AdamW."""
-    model, batch = model_on(name, layout), batch_on(layout)
+    model, batch = model_on(name, layout, base), batch_on(layout)
     # of the model, not the loss: a product in a loop over chunks is not known to be the head's
     axes = jlora.trace_axes(model.apply, model.params, batch["tokens"])
     config = jlora.LoraConfig(targets="all-linear", rank=RANK)

@@ -1,4 +1,4 @@
-"""The three tables: what a step needs, what it moves between chips, and how both scale."""
+"""The four tables: what a step needs, quantised too, what it moves, and how both scale."""
 
 import dataclasses
 
@@ -7,10 +7,17 @@ import jax
 from benchmarks._shared.table import Table
 from benchmarks.ahead import _proofs
 from benchmarks.ahead._collectives import moved, sent
-from benchmarks.ahead._compiled import Figures, Program, figures, traced_flops
+from benchmarks.ahead._compiled import (
+    Figures,
+    Program,
+    figures,
+    held,
+    on_a_chip,
+    traced_flops,
+)
 from benchmarks.ahead._links import CHIPS, seconds
-from benchmarks.ahead._slices import Slice
-from benchmarks.ahead._steps import SHARING, STEPS, Step, layout_on
+from benchmarks.ahead._slices import GIB, Slice
+from benchmarks.ahead._steps import PLAIN, SHARING, STEPS, Step, layout_on, lora_step
 from benchmarks.ahead._theory import needed
 
 MEMORY = (
@@ -25,6 +32,18 @@ MEMORY = (
     "peak, GB a chip",
     "TFLOP a chip",
     "FLOPs, compiled / traced",
+)
+QUANTISED = (
+    "model",
+    "slice",
+    "weights in",
+    "weights",
+    "adapters",
+    "optimizer",
+    "temporary",
+    "peak, GB",
+    "peak, GiB",
+    "arguments, laid out / stored",
 )
 COLLECTIVES = (
     "model",
@@ -61,6 +80,7 @@ class Case:
     model: str
     trains: str
     on: Slice
+    base: str = PLAIN  # what the layers' kernels are kept in
 
     @property
     def sharing(self) -> int:
@@ -68,11 +88,15 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.on}-{self.trains}-{self.sharing}".replace(":", "-")
+        base = "" if self.base == PLAIN else f"-{self.base}"
+        return f"{self.model}-{self.on}-{self.trains}-{self.sharing}{base}".replace(":", "-")
 
     def step(self) -> Step:
         """FSDP over the slice, but for so many chips in each group as suit the model."""
-        return STEPS[self.trains](self.model, layout_on(self.on.devices(), self.sharing))
+        layout = layout_on(self.on.devices(), self.sharing)
+        if self.base != PLAIN:
+            return lora_step(self.model, layout, self.base)
+        return STEPS[self.trains](self.model, layout)
 
 
 def memory_row(table: Table, case: Case, step: Step, its: Program) -> Figures:
@@ -88,6 +112,23 @@ def memory_row(table: Table, case: Case, step: Step, its: Program) -> Figures:
         "" if found.repeated is None else f"{found.repeated:.2f}{'*' * found.in_turns}",
     )
     return found
+
+
+def quantised_row(table: Table, case: Case, step: Step, its: Program) -> None:
+    """One row of what a step needs that trains an adapter of weights in a few bits."""
+    stored = held(step)
+    fits = its.temporary is not None and its.peak <= case.on.memory
+    laid_out = "" if its.arguments is None else f"{its.arguments / on_a_chip(step.args):.3f}"
+    table.row(
+        case.model,
+        str(case.on),
+        case.base,
+        *(f"{size / 1e9:.2f}" for size in stored),
+        f"{its.temporary / 1e9:.2f}" if its.temporary is not None and fits else "does not fit",
+        f"{its.peak / 1e9:.2f} of {case.on.memory / 1e9:.1f}",
+        f"{its.peak / GIB:.2f}",
+        laid_out,
+    )
 
 
 def collectives_row(table: Table, case: Case, step: Step, its: Program) -> None:

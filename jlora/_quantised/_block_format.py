@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,8 @@ class BlockFormat:
     name: str  # as llama.cpp calls it
     block: int  # numbers
     size: int  # bytes
-    decode: Callable[[jax.Array], jax.Array]  # (..., size) uint8 -> (..., block) float32
-    encode: Callable[[jax.Array], jax.Array] | None = None  # and back; None: it is only read
+    decode: Callable[[jax.Array, Any], jax.Array]  # (..., size) bytes, a dtype -> (..., block)
+    encode: Callable[[jax.Array], jax.Array] | None = None  # and back; None: only read
 
 
 def halves(data: jax.Array) -> jax.Array:

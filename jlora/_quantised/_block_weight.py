@@ -56,8 +56,8 @@ class BlockWeight(QuantizedWeight):
         return {"data": FORMATS[self.format].size}
 
     def plain(self) -> jax.Array:
-        blocks = FORMATS[self.format].decode(self._blocks)
-        return weight_of(blocks, self.axes, self.shape).astype(self.dtype)
+        blocks = FORMATS[self.format].decode(self._blocks, self.dtype)
+        return weight_of(blocks, self.axes, self.shape)
 
     def like(self, weight: jax.Array) -> Self:
         block = FORMATS[self.format].block

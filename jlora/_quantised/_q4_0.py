@@ -1,5 +1,7 @@
 """Q4_0: 32 numbers of 4 bits and their scale, ``w = d (q - 8)``; the scale may be negative."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -14,8 +16,8 @@ from jlora._quantised._block_format import (
 )
 
 
-def _decode(data: jax.Array) -> jax.Array:
-    return halves(data[..., :2]) * (nibbles(data[..., 2:]).astype(jnp.float32) - 8)
+def _decode(data: jax.Array, dtype: Any) -> jax.Array:
+    return (halves(data[..., :2]) * (nibbles(data[..., 2:]).astype(jnp.float32) - 8)).astype(dtype)
 
 
 def _encode(blocks: jax.Array) -> jax.Array:

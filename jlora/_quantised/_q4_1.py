@@ -1,5 +1,7 @@
 """Q4_1: 32 numbers of 4 bits, their scale and their minimum, ``w = d q + m``."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -13,9 +15,9 @@ from jlora._quantised._block_format import (
 )
 
 
-def _decode(data: jax.Array) -> jax.Array:
+def _decode(data: jax.Array, dtype: Any) -> jax.Array:
     d, m = jnp.split(halves(data[..., :4]), 2, axis=-1)
-    return d * nibbles(data[..., 4:]).astype(jnp.float32) + m
+    return (d * nibbles(data[..., 4:]).astype(jnp.float32) + m).astype(dtype)
 
 
 def _encode(blocks: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """Q4_K: 256 numbers of 4 bits in 8 parts; scales and minima of the parts have 6 bits each."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -22,16 +24,26 @@ def scales_and_minima(data: jax.Array) -> tuple[jax.Array, jax.Array]:
     return both[..., :1] * scale, both[..., 1:] * minimum
 
 
-def parts(low: jax.Array) -> jax.Array:
-    """(..., 8, 32) numbers of 4 bits: each 32 bytes hold one part low and the next one high."""
-    pairs = low.reshape(*low.shape[:-1], 4, 1, 32)
-    return jnp.concatenate([pairs & 15, pairs >> 4], axis=-2).reshape(*low.shape[:-1], 8, 32)
+def in_turns(
+    d: jax.Array, m: jax.Array, halves: tuple[jax.Array, jax.Array], dtype: Any
+) -> jax.Array:
+    """(..., 256) ``d q - m``, of parts 0, 2, 4, 6 and parts 1, 3, 5, 7: each (..., 4, 32) uint8.
+
+    A half is of the dtype before the two lie in turns: TPUs keep what they interleave.
+    """
+    of_halves = [
+        d[..., at::2, None] * q.astype(jnp.float32) - m[..., at::2, None]
+        for at, q in enumerate(halves)
+    ]
+    parts = jnp.stack([half.astype(dtype) for half in of_halves], axis=-2)
+    return parts.reshape(*d.shape[:-1], 256)
 
 
-def _decode(data: jax.Array) -> jax.Array:
+def _decode(data: jax.Array, dtype: Any) -> jax.Array:
     d, m = scales_and_minima(data[..., :16])
-    q = parts(data[..., 16:]).astype(jnp.float32)
-    return (d[..., None] * q - m[..., None]).reshape(*data.shape[:-1], 256)
+    # each 32 bytes hold one part low and the next one high
+    pairs = data[..., 16:].reshape(*data.shape[:-1], 4, 32)
+    return in_turns(d, m, (pairs & 15, pairs >> 4), dtype)
 
 
 Q4_K = BlockFormat("Q4_K", 256, 144, _decode)

@@ -1,5 +1,7 @@
 """Q5_0: 32 numbers of 5 bits and their scale, ``w = d (q - 16)``; the scale may be negative."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -16,9 +18,9 @@ from jlora._quantised._block_format import (
 )
 
 
-def _decode(data: jax.Array) -> jax.Array:
+def _decode(data: jax.Array, dtype: Any) -> jax.Array:
     q = nibbles(data[..., 6:]) | (bits(data[..., 2:6]) << 4)
-    return halves(data[..., :2]) * (q.astype(jnp.float32) - 16)
+    return (halves(data[..., :2]) * (q.astype(jnp.float32) - 16)).astype(dtype)
 
 
 def _encode(blocks: jax.Array) -> jax.Array:

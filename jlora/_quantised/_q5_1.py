@@ -1,5 +1,7 @@
 """Q5_1: 32 numbers of 5 bits, their scale and their minimum, ``w = d q + m``."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -15,10 +17,10 @@ from jlora._quantised._block_format import (
 )
 
 
-def _decode(data: jax.Array) -> jax.Array:
+def _decode(data: jax.Array, dtype: Any) -> jax.Array:
     d, m = jnp.split(halves(data[..., :4]), 2, axis=-1)
     q = nibbles(data[..., 8:]) | (bits(data[..., 4:8]) << 4)
-    return d * q.astype(jnp.float32) + m
+    return (d * q.astype(jnp.float32) + m).astype(dtype)
 
 
 def _encode(blocks: jax.Array) -> jax.Array:

@@ -1,17 +1,20 @@
 """Q5_K: as Q4_K, with a fifth bit of each number: bit n of byte i is that of number i of part n."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jlora._quantised._block_format import BlockFormat
-from jlora._quantised._q4_k import parts, scales_and_minima
+from jlora._quantised._q4_k import in_turns, scales_and_minima
 
 
-def _decode(data: jax.Array) -> jax.Array:
+def _decode(data: jax.Array, dtype: Any) -> jax.Array:
     d, m = scales_and_minima(data[..., :16])
     high = (data[..., None, 16:48] >> jnp.arange(8, dtype=jnp.uint8)[:, None]) & 1
-    q = (parts(data[..., 48:]) | (high << 4)).astype(jnp.float32)
-    return (d[..., None] * q - m[..., None]).reshape(*data.shape[:-1], 256)
+    pairs = data[..., 48:].reshape(*data.shape[:-1], 4, 32)
+    q = (pairs & 15) | (high[..., ::2, :] << 4), (pairs >> 4) | (high[..., 1::2, :] << 4)
+    return in_turns(d, m, q, dtype)
 
 
 Q5_K = BlockFormat("Q5_K", 256, 176, _decode)

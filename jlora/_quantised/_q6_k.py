@@ -1,5 +1,7 @@
 """Q6_K: 256 numbers of 6 bits, a scale of 8 bits for each 16 of them, ``w = d scale (q - 32)``."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -7,7 +9,7 @@ from jax import lax
 from jlora._quantised._block_format import BlockFormat, halves
 
 
-def _decode(data: jax.Array) -> jax.Array:
+def _decode(data: jax.Array, dtype: Any) -> jax.Array:
     first = data.shape[:-1]
     # each half of the block has 64 bytes of low nibbles and 32 of pairs of high bits
     low = data[..., :128].reshape(*first, 2, 1, 64)
@@ -17,7 +19,7 @@ def _decode(data: jax.Array) -> jax.Array:
     q = (low | (high << 4)).astype(jnp.float32) - 32
     scale = lax.bitcast_convert_type(data[..., 192:208], jnp.int8).astype(jnp.float32)
     d = halves(data[..., 208:]) * scale
-    return (d[..., None] * q.reshape(*first, 16, 16)).reshape(*first, 256)
+    return (d[..., None] * q.reshape(*first, 16, 16)).reshape(*first, 256).astype(dtype)
 
 
 Q6_K = BlockFormat("Q6_K", 256, 210, _decode)

@@ -1,5 +1,7 @@
 """Q8_0: 32 numbers of 8 bits and their scale, ``w = d q``."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -7,8 +9,8 @@ from jax import lax
 from jlora._quantised._block_format import BlockFormat, bytes_of_halves, halves, over
 
 
-def _decode(data: jax.Array) -> jax.Array:
-    return halves(data[..., :2]) * lax.bitcast_convert_type(data[..., 2:], jnp.int8)
+def _decode(data: jax.Array, dtype: Any) -> jax.Array:
+    return (halves(data[..., :2]) * lax.bitcast_convert_type(data[..., 2:], jnp.int8)).astype(dtype)
 
 
 def _encode(blocks: jax.Array) -> jax.Array:

@@ -8,10 +8,10 @@ from jax.sharding import AbstractMesh
 
 from benchmarks._shared.llamas import LLAMAS
 from benchmarks.ahead import _theory
-from benchmarks.ahead._compiled import needed, on_a_chip, traced_flops
+from benchmarks.ahead._compiled import held, needed, on_a_chip, traced_flops
 from benchmarks.ahead._links import CHIPS, seconds
 from benchmarks.ahead._slices import SLICES
-from benchmarks.ahead._steps import LENGTH, SHARING, STEPS, flat, layout_on, model_on
+from benchmarks.ahead._steps import LENGTH, SHARING, STEPS, flat, layout_on, lora_step, model_on
 from jlora import models
 from jlora.trainer._flops import flops
 
@@ -50,6 +50,19 @@ def test_lora_has_three_products_where_full_fine_tuning_has_four(steps):
     """Forward, forward again and one gradient, not two; the head is not computed again."""
     lora, full = (traced_flops(steps[trains])[0] for trains in ("LoRA", "full"))
     assert 0.72 < lora / full < 0.76
+
+
+@pytest.mark.parametrize(("base", "bits"), [("int8", 8.02), ("nf4", 4.13), ("Q4_K", 4.5)])
+def test_a_base_in_a_few_bits_is_that_small_and_trains_as_the_plain_one_does(steps, base, bits):
+    plain, small = steps["LoRA"], lora_step("1B", layout_on(jax.devices()[:1], 1), base)
+    are = {path: leaf for path, leaf in flat(plain.frozen).items() if path.endswith("kernel")}
+    kept = {path: leaf for path, leaf in flat(small.frozen).items() if path in are}
+    count = sum(math.prod(leaf.shape) for leaf in are.values())
+    assert 8 * on_a_chip(kept) / count == pytest.approx(bits, rel=2e-3)
+    assert held(plain)[0] - held(small)[0] == on_a_chip(are) - on_a_chip(kept)
+    assert small.state == plain.state
+    # decoding has no product, and none of the plain step's is done once more
+    assert traced_flops(small) == traced_flops(plain)
 
 
 def test_theory_gathers_weights_twice_and_adds_gradients_of_what_trains(steps):
