@@ -59,7 +59,9 @@ def main() -> None:
     if given.table == "quantised":
         alone = chosen or [SLICES[generation][0] for generation in ALONE]
         for model, each, base in itertools.product(given.models, alone, given.bases):
-            add(table, Case(model, "LoRA", each, base), given)
+            case = Case(model, "LoRA", each, base)
+            if chosen or sum(held(case.step())) < each.memory:
+                add(table, case, given)
     else:
         for model, trains in itertools.product(given.models, given.trains):
             if given.table == "scaling":

@@ -104,15 +104,10 @@ class Nf4Weight(QuantizedWeight):
         return {"codes": _BLOCK // 2, "scale_codes": 1}
 
     def plain(self) -> jax.Array:
-        # each half in the weight's dtype before they lie in turns: TPUs keep what they interleave
-        scales = jnp.repeat(self._scales(), _BLOCK // 2, axis=-1)
-        numbers = jnp.asarray(_numbers())
-        halves = [
-            (numbers[codes] * scales).astype(self.dtype)
-            for codes in (self.codes >> 4, self.codes & 15)
-        ]
-        blocks = jnp.stack(halves, axis=-1).reshape(*self.scale_codes.shape, _BLOCK)
-        return weight_of(blocks, self.axes, self.shape)
+        scales = self._scales()[..., None]
+        numbers = jnp.asarray(_numbers())[_pairs(self.codes)]
+        blocks = numbers.reshape(*scales.shape[:-1], _BLOCK) * scales
+        return weight_of(blocks, self.axes, self.shape).astype(self.dtype)
 
     def _scales(self) -> jax.Array:
         """float32 (*stack, *outputs, blocks)."""
@@ -141,3 +136,9 @@ def _nearest(levels: np.ndarray, values: jax.Array) -> jax.Array:
     """uint8: where in the rising levels the nearest one stands."""
     between = (levels[:-1].astype(np.float64) + levels[1:]) / 2
     return jnp.searchsorted(jnp.asarray(between, values.dtype), values).astype(jnp.uint8)
+
+
+def _pairs(codes: jax.Array) -> jax.Array:
+    """Two numbers of each byte, that of its high bits first."""
+    both = jnp.stack([codes >> 4, codes & 15], axis=-1)
+    return both.reshape(*codes.shape[:-1], 2 * codes.shape[-1])
