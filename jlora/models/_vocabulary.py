@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlora._frozen_leaf import is_frozen_leaf, plain
 from jlora.models._layout import laid_out
 from jlora.models._net._config import DecoderConfig
 from jlora.models._net._encoder_config import Config
@@ -85,12 +86,21 @@ def with_vocabulary(model: Any, vocabulary: Vocabulary) -> Any:
     config = vocabulary.config(model.config)
     params = {**model.params}
     if vocabulary.untied and model.config.tied:
-        params["head"] = {"kernel": _turned(params["embed"]["embedding"])}
+        params["head"] = {"kernel": _turned(_plain(params["embed"]["embedding"]))}
     for path, rows in vocabulary.rows.items():
         part, name = path.split("/")
-        params[part] = {**params[part], name: _longer(params[part][name], rows, path == HEAD)}
+        table = _longer(_plain(params[part][name]), rows, path == HEAD)
+        params[part] = {**params[part], name: table}
     params = laid_out(model.layout, config, params)
     return dataclasses.replace(model, params=params, config=config)
+
+
+def _plain(table: Any) -> Any:
+    """A table as an array, or its shape, however it is kept."""
+    if not is_frozen_leaf(table):
+        return table
+    of_shapes = isinstance(jax.tree.leaves(table)[0], jax.ShapeDtypeStruct)
+    return jax.eval_shape(plain, table) if of_shapes else plain(table)
 
 
 def _turned(table: Any) -> Any:

@@ -41,6 +41,24 @@ def test_a_gguf_files_bytes_are_kept_and_mean_what_they_meant(kind, tmp_path):
     assert isinstance(small.params["norm"]["scale"], jax.Array)
 
 
+def test_a_table_that_gets_more_rows_is_plain(tmp_path):
+    path = merged_files.packed_llama(tmp_path / "model.gguf", every="Q8_0")
+    rows = np.ones((2, 96), "float32")
+    more = models.Vocabulary({"embed/embedding": rows})
+    small, plain, shapes = (
+        models.with_vocabulary(each, more)
+        for each in (
+            models.load(path, quantize="stored"),
+            models.load(path),
+            models.outline(path, quantize="stored"),
+        )
+    )
+    tables = [model.params["embed"]["embedding"] for model in (small, plain, shapes)]
+    np.testing.assert_array_equal(tables[0], tables[1])
+    assert tables[2].shape == (39, 96)
+    np.testing.assert_allclose(logits(small), logits(plain), atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:.*weights are plain")
 def test_layers_whose_formats_differ_keep_them(tmp_path):
     kinds = {"blk.0.ffn_down.weight": "Q6_K", "blk.1.ffn_down.weight": "Q4_K"}
