@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pairs import free_port
 from safetensors.numpy import load_file, save_file
+from tiny import save_tiny_llama
 from trainings import Trainings, ended
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +31,9 @@ def lines(errors):
 @pytest.fixture(scope="module", autouse=True, name="stopped")
 def _stopped(tmp_path_factory):
     """Two processes at a barrier, of which the second one is stopped; most of a minute passes."""
-    out = tmp_path_factory.mktemp("stopped") / "run"
-    flags = f"--coordinator 127.0.0.1:{free_port()} --processes 2 --out {out}".split()
+    here = tmp_path_factory.mktemp("stopped")
+    flags = f"--coordinator 127.0.0.1:{free_port()} --processes 2 --out {here / 'run'}".split()
+    flags += ["--model", str(save_tiny_llama(here / "tiny"))]
     both = [
         subprocess.Popen(
             [sys.executable, "tests/hosts/stopping.py", *flags, "--process-id", str(number)],

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from pairs import free_port
+from tiny import save_tiny_llama
 
 import jlora
 from jlora import trainer
@@ -97,8 +98,10 @@ def test_the_command_names_the_setting_that_differs_in_both_processes(tmp_path):
 @pytest.fixture(scope="module", autouse=True, name="died")
 def _died(tmp_path_factory):
     """(the folder, two processes of which one dies): the other waits while other tests run."""
-    port, out = free_port(), tmp_path_factory.mktemp("died") / "run"
-    both = [_train(at, port, "--out", str(out), script="tests/hosts/waiting.py") for at in (0, 1)]
+    here = tmp_path_factory.mktemp("died")
+    port, out, model = free_port(), here / "run", save_tiny_llama(here / "tiny")
+    flags = ("--out", str(out), "--model", str(model))
+    both = [_train(at, port, *flags, script="tests/hosts/waiting.py") for at in (0, 1)]
     yield out, both
     for each in both:
         each.kill()
