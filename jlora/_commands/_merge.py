@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from jlora._commands import _flags, _merge_gguf
 from jlora._weighted import Weighted
 
 _SHARD = 5 * 10**9  # bytes
+_STORED = "stored"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     adapter = _flags.load_adapters(args.adapter, directories, source)
     if args.format == "gguf":
         lines = _merge_gguf.write(args, directories, source, adapter)
-        print(_info.text(_info.facts(args.out)), "", *lines, sep="\n")
+        print(_info.text(_info.facts(args.out)), "", *lines, *_of_base(adapter), sep="\n")
         return
     out = models.export(
         source,
@@ -85,7 +87,18 @@ def run(args: argparse.Namespace) -> None:
         labels=adapter.labels,
         tokenizer_of=directories[0],
     )
-    print(_info.text(_info.facts(out)))
+    print(_info.text(_info.facts(out)), *_of_base(adapter), sep="\n")
+
+
+def _of_base(adapter: Any) -> list[str]:
+    """That the weights merged into are others than those that were trained beside, if they are."""
+    how = adapter.metadata.get("quantize", _STORED)
+    if how == _STORED:  # what a file stores is what it means
+        return []
+    return [
+        f"the adapter was trained beside weights rounded to {how}; the merged ones are the model's "
+        "own, which are close to them and not the same"
+    ]
 
 
 def _named(adapters: Sequence[Weighted]) -> str:

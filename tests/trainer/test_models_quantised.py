@@ -138,6 +138,9 @@ def test_a_run_keeps_its_base_small_and_its_adapter_says_so(tiny, rows, tmp_path
         assert main([*asked, *how]) == 0
         answers.append(capsys.readouterr().out)
     assert len(set(answers)) == 1
+    merge = ["merge", "--adapter", str(out / "adapter"), "--out", str(tmp_path / "merged")]
+    assert main(merge) == 0
+    assert "was trained beside weights rounded to nf4; the merged" in capsys.readouterr().out
     first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] > 0
 
