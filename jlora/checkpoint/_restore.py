@@ -14,6 +14,7 @@ import jax
 from jlora import _paths, _placement, _words
 from jlora._config import LoraConfig
 from jlora._lora_dict import Lora, check, of_leaves
+from jlora._quantised import QuantizedWeight, place_of
 from jlora._sharding import shardings as shardings_of
 from jlora.checkpoint import _arrays
 from jlora.checkpoint._checks import check_base, check_factors
@@ -87,9 +88,13 @@ def restore(
 
 def _beside(leaves: Mapping[str, Any], lora: Lora) -> Any:
     """The adapter's layout, where each of its leaves lies on a mesh; else None."""
-    places = [getattr(leaves[path], "sharding", None) for path in of_leaves(lora)]
+    places = [_place(leaves[path]) for path in of_leaves(lora)]
     on_a_mesh = places and all(isinstance(place, jax.sharding.NamedSharding) for place in places)
     return shardings_of(leaves, lora) if on_a_mesh else None
+
+
+def _place(leaf: Any) -> Any:
+    return place_of(leaf) if isinstance(leaf, QuantizedWeight) else getattr(leaf, "sharding", None)
 
 
 def _places(abstract: Mapping[str, Any], shardings: Any) -> Mapping[str, Any]:

@@ -51,6 +51,20 @@ def test_stored_arrays_lie_as_their_weight_and_its_adapter_beside_it(format):
     assert jax.tree.leaves(of_small) == jax.tree.leaves(of_plain)
 
 
+@pytest.mark.parametrize("format", ["int8", "nf4", "Q4_1"])
+def test_a_restored_adapter_goes_where_its_base_lies(format, tmp_path):
+    small = on(models.make_mesh({"fsdp": 2, "model": 4}), "wide llama", format)
+    config = jlora.LoraConfig(targets="q_proj|down_proj", rank=4)
+    axes = jlora.trace_axes(small.apply, small.params, np.ones((1, 2), int))
+    _, lora = jlora.split(small.params, config, jax.random.key(0), axes=axes)
+    jlora.checkpoint.save(tmp_path / "saved", lora, config, base=small.params)
+    again, _ = jlora.checkpoint.restore(tmp_path / "saved", base=small.params)
+    want = jlora.shardings(small.params, lora)
+    assert jax.tree.map(lambda leaf: leaf.sharding, again) == want
+    tokens = np.ones((8, 4), int)
+    assert jax.jit(jlora.lift(small.apply))(small.params, again, tokens).shape == (8, 4, 64)
+
+
 def test_a_mesh_that_cuts_blocks_is_refused_with_counts_that_do_not():
     layout = models.Layout(models.make_mesh({"fsdp": 8}), rules=(("q_proj", P(None, "fsdp")),))
     model = on_one_device("wide llama")
