@@ -79,6 +79,11 @@ class FrozenLeaf(abc.ABC):
         return tuple(dim for dim in range(len(self.shape)) if all(dim in field for field in fields))
 
     @property
+    def nbytes(self) -> int:
+        """The bytes of the stored arrays."""
+        return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(self))
+
+    @property
     def exact(self) -> bool:
         """Whether `plain` gives the same bits on every device, so that they tell which it is.
 
@@ -107,6 +112,12 @@ def has_frozen_leaf(tree: Any) -> bool:
 def plain(leaf: Any) -> Any:
     """The array that a leaf stands for; an array as it is."""
     return leaf.plain() if isinstance(leaf, FrozenLeaf) else leaf
+
+
+@jax.jit
+def decoded(leaf: FrozenLeaf) -> jax.Array:
+    """The plain array, compiled once for all leaves that are alike."""
+    return leaf.plain()
 
 
 def replaced(leaf: Any, of: Callable[..., jax.Array], *operands: Any) -> jax.Array:

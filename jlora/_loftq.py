@@ -13,7 +13,7 @@ from jlora import _paths
 from jlora._config import LoraConfig
 from jlora._lora_dict import Lora, of_leaves
 from jlora._lowrank import Axes
-from jlora._merge import merge
+from jlora._merge import unmerge
 from jlora._quantize import dequantize, quantize
 from jlora._split import split
 
@@ -72,8 +72,9 @@ def loftq(
     start = dataclasses.replace(config, init="pissa", dropout=0.0)
     _, lora = split(params, dataclasses.replace(config, init="kaiming"), key, axes=axes)
     paths = tuple(of_leaves(lora))
-    rest, frozen = params, params
-    for _ in range(iterations):
+    frozen = params
+    for number in range(iterations):
+        rest = unmerge(params, lora) if number else params
         frozen = quantize(rest, format, targets=lambda path, _: path in paths, axes=axes)
         rounded, _ = _paths.flatten(dequantize(frozen))
         lost = {
@@ -82,10 +83,6 @@ def loftq(
         }
         _, found = split(jax.tree.unflatten(structure, lost.values()), start, key, axes=axes)
         lora = {path: _factors_of(found[path], node) for path, node in lora.items()}
-        zeros = {path: jnp.zeros_like(w) if path in paths else w for path, w in weights.items()}
-        change, _ = _paths.flatten(merge(jax.tree.unflatten(structure, zeros.values()), lora))
-        left = {path: w - change[path] if path in paths else w for path, w in weights.items()}
-        rest = jax.tree.unflatten(structure, left.values())
     return frozen, lora
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,9 +11,9 @@ import numpy as np
 
 from jlora import _paths, _placement, _targets, _words
 from jlora._config import ALL_LINEAR, LoraConfig
-from jlora._frozen_leaf import is_frozen_leaf
+from jlora._frozen_leaf import decoded, is_frozen_leaf
 from jlora._lowrank import Axes
-from jlora._quantised import FORMATS, WRITTEN, QuantizedWeight
+from jlora._quantised import FORMATS, WRITTEN, QuantizedWeight, encoded
 
 
 def quantize(
@@ -80,7 +79,7 @@ def quantize(
         elif problem := _not_finite(leaf):
             problems.append(f"{path} {problem}")
         else:
-            new = leaves[path] = _encoded(leaf, its, format)
+            new = leaves[path] = encoded(leaf, its, format)
             if _overflows(new):
                 problems.append(f"{path} has values beyond what {format} can hold")
     if problems:
@@ -107,7 +106,7 @@ def dequantize(params: Any) -> Any:
     """
     leaves, structure = _paths.flatten(params)
     plain = [
-        _plain(leaf) if isinstance(leaf, QuantizedWeight) else leaf for leaf in leaves.values()
+        decoded(leaf) if isinstance(leaf, QuantizedWeight) else leaf for leaf in leaves.values()
     ]
     return jax.tree.unflatten(structure, plain)
 
@@ -190,20 +189,10 @@ def _is_finite(leaf: QuantizedWeight) -> jax.Array:
     return jnp.isfinite(leaf.plain()).all()
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _encoded(weight: jax.Array, axes: Axes, format: str) -> QuantizedWeight:
-    return FORMATS[format].encoded(weight, axes, format)
-
-
-@jax.jit
-def _plain(leaf: QuantizedWeight) -> jax.Array:
-    return leaf.plain()
-
-
 @jax.jit
 def _alike(leaf: QuantizedWeight, weight: jax.Array) -> QuantizedWeight:
     return leaf.like(weight)
 
 
 def _unchanged(leaf: QuantizedWeight, weight: Any) -> bool:
-    return not _placement.traced(weight) and bool((_plain(leaf) == weight).all())
+    return not _placement.traced(weight) and bool((decoded(leaf) == weight).all())

@@ -85,10 +85,9 @@ def _small(frozen: Any) -> dict[str, str]:
     told = {}
     for path, leaf in leaves.items():
         if is_frozen_leaf(leaf):
-            stored = sum(each.size * each.dtype.itemsize for each in jax.tree.leaves(leaf))
             plain = math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
             kind = getattr(leaf, "format", type(leaf).__name__)
-            told[path] = f"{kind}, {_words.size(stored)} in the place of {_words.size(plain)}"
+            told[path] = f"{kind}, {_words.size(leaf.nbytes)} in the place of {_words.size(plain)}"
     return told
 
 

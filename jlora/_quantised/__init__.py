@@ -1,5 +1,10 @@
 """Weights in a few bits: one file a format."""
 
+import functools
+
+import jax
+
+from jlora._lowrank import Axes
 from jlora._quantised._block_weight import FORMATS as BLOCKS
 from jlora._quantised._block_weight import BlockWeight as BlockWeight
 from jlora._quantised._int8 import Int8Weight as Int8Weight
@@ -16,3 +21,9 @@ FORMATS: dict[str, type[QuantizedWeight]] = {
     **dict.fromkeys(BLOCKS, BlockWeight),
 }
 WRITTEN = ("int8", "nf4", *(name for name, its in BLOCKS.items() if its.encode is not None))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def encoded(weight: jax.Array, axes: Axes, format: str) -> QuantizedWeight:
+    """A weight that is used so, in a format that is written."""
+    return FORMATS[format].encoded(weight, axes, format)

@@ -30,12 +30,11 @@ class Int8Weight(QuantizedWeight):
     def encoded(cls, weight: jax.Array, axes: Axes, format: str) -> Self:
         wide = weight.astype(jnp.float32)
         most = jnp.abs(wide).max(axis=axes.inputs)
-        dims = tuple(dim for dim in range(weight.ndim) if dim not in axes.inputs)
-        scale = most / 127
-        each = along(Factor(jnp.where(scale == 0, 1, scale), dims), range(weight.ndim))
+        scale = _by_output(most, axes) / 127
+        each = jnp.where(scale == 0, 1, scale)
+        each = along(Factor(each, before(axes)), range(weight.ndim))
         values = jnp.round(wide / each).astype(jnp.int8)
-        order = [dims.index(dim) for dim in before(axes)]
-        return cls(values, jnp.transpose(scale, order), weight.shape, weight.dtype, axes)
+        return cls(values, scale, weight.shape, weight.dtype, axes)
 
     @property
     def exact(self) -> bool:
@@ -65,12 +64,15 @@ class Int8Weight(QuantizedWeight):
     def like(self, weight: jax.Array) -> Self:
         new, inputs = self.encoded(weight, self.axes, "int8"), self.axes.inputs
         same = (weight == self.plain()).all(axis=inputs, keepdims=True)
-        dims = tuple(dim for dim in range(weight.ndim) if dim not in inputs)
-        channels = jnp.transpose(
-            jnp.squeeze(same, inputs), [dims.index(d) for d in before(self.axes)]
-        )
+        channels = _by_output(jnp.squeeze(same, inputs), self.axes)
         return dataclasses.replace(
             self,
             values=jnp.where(same, self.values, new.values),
             scale=jnp.where(channels, self.scale, new.scale),
         )
+
+
+def _by_output(each: jax.Array, axes: Axes) -> jax.Array:
+    """What lies in the order of the weight's dimensions, inputs left out, as (*stack, *outputs)."""
+    dims = sorted(before(axes))
+    return jnp.transpose(each, [dims.index(dim) for dim in before(axes)])

@@ -51,8 +51,3 @@ class QuantizedWeight(FrozenLeaf):
     def encodes(self) -> bool:
         """Whether weights can be written in this format, or read alone."""
         return True
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of the stored arrays."""
-        return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(self))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora import _paths, _placement
-from jlora._frozen_leaf import FrozenLeaf
+from jlora._frozen_leaf import FrozenLeaf, decoded
 from jlora.checkpoint import _position_sums
 
 Fingerprint = dict[str, dict[str, Any]]
@@ -162,7 +162,7 @@ def _of_small(leaf: FrozenLeaf) -> tuple[str | None, _position_sums.Sums | None]
         return None, None
     places = np.unravel_index(sampled(math.prod(leaf.shape)), leaf.shape)
     if 0 not in leaf.separable:
-        whole = _plain(leaf)
+        whole = decoded(leaf)
         return digest_of_sample(_placement.entries(whole, places)), _position_sums.of_array(whole)
     few, sums = np.zeros(len(places[0]), leaf.dtype), (0, 0)
     count = leaf.shape[0]
@@ -176,11 +176,6 @@ def _of_small(leaf: FrozenLeaf) -> tuple[str | None, _position_sums.Sums | None]
             rows, *others = (place[inside] for place in places)
             few[inside] = np.asarray(_placement.entries(part, (rows - first, *others)))
     return digest_of_sample(few), sums
-
-
-@jax.jit
-def _plain(leaf: FrozenLeaf) -> jax.Array:
-    return leaf.plain()
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 from laws import adapted, assert_close, trained
+from quantised_leaves import TOKENS
+from quantised_leaves import model as small_model
 
 import jlora
 from jlora import extend
@@ -81,23 +83,12 @@ class Blocks(extend.FrozenLeaf):
         return (self.codes * self.scale[..., None, :]).reshape(self.shape).astype(self.dtype)
 
 
-TOKENS = jnp.array([[1, 5, 1], [12, 0, 3]])
 WIDE = {
     "up": normal(3, 8, 12),
     "down": normal(3, 12, 8, seed=1),
     "table": normal(16, 8, seed=3),
     "head": normal(8, 5, seed=4),
 }
-
-
-def small_model(p, tokens):
-    def layer(x, weights):
-        up, down = weights
-        return x + jnp.tanh(x @ up) @ down, None
-
-    x, _ = lax.scan(jax.checkpoint(layer), p["table"][tokens] / 3, (p["up"], p["down"]))
-    scores = x @ p["table"].T
-    return scores, x @ p["head"], x @ p["up"][1], (p["head"].T @ x[0].T).T
 
 
 @functools.cache

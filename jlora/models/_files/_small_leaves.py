@@ -13,7 +13,15 @@ import numpy as np
 
 from jlora import _words
 from jlora._lowrank import Axes
-from jlora._quantised import BLOCKS, FORMATS, WRITTEN, BlockWeight, MixedStack, QuantizedWeight
+from jlora._quantised import (
+    BLOCKS,
+    FORMATS,
+    WRITTEN,
+    BlockWeight,
+    MixedStack,
+    QuantizedWeight,
+    encoded,
+)
 from jlora.models._files import _held
 from jlora.models._files._stacking import (
     Opened,
@@ -107,7 +115,7 @@ def _outlined(
     if not _is_encoded(opened, path):
         return None
     weight = jax.ShapeDtypeStruct(shape, dtype)
-    return jax.eval_shape(lambda weight: _encode(weight, _axes(path, shape), format), weight)
+    return jax.eval_shape(lambda weight: encoded(weight, _axes(path, shape), format), weight)
 
 
 def _encoded(
@@ -128,7 +136,7 @@ def _encoded(
                     f"{opened.where}: {path} of layer {layer} has values that are no finite "
                     f"numbers: {format} can't hold them"
                 )
-            yield _encode(weight, of_one, format)
+            yield encoded(weight, of_one, format)
 
     return _stack(layers(), shape, dtype, axes)
 
@@ -170,11 +178,6 @@ def _axes(path: str, shape: tuple[int, ...]) -> Axes:
     if path.endswith("/kernel"):
         return Axes((before,), (last,), stack)
     return Axes((last,), (before,), stack)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _encode(weight: jax.Array, axes: Axes, format: str) -> QuantizedWeight:
-    return FORMATS[format].encoded(weight, axes, format)
 
 
 def _stack(
