@@ -6,13 +6,11 @@ Runs that are finished in --out are not repeated. All settings but the method's 
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 from benchmarks._shared.table import Table, add_save, versions
+from benchmarks._shared.trained import scores
 
 METHODS = {
     "LoRA": [],
@@ -22,19 +20,6 @@ METHODS = {
     # the geometric mean of A's and B's rates is that of the others
     "LoRA+ (ratio 4)": ["--lora-plus", "4", "--learning-rate", "0.0015"],
 }
-TRAIN = Path(__file__).parent.parent / "train.py"
-
-
-def scores(out: Path, flags: list[str]) -> dict:
-    """The scores before and after; trains first if need be."""
-    results = out / "results.json"
-    if not results.exists() or "after" not in json.loads(results.read_text()):
-        subprocess.run(
-            [sys.executable, str(TRAIN), "--out", str(out), "--overwrite", *flags],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-    return json.loads(results.read_text())
 
 
 def spread(values: list[float], digits: int) -> str:
