@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jlora._commands import _adapters
+from jlora._peft_form import LowRank, Own
 from jlora._sizes import sizes
 from jlora._weighted import Weighted, weighted
 
@@ -272,7 +273,8 @@ def model_for(adapter: _adapters.Adapter, source: str) -> Any:
     """
     from jlora import models
 
-    of_shapes = all(node.kind in ("lora", "dora") for node in adapter.lora.values())
+    forms = [node.peft_form() for node in adapter.lora.values()]
+    of_shapes = all(isinstance(form, LowRank | Own) for form in forms)
     model = (models.outline if of_shapes else models.load)(source)
     return models.with_vocabulary(with_head(model, adapter.labels), adapter.vocabulary)
 
