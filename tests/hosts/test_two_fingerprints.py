@@ -12,7 +12,7 @@ def test_a_base_over_two_processes_is_told_from_another_as_in_one(pair, tmp_path
     """Leaves that are cut, copied, both, and kept in few bits, on automatic and explicit axes."""
     both = pair("fingerprints")
     first, second = both.told()
-    assert both.status() == [0, 0], "\n".join(first + second)
+    assert both.status() == [0, 0], both.errors
     assert first == second
     base, other = bases()
     want = checkpoint.fingerprint(base)
