@@ -185,11 +185,21 @@ def _laid_out(array: Any, mesh: Any, entries: Sequence[Any]) -> Any:
 
 
 def entries(array: Any, index: tuple[Any, ...]) -> Any:
-    """``array[index]`` for an array of any kind, wherever it lies; whole on every device."""
-    if not _divided(array):
-        return array[index]
-    everywhere = NamedSharding(jax.typeof(array).sharding.mesh, PartitionSpec())
-    return array.at[index].get(out_sharding=everywhere)
+    """``array[index]`` for an array of any kind, wherever it lies; whole on every device.
+
+    Where it lies over several processes, all of them ask for it.
+    """
+    if _divided(array):
+        everywhere = NamedSharding(jax.typeof(array).sharding.mesh, PartitionSpec())
+        return array.at[index].get(out_sharding=everywhere)
+    if isinstance(array, jax.Array) and not traced(array) and not array.is_fully_addressable:
+        everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())  # type: ignore
+        return jax.jit(_taken, out_shardings=everywhere)(array, index)
+    return array[index]
+
+
+def _taken(array: jax.Array, index: tuple[Any, ...]) -> jax.Array:
+    return array[index]
 
 
 def traced(array: Any) -> bool:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import hashlib
 import logging
+import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +16,7 @@ from typing import Any
 
 import jax
 
-from jlora import _files, _together
+from jlora import _files, _together, _words
 
 Arrays = dict[str, Any]  # jax.Array, or jax.ShapeDtypeStruct with its sharding
 
@@ -32,8 +36,14 @@ def write(directory: Path, arrays: Arrays) -> None:
 def _write(directory: Path, arrays: Arrays) -> None:
     ocp = _orbax()
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    with contextlib.closing(checkpointer), _quiet(), _unwritten(directory):
+    with contextlib.closing(checkpointer), _quiet(), _unwritten(directory, _needed(arrays)):
         checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(arrays), force=True)
+
+
+def _needed(arrays: Arrays) -> int:
+    """The bytes of room that they take, all processes' together."""
+    records = 2**20  # Orbax's own
+    return sum(array.nbytes for array in arrays.values()) + records
 
 
 def read(directory: Path, expected: Arrays) -> Arrays:
@@ -107,22 +117,24 @@ def _require_writable(directory: Path, arrays: Arrays) -> None:
 
     A process that failed among others that write would leave them waiting.
     """
-    records = 2**20  # Orbax's own
-    _files.require_room(directory, sum(array.nbytes for array in arrays.values()) + records)
+    _files.require_room(directory, _needed(arrays))
     if _together.client() is not None:
-        with _unwritten(directory), tempfile.TemporaryFile(dir=directory.parent) as file:
+        beside = tempfile.TemporaryFile
+        with _unwritten(directory, _needed(arrays)), beside(dir=directory.parent) as file:
             file.write(b" ")
             file.flush()
 
 
 @contextlib.contextmanager
-def _unwritten(directory: Path) -> Iterator[None]:
+def _unwritten(directory: Path, needed: int) -> Iterator[None]:
     """Turns whatever Orbax raises where it can't write (ValueError, too) into one OSError."""
     try:
         yield
     except Exception as error:
-        full = "No space left on device" in str(error)
-        reason = "no space is left there" if full else str(error).split("\n")[0][:200]
+        reason = str(error).split("\n")[0][:200]
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if os.strerror(number) in str(error):
+                reason = f"{os.strerror(number)}: it needs {_words.size(needed)}"
         raise OSError(f"{directory} could not be written: {reason}") from error
 
 
@@ -138,7 +150,29 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@functools.cache
 def _orbax() -> Any:
     import orbax.checkpoint  # a second; a run that saves nothing yet need not wait for it
 
+    _say_it_once()
     return orbax.checkpoint
+
+
+def _say_it_once() -> None:
+    """Where one array can't be written, Orbax raises that, and lets go of the others.
+
+    They end a moment later: TensorStore, asyncio and Orbax itself would print a traceback for each.
+    """
+    former = sys.unraisablehook
+
+    def told(failed: Any) -> None:
+        let_go = isinstance(failed.exc_value, RuntimeError) and failed.object is None
+        if not (let_go and str(failed.exc_value) == "Event loop is closed"):
+            former(failed)
+
+    sys.unraisablehook = told
+    of_orbax = f"{os.sep}orbax{os.sep}"
+    logging.getLogger("asyncio").addFilter(lambda record: of_orbax not in record.getMessage())
+    logging.getLogger("absl").addFilter(
+        lambda record: not (record.exc_info and of_orbax in record.pathname)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora import _paths, _placement
+from jlora import _paths, _placement, _together
 from jlora._frozen_leaf import FrozenLeaf, decoded
 from jlora.checkpoint import _position_sums
 
@@ -29,16 +30,19 @@ def fingerprint(tree: Any) -> Fingerprint:
     ``sum`` tells when a single value changed, or two changed places. It is computed where the
     shards lie, each value read once and none moved, and is the same on every mesh. ``values`` is a
     hash of 64 of them, which is all that earlier versions wrote. Both are None where there are none
-    to read: ShapeDtypeStructs, random keys, and arrays that this process does not hold whole. What
-    is no array (a function, a number of Python) is not in it. A weight that is kept small counts as
+    to read: ShapeDtypeStructs, random keys, and arrays that lie with other processes alone. What is
+    no array (a function, a number of Python) is not in it. A weight that is kept small counts as
     the plain one that it stands for, a layer at a time; where its bits depend on the device that
     decodes it (``nf4``, ``int8``), its values are not said.
+
+    Where arrays lie over all processes of a run, all of them call it, and all are told the same.
 
     Args:
         tree: any pytree of arrays.
 
     Raises:
-        ValueError: when two leaves have the same path.
+        ValueError: when two leaves have the same path, or the processes have other leaves.
+        TimeoutError: when processes do not come here: those that are absent are named.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,10 +52,19 @@ def fingerprint(tree: Any) -> Fingerprint:
         ([7, 5], 'float32', 16, 16)
     """
     leaves, _ = _paths.flatten(tree)
-    return {
-        path: entry(leaf.shape, leaf.dtype, *_of_values(leaf))
+    leaves = {
+        path: leaf
         for path, leaf in leaves.items()
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, type)
+    }
+    _agree({path: leaf for path, leaf in leaves.items() if _is_of_all(leaf)})
+    hashes, sums = {}, {}
+    for path, leaf in leaves.items():
+        hashes[path], sums[path] = _of_values(leaf)
+    sums |= _whole({path: sums[path] for path, leaf in leaves.items() if _is_of_all(leaf)})
+    return {
+        path: entry(leaf.shape, leaf.dtype, hashes[path], sums[path])
+        for path, leaf in leaves.items()
     }
 
 
@@ -138,12 +151,12 @@ def entry(
 
 
 def _of_values(leaf: Any) -> tuple[str | None, _position_sums.Sums | None]:
-    """The hash of a sample of a leaf's values, and the sums of all of them."""
+    """The hash of a sample of a leaf's values, and the sums of all that this process holds."""
     if isinstance(leaf, FrozenLeaf):
         return _of_small(leaf)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return None, None
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or _is_of_all(leaf)):
         return None, None
     if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):  # such as keys: no numbers of NumPy's
         return None, None
@@ -157,8 +170,8 @@ def _of_values(leaf: Any) -> tuple[str | None, _position_sums.Sums | None]:
 def _of_small(leaf: FrozenLeaf) -> tuple[str | None, _position_sums.Sums | None]:
     """Those of the array that it stands for, of which some entries are there at a time."""
     arrays = jax.tree.leaves(leaf)
-    known = (isinstance(each, jax.Array) and each.is_fully_addressable for each in arrays)
-    if not leaf.exact or not all(known):
+    its_own = all(isinstance(each, jax.Array) and each.is_fully_addressable for each in arrays)
+    if not (leaf.exact and (its_own or _is_of_all(leaf))):
         return None, None
     places = np.unravel_index(sampled(math.prod(leaf.shape)), leaf.shape)
     if 0 not in leaf.separable:
@@ -176,6 +189,35 @@ def _of_small(leaf: FrozenLeaf) -> tuple[str | None, _position_sums.Sums | None]
             rows, *others = (place[inside] for place in places)
             few[inside] = np.asarray(_placement.entries(part, (rows - first, *others)))
     return digest_of_sample(few), sums
+
+
+def _is_of_all(leaf: Any) -> bool:
+    """Whether each process of a run holds a part of it, or a copy."""
+    arrays = jax.tree.leaves(leaf)
+    return _together.count() > 1 and all(
+        isinstance(array, jax.Array)
+        and len({device.process_index for device in array.sharding.device_set}) == _together.count()
+        for array in arrays
+    )
+
+
+def _agree(leaves: Mapping[str, Any]) -> None:
+    """Raises unless all processes have these; later each waits for the others at every one."""
+    if leaves:
+        shapes = {path: f"{leaf.dtype}{tuple(leaf.shape)}" for path, leaf in leaves.items()}
+        _together.agreed("the leaves of the base", shapes)
+
+
+def _whole(parts: dict[str, _position_sums.Sums | None]) -> dict[str, _position_sums.Sums | None]:
+    """The sums of leaves, of those that each process has for what it holds of them."""
+    if not parts:
+        return parts
+    told = map(json.loads, _together.exchange("the sums of the base", json.dumps(parts)))
+    return functools.reduce(_added, told)
+
+
+def _added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {path: sums and _position_sums.added(sums, other[path]) for path, sums in one.items()}
 
 
 @functools.partial(jax.jit, static_argnums=2)

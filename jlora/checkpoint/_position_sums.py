@@ -24,7 +24,8 @@ _AT_ONCE = 2**18  # values: smaller arrays are added up by NumPy, which compiles
 def of_array(array: jax.Array | np.ndarray, starts: tuple[int, ...] = ()) -> Sums:
     """The sums of an array, or of a part that begins there in the whole one.
 
-    Each shard's are computed on the device that holds it.
+    Each shard's are computed on the device that holds it. Of an array over several processes they
+    are those of what this one holds, without what is a copy of another's.
     """
     if not isinstance(array, jax.Array):
         return of_part(np.asarray(array), starts)

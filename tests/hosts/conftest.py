@@ -1,5 +1,8 @@
 import pytest
+from fast_compiles import compile_fast
 from pairs import Pair
+
+compile_fast()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Two processes on loopback, each with four devices of the CPU."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -8,6 +9,23 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+
+# What gloo's threads print at once, each piece by piece.
+_OF_GLOO = re.compile(
+    r"(\[Gloo\] Rank |\d+| is connected to | peer ranks\. |Expected number of connected peer ranks "
+    r"is : )*"
+)
+
+
+def lines(said):
+    """What a process said, but for gloo."""
+    return [line for line in said.splitlines() if not _OF_GLOO.fullmatch(line)]
+
+
+def devices(count):
+    """The flags of XLA for so many devices of the CPU, beside those that are set."""
+    wanted = f"--xla_force_host_platform_device_count={count}"
+    return f"{os.environ.get('XLA_FLAGS', '')} {wanted}".strip()
 
 
 class Pair:
@@ -18,7 +36,7 @@ class Pair:
         self.both = []
         for number in range(2):
             environment = os.environ | {
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+                "XLA_FLAGS": devices(4),
                 "JAX_PLATFORMS": "cpu",
                 "PYTHONHASHSEED": str(number + 1),
                 "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
@@ -29,15 +47,16 @@ class Pair:
                     [*map(str, command), *map(str, args)],
                     env=environment,
                     stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
+                    stderr=subprocess.PIPE,
                     text=True,
                 )
             )
 
     def told(self, timeout=90):
         """What each printed, line by line, once both have ended."""
-        texts = [each.communicate(timeout=timeout)[0] for each in self.both]
-        return [[line for line in text.splitlines() if "[Gloo]" not in line] for text in texts]
+        said = [each.communicate(timeout=timeout) for each in self.both]
+        self.errors = "\n".join(errors for _, errors in said)
+        return [lines(printed) for printed, _ in said]
 
     def status(self):
         return [each.returncode for each in self.both]

@@ -1,6 +1,7 @@
 """What the processes of a pair run: `programs.py NAME PORT PROCESS FOLDER ARGUMENTS`."""
 
 import hashlib
+import json
 import os
 import resource
 import signal
@@ -8,13 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import bases_of_two
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import jlora
-from jlora import trainer
+from jlora import checkpoint, trainer
 
 ME = int(sys.argv[3])
 FOLDER = Path(sys.argv[4])
@@ -29,7 +31,7 @@ def failure(do):
     try:
         do()
     except (ValueError, OSError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
+        return " ".join(f"{type(error).__name__}: {error}".split())
     return "none"
 
 
@@ -56,6 +58,22 @@ def agreements():
         say(failure(lambda: trainer.by_first("the slow one", lambda: 1, seconds=2)))
     else:
         time.sleep(3)
+
+
+def fingerprints():
+    for types in ("Auto", "Explicit"):
+        kind = getattr(jax.sharding.AxisType, types)
+        mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
+        base, other = bases_of_two.bases(mesh)
+        say(json.dumps(checkpoint.fingerprint(base)))
+        folder = FOLDER / types
+        config = jlora.LoraConfig(targets="cut", rank=2)
+        _, lora = jlora.split(base, config, jax.random.key(0))
+        checkpoint.save(folder, bases_of_two.laid_out(lora, mesh, ()), config, base=base)
+        checkpoint.restore(folder, base=base)
+        say(failure(lambda folder=folder, other=other: checkpoint.restore(folder, base=other)))
+    few = {"cut": base["cut"]} if ME else base
+    say(failure(lambda: checkpoint.fingerprint(few)))
 
 
 def made():

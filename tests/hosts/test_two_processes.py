@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from pairs import free_port
+from pairs import free_port, lines
 from tiny import save_tiny_llama
 
 import jlora
@@ -20,7 +20,7 @@ from jlora import trainer
 def test_what_differs_is_told_to_all_and_who_is_absent(pair, tmp_path):
     both = pair("agreements")
     first, second = both.told()
-    assert both.status() == [0, 0], (first, second)
+    assert both.status() == [0, 0], both.errors
     assert first[:-1] == second
     same, differs, day, failed, locked, address, again = second
     assert same == "{'rank': 8}"
@@ -38,7 +38,7 @@ def test_what_differs_is_told_to_all_and_who_is_absent(pair, tmp_path):
 def test_a_signal_to_one_stops_both_at_the_same_step_and_one_process_goes_on(pair, tmp_path):
     both = pair("stopping")
     first, second = both.told()
-    assert both.status() == [0, 0], (first, second)
+    assert both.status() == [0, 0], both.errors
     assert first == second  # the program under another PYTHONHASHSEED, the best and the state too
     _, number, name, _ = first[1].split()
     assert name == "SIGTERM"
@@ -81,7 +81,7 @@ def _train(number, port, *more, script="train.py"):
 
 def _lines(each):
     out, errors = each.communicate(timeout=80)
-    return out, [line for line in errors.splitlines() if "[Gloo]" not in line]
+    return out, lines(errors)
 
 
 def test_the_command_names_the_setting_that_differs_in_both_processes(tmp_path):

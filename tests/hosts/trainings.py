@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pairs import free_port
+import pairs
 from tiny import save_tiny_llama  # pyright: ignore[reportMissingImports]
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-LIMIT = 150  # seconds
+LIMIT = 400  # seconds, after which a run hangs: a busy machine is slow
 COMMON = ["--model=tiny", "--data=rows.jsonl", "--rank=3", "--max-length=96"]
 COMMON += ["--max-new-tokens=4", "--batch-size=8"]
 
@@ -37,7 +37,7 @@ class Trainings:
             env={
                 **os.environ,
                 "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": pairs.devices(devices),
                 "PYTHONPATH": str(TRAIN.parent),
                 **environment,
             },
@@ -50,7 +50,7 @@ class Trainings:
 
     def pair(self, *flags, second=None, **options):
         """Two train.py that are one run; the second one with options of its own."""
-        at = f"localhost:{free_port()}"
+        at = f"localhost:{pairs.free_port()}"
         return [
             self.start(
                 *flags,
