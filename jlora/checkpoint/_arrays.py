@@ -131,6 +131,7 @@ def _unwritten(directory: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        _say_it_once()
         reason = str(error).split("\n")[0][:200]
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             if os.strerror(number) in str(error):
@@ -150,14 +151,13 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@functools.cache
 def _orbax() -> Any:
     import orbax.checkpoint  # a second; a run that saves nothing yet need not wait for it
 
-    _say_it_once()
     return orbax.checkpoint
 
 
+@functools.cache
 def _say_it_once() -> None:
     """Where one array can't be written, Orbax raises that, and lets go of the others.
 
