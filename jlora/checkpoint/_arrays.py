@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import hashlib
 import logging
 import os
@@ -36,7 +35,8 @@ def write(directory: Path, arrays: Arrays) -> None:
 def _write(directory: Path, arrays: Arrays) -> None:
     ocp = _orbax()
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    with contextlib.closing(checkpointer), _quiet(), _unwritten(directory, _needed(arrays)):
+    needed = _needed(arrays)
+    with contextlib.closing(checkpointer), _quiet(), _said_once(), _unwritten(directory, needed):
         checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(arrays), force=True)
 
 
@@ -131,7 +131,6 @@ def _unwritten(directory: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _say_it_once()
         reason = str(error).split("\n")[0][:200]
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             if os.strerror(number) in str(error):
@@ -157,12 +156,18 @@ def _orbax() -> Any:
     return orbax.checkpoint
 
 
-@functools.cache
-def _say_it_once() -> None:
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
     """Where one array can't be written, Orbax raises that, and lets go of the others.
 
-    They end a moment later: TensorStore, asyncio and Orbax itself would print a traceback for each.
+    They end a moment later, after a failure even: TensorStore, asyncio and Orbax itself would print
+    a traceback for each.
     """
+    of_orbax = f"{os.sep}orbax{os.sep}"
+    quieter = {
+        logging.getLogger("asyncio"): lambda record: of_orbax not in record.getMessage(),
+        logging.getLogger("absl"): lambda its: not (its.exc_info and of_orbax in its.pathname),
+    }
     former = sys.unraisablehook
 
     def told(failed: Any) -> None:
@@ -171,8 +176,9 @@ def _say_it_once() -> None:
             former(failed)
 
     sys.unraisablehook = told
-    of_orbax = f"{os.sep}orbax{os.sep}"
-    logging.getLogger("asyncio").addFilter(lambda record: of_orbax not in record.getMessage())
-    logging.getLogger("absl").addFilter(
-        lambda record: not (record.exc_info and of_orbax in record.pathname)
-    )
+    for logger, told_of in quieter.items():
+        logger.addFilter(told_of)
+    yield
+    sys.unraisablehook = former  # reached without a failure alone
+    for logger, told_of in quieter.items():
+        logger.removeFilter(told_of)
