@@ -1,6 +1,7 @@
 """Quantised leaves of random bytes, a small model of them, and the law that holds over them."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax import lax
 from laws import assert_close, trained
 
 import jlora
-from jlora._quantised import BLOCKS, FORMATS, WRITTEN, BlockWeight
+from jlora._quantised import BLOCKS, FORMATS, WRITTEN, BlockWeight, FourBitWeight
 
 DRAW = np.random.default_rng(0)
 # where the high byte of each half-precision number of a block of a K format stands
@@ -24,10 +25,36 @@ def random_blocks(name, *before):
     return data
 
 
+# Formats, and the other ways in which files have them.
+KINDS = (*FORMATS, "nf4, scales as they are", "nf4 across rows")
+
+
+def four_bits(name, shape, axes, dtype):
+    """Random numbers of fp4, or of nf4 as bitsandbytes has it where rows are no whole blocks."""
+    flat = nested = name == "nf4 across rows"
+    stack, *sizes = (
+        tuple(shape[dim] for dim in dims) for dims in (axes.stack, axes.outputs, axes.inputs)
+    )
+    before, length = ((), math.prod(sum(sizes, ()))) if flat else (sizes[0], math.prod(sizes[1]))
+    blocks = -(-length // 64)
+    count = math.prod(before) * blocks
+    codes = DRAW.integers(0, 256, (*stack, *before, blocks * 32), dtype=np.uint8)
+    scales = DRAW.uniform(0.5, 2, (*stack, *before, blocks)).astype("f")
+    more = (None, None)
+    if nested:
+        scales = DRAW.integers(0, 256, scales.shape, dtype=np.uint8)
+        most = DRAW.uniform(0.1, 0.5, (*stack, -(-count // 256))).astype("f")
+        more = (jnp.asarray(most), jnp.asarray(DRAW.uniform(1, 2, stack).astype("f")))
+    arrays = (jnp.asarray(codes), jnp.asarray(scales), *more)
+    return FourBitWeight(*arrays, tuple(shape), jnp.dtype(dtype), axes, name[:3], flat=flat)
+
+
 def leaf_of(name, shape, axes, dtype="float32"):
     """A leaf in the place of a weight of this shape: of a normal one, or of random bytes."""
     if name in WRITTEN:
         return FORMATS[name].encoded(jnp.asarray(DRAW.normal(size=shape), dtype), axes, name)
+    if name == "fp4" or name.startswith("nf4"):
+        return four_bits(name, shape, axes, dtype)
     before = [shape[dim] for dim in (*axes.stack, *axes.outputs)]
     length = int(np.prod([shape[dim] for dim in axes.inputs]))
     data = random_blocks(name, *before, -(-length // BLOCKS[name].block))

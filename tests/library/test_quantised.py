@@ -9,16 +9,28 @@ import numpy as np
 import pytest
 from jax import lax
 from laws import assert_close, trained
-from quantised_leaves import SHAPES, TOKENS, leaf_of, lifted_over_both, model, small_and_plain
+from quantised_leaves import (
+    KINDS,
+    SHAPES,
+    TOKENS,
+    leaf_of,
+    lifted_over_both,
+    model,
+    small_and_plain,
+)
 
 import jlora
-from jlora._quantised import FORMATS, WRITTEN, MixedStack
+from jlora._quantised import WRITTEN, MixedStack
 
 KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [("int8", "lora"), ("nf4", "dora"), ("Q4_1", "lora"), ("Q6_K", "lora")]
+    ("name", "method"),
+    [
+        *(("int8", "lora"), ("nf4", "dora"), ("Q4_1", "lora"), ("Q6_K", "lora")),
+        ("nf4 across rows", "lora"),
+    ],
 )
 def test_lifted_over_quantised_weights_is_lifted_over_what_they_stand_for(name, method):
     lifted_over_both(name, method)
@@ -163,7 +175,7 @@ def test_the_dtype_is_that_of_the_weight():
     ("format", "params", "message"),
     [
         ("q4_2", {}, r"there is no format 'q4_2': expected one of int8, nf4, Q8_0"),
-        ("Q4_K", {}, r'Q4_K is only read, as a GGUF file has it: .*quantize="stored"'),
+        ("Q4_K", {}, r'Q4_K is only read, as files of models have it: .*quantize="stored"'),
         ("int8", {"w": np.ones((3, 2), int)}, "can't take:\n  w is of dtype int64"),
         ("int8", {"w": normal(3, 2, 4, 5)}, "can't take:\n  w has shape"),
         ("nf4", {"w": normal(3, 2).at[1, 1].set(jnp.nan)}, "w has values that are no finite"),
@@ -258,13 +270,13 @@ def test_starts_that_take_from_the_weight_leave_the_sum_as_it_was(init):
     assert_close(jlora.merge(frozen, lora), jlora.dequantize(small), 1e-5)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_fingerprint_is_that_of_the_plain_weights_where_devices_agree(name):
     small, plain = small_and_plain(name)
     of_small, of_plain = (jlora.checkpoint.fingerprint(tree) for tree in (small, plain))
     assert jlora.checkpoint.differences(of_small, of_plain) == []
     said = {path for path, leaf in of_small.items() if leaf["sum"] is not None}
-    assert said == (set() if name in ("int8", "nf4") else set(SHAPES))
+    assert said == (set() if name in ("int8", "nf4", "nf4 across rows") else set(SHAPES))
     if said:
         assert of_small == of_plain
 

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import assert_close, trained
-from quantised_leaves import leaf_of, lifted_over_both
+from quantised_leaves import KINDS, leaf_of, lifted_over_both
 
 import jlora
-from jlora._quantised import FORMATS
 
 KEY = jax.random.key(0)
 LETTERS = "abcd"
@@ -32,7 +31,7 @@ def products(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(products(), st.sampled_from([*FORMATS]))
+@given(products(), st.sampled_from(KINDS))
 def test_in_any_layout(drawn, name):
     shape, axes, equation, x_shape = drawn
     params = {"w": leaf_of(name, shape, axes)}
@@ -50,7 +49,7 @@ def test_in_any_layout(drawn, name):
     assert_close(run(frozen, lora, x), run(plain, lora, x), 1e-4)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_lifted_over_each_format_is_lifted_over_what_it_stands_for(name, method):
     lifted_over_both(name, method)
