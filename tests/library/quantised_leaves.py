@@ -10,7 +10,7 @@ from jax import lax
 from laws import assert_close, trained
 
 import jlora
-from jlora._quantised import BLOCKS, FORMATS, WRITTEN, BlockWeight, FourBitWeight
+from jlora._quantised import BLOCKS, FORMATS, WRITTEN, BlockWeight, FourBitWeight, Fp8Weight
 
 DRAW = np.random.default_rng(0)
 # where the high byte of each half-precision number of a block of a K format stands
@@ -22,6 +22,8 @@ def random_blocks(name, *before):
     data = DRAW.integers(0, 256, (*before, BLOCKS[name].size), dtype=np.uint8)
     for at in _HALVES.get(name, ()):
         data[..., at] = data[..., at] & 0x83 | 0x10
+    if name == "MXFP4":
+        data[..., 0] = data[..., 0] % 8 + 120  # an exponent
     return data
 
 
@@ -49,12 +51,26 @@ def four_bits(name, shape, axes, dtype):
     return FourBitWeight(*arrays, tuple(shape), jnp.dtype(dtype), axes, name[:3], flat=flat)
 
 
+def fp8(shape, axes, dtype):
+    """Random numbers in blocks of 3 x 5."""
+    stack, rows, columns = (
+        tuple(shape[dim] for dim in dims) for dims in (axes.stack, axes.outputs, axes.inputs)
+    )
+    values = DRAW.normal(size=(*stack, *rows, *columns)).astype(jnp.float8_e4m3fn)
+    counts = (-(-math.prod(rows) // 3), -(-math.prod(columns) // 5))
+    scale = DRAW.uniform(0.5, 2, (*stack, *counts)).astype("f")
+    arrays = (jnp.asarray(values), jnp.asarray(scale))
+    return Fp8Weight(*arrays, tuple(shape), jnp.dtype(dtype), axes, (3, 5))
+
+
 def leaf_of(name, shape, axes, dtype="float32"):
     """A leaf in the place of a weight of this shape: of a normal one, or of random bytes."""
     if name in WRITTEN:
         return FORMATS[name].encoded(jnp.asarray(DRAW.normal(size=shape), dtype), axes, name)
     if name == "fp4" or name.startswith("nf4"):
         return four_bits(name, shape, axes, dtype)
+    if name == "fp8":
+        return fp8(shape, axes, dtype)
     before = [shape[dim] for dim in (*axes.stack, *axes.outputs)]
     length = int(np.prod([shape[dim] for dim in axes.inputs]))
     data = random_blocks(name, *before, -(-length // BLOCKS[name].block))

@@ -6,8 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
+from random_models import TOKENS, assert_near, logits_of, randomised, save_tokenizer
+from variants import EAGER, GPT2, SMALL
 
 import jlora
+from jlora import models
 from jlora._quantised import FourBitWeight, encoded
 from jlora._quantised._four_bits import TABLES, levels
 
@@ -68,3 +72,38 @@ def test_our_bytes_are_theirs():
     assert np.abs(apart).max() <= 1
     np.testing.assert_allclose(ours.scale_scales, state.state2.absmax.numpy(), rtol=1e-5)
     np.testing.assert_allclose(ours.offset, state.offset.numpy(), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*weights are plain")
+@pytest.mark.parametrize(
+    ("family", "settings", "kind", "nested", "storage"),
+    [
+        ("llama", {**SMALL, "hidden_size": 64}, "nf4", True, "uint8"),
+        ("llama", SMALL, "fp4", False, "bfloat16"),
+        ("gpt2", {**GPT2, "n_embd": 64, "n_head": 4}, "nf4", True, "uint8"),
+    ],
+)
+def test_a_folder_that_transformers_wrote_gives_its_logits(
+    family, settings, kind, nested, storage, tmp_path
+):
+    config = transformers.AutoConfig.for_model(family, **settings)
+    randomised(config).save_pretrained(tmp_path / "whole")
+    given = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=nested,
+        bnb_4bit_quant_storage=storage,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole", quantization_config=given, dtype=torch.float32, **EAGER
+    )
+    theirs.save_pretrained(tmp_path / "small")
+    save_tokenizer(tmp_path / "small")
+    for quantize in (None, "stored"):
+        model = models.load(tmp_path / "small", quantize=quantize)
+        ours = jax.jit(model.apply)(model.params, TOKENS)
+        assert_near(ours, logits_of(theirs), 1e-4)
+    kernel = model.params["layers"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.format == kind
+    assert kernel.nbytes < np.prod(kernel.shape) * 0.6
