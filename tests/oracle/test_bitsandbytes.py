@@ -78,7 +78,7 @@ def test_our_bytes_are_theirs():
 @pytest.mark.parametrize(
     ("family", "settings", "kind", "nested", "storage"),
     [
-        ("llama", {**SMALL, "hidden_size": 64}, "nf4", True, "uint8"),
+        ("llama", {**SMALL, "hidden_size": 64, "num_attention_heads": 4}, "nf4", True, "uint8"),
         ("llama", SMALL, "fp4", False, "bfloat16"),
         ("gpt2", {**GPT2, "n_embd": 64, "n_head": 4}, "nf4", True, "uint8"),
     ],
@@ -99,6 +99,7 @@ def test_a_folder_that_transformers_wrote_gives_its_logits(
         tmp_path / "whole", quantization_config=given, dtype=torch.float32, **EAGER
     )
     theirs.save_pretrained(tmp_path / "small")
+    theirs = theirs.dequantize()  # some shapes have no product of its own on a CPU
     save_tokenizer(tmp_path / "small")
     for quantize in (None, "stored"):
         model = models.load(tmp_path / "small", quantize=quantize)

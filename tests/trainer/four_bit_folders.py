@@ -24,24 +24,8 @@ def quantise(folder, kind="nf4", *, nested=True, storage=np.uint8, turned=False,
     tensors = load_file(path)
     for name in [name for name in tensors if is_linear(name)]:
         out, inputs = tensors[name].shape[:: -1 if turned else 1]
-        count = -(-out * inputs // block)
-        codes = DRAW.integers(0, 16, -(-out * inputs // 2) * 2).astype(np.uint8)
-        tensors[name] = (codes[::2] << 4 | codes[1::2]).view(storage)[:, None]
-        scales = DRAW.uniform(0.1, 0.4, count).astype("f")
-        said = {"quant_type": kind, "blocksize": block, "dtype": "bfloat16", "shape": [out, inputs]}
-        if nested:
-            level = DRAW.integers(0, 256, count).astype(np.uint8)
-            most = DRAW.uniform(0.01, 0.05, -(-count // 256)).astype("f")
-            offset = np.float32(DRAW.uniform(0.1, 0.2))
-            scales = levels()[level] * most[np.arange(count) // 256] + offset
-            said |= {"nested_blocksize": 256, "nested_dtype": "float32"}
-            said |= {"nested_offset": float(offset)}
-            tensors |= {f"{name}.nested_absmax": most, f"{name}.nested_quant_map": levels()}
-        tensors[f"{name}.absmax"] = level if nested else scales
-        tensors[f"{name}.quant_map"] = TABLES[kind]
-        tensors[f"{name}.{STATE}{kind}"] = np.frombuffer(json.dumps(said).encode(), np.uint8)
-        numbers = TABLES[kind][codes[: out * inputs]]
-        meant[name] = (numbers * np.repeat(scales, block)[: out * inputs]).reshape(out, inputs)
+        made, meant[name] = parts(name, out, inputs, kind, nested=nested, block=block)
+        tensors |= {**made, name: made[name].view(storage)[:, None]}
     save_file(tensors, path)
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {
@@ -54,6 +38,33 @@ def quantise(folder, kind="nf4", *, nested=True, storage=np.uint8, turned=False,
     }
     (folder / "config.json").write_text(json.dumps(config))
     return meant
+
+
+def parts(name, out, inputs, kind="nf4", *, nested=True, block=64):
+    """The tensors of one random weight, and what it stands for."""
+    count = -(-out * inputs // block)
+    packed = DRAW.integers(0, 256, -(-out * inputs // 2), dtype=np.uint8)
+    codes = np.stack([packed >> 4, packed & 15], axis=-1).reshape(-1)[: out * inputs]
+    scales = DRAW.uniform(0.1, 0.4, count).astype("f")
+    said = {"quant_type": kind, "blocksize": block, "dtype": "bfloat16", "shape": [out, inputs]}
+    tensors = {name: packed, f"{name}.absmax": scales, f"{name}.quant_map": TABLES[kind]}
+    if nested:
+        level = DRAW.integers(0, 256, count).astype(np.uint8)
+        most = DRAW.uniform(0.01, 0.05, -(-count // 256)).astype("f")
+        offset = np.float32(DRAW.uniform(0.1, 0.2))
+        scales = levels()[level] * most[np.arange(count) // 256] + offset
+        said |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": float(offset)}
+        tensors |= {f"{name}.nested_absmax": most, f"{name}.nested_quant_map": levels()}
+        tensors[f"{name}.absmax"] = level
+    tensors[f"{name}.{STATE}{kind}"] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    numbers = TABLES[kind][codes] * np.repeat(scales, block)[: out * inputs]
+    return tensors, numbers.reshape(out, inputs)
+
+
+def save_words(folder):
+    """A tokenizer of two words."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "yes": 1}, "?"))
+    words.save(str(folder / "tokenizer.json"))
 
 
 def of_family(folder, family, **changes):
@@ -69,8 +80,7 @@ def of_family(folder, family, **changes):
     save_file(contiguous, folder / "model.safetensors")
     settings = {"model_type": family, **SETTINGS[family], **changes}
     (folder / "config.json").write_text(json.dumps({**settings, "eos_token_id": 0}))
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "yes": 1}, "?"))
-    words.save(str(folder / "tokenizer.json"))
+    save_words(folder)
     return folder
 
 
