@@ -126,3 +126,32 @@ def lifted_over_both(name, method):
     assert_close(jlora.merge(small, lora), jlora.merge(plain, lora), 1e-6)
     report = jlora.explain(model, small, lora, TOKENS)
     assert (report.materialised, report.unused) == (0, ())
+
+
+def one_layer_at_a_time(name):
+    """The gradient of a loop over layers never has two of them decoded, and keeps none."""
+    layers, width = 16, 256
+    axes = {"w": jlora.Axes((1,), (2,), (0,))}
+    frozen = {"w": leaf_of(name, (layers, width, width), axes["w"])}
+    config = jlora.LoraConfig(targets="w", rank=2)
+    _, lora = jlora.split(frozen, config, jax.random.key(0), axes=axes)
+    x = jnp.ones((4, width)) / 100
+
+    def loss(p, x):
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w / 100), None), x, p["w"])[0].sum()
+
+    lifted = jlora.lift(loss, strict=True)
+    grad = jax.jit(jax.grad(lifted, argnums=1))
+    one = width * width * 4
+    lowered = grad.lower(frozen, lora, x)
+    assert len(lowered.as_text()) < 100_000  # no stored array is a constant of the program
+    compiled = lowered.compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4.5 * one  # of 16 layers
+    kept = jax.tree.leaves(jax.eval_shape(lambda lora: jax.vjp(lifted, frozen, lora, x)[1], lora))
+    stored = frozen["w"].nbytes
+    assert sum(math.prod(each.shape) * each.dtype.itemsize for each in kept) < stored + 4 * one
+    plain = jlora.dequantize(frozen)
+    both = (compiled, grad.lower(plain, lora, x).compile())
+    flops = [program.cost_analysis()["flops"] for program in both]
+    decoding = 2 * layers * width * width  # forward and backward
+    assert flops[1] <= flops[0] < flops[1] + 12 * decoding

@@ -1,7 +1,6 @@
 """Over quantised weights everything is as over the weights that they stand for."""
 
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from quantised_leaves import (
     leaf_of,
     lifted_over_both,
     model,
+    one_layer_at_a_time,
     small_and_plain,
 )
 
@@ -44,31 +44,7 @@ def test_without_an_adapter_a_model_computes_with_what_its_weights_stand_for(nam
 
 @pytest.mark.parametrize("name", ["nf4", "Q4_1"])
 def test_in_a_loop_one_layer_is_decoded_at_a_time_and_none_is_kept(name, compiled_as_ever):
-    layers, width = 16, 256
-    axes = {"w": jlora.Axes((1,), (2,), (0,))}
-    frozen = {"w": leaf_of(name, (layers, width, width), axes["w"])}
-    config = jlora.LoraConfig(targets="w", rank=2)
-    _, lora = jlora.split(frozen, config, KEY, axes=axes)
-    x = jnp.ones((4, width)) / 100
-
-    def loss(p, x):
-        return lax.scan(lambda x, w: (jnp.tanh(x @ w / 100), None), x, p["w"])[0].sum()
-
-    lifted = jlora.lift(loss, strict=True)
-    grad = jax.jit(jax.grad(lifted, argnums=1))
-    one = width * width * 4
-    lowered = grad.lower(frozen, lora, x)
-    assert len(lowered.as_text()) < 100_000  # no stored array is a constant of the program
-    compiled = lowered.compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 4.5 * one  # of 16 layers
-    kept = jax.tree.leaves(jax.eval_shape(lambda lora: jax.vjp(lifted, frozen, lora, x)[1], lora))
-    stored = frozen["w"].nbytes
-    assert sum(math.prod(each.shape) * each.dtype.itemsize for each in kept) < stored + 4 * one
-    plain = jlora.dequantize(frozen)
-    both = (compiled, grad.lower(plain, lora, x).compile())
-    flops = [program.cost_analysis()["flops"] for program in both]
-    decoding = 2 * layers * width * width  # forward and backward
-    assert flops[1] <= flops[0] < flops[1] + 12 * decoding
+    one_layer_at_a_time(name)
 
 
 def test_the_gradient_of_a_frozen_leaf_is_none_of_numbers():
