@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jlora._lowrank import RANK, Axes, Dims
 from jlora._quantised._rows import before, weight_of
@@ -19,7 +20,7 @@ from jlora._quantised._weight import QuantizedWeight
 class Fp8Weight(QuantizedWeight):
     """Matrices as a file has them, outputs first."""
 
-    values: jax.Array  # float8_e4m3fn (*stack, *outputs, *inputs)
+    values: jax.Array  # uint8, the bits of float8_e4m3fn (*stack, *outputs, *inputs)
     scale: jax.Array  # float32 (*stack, blocks of outputs, blocks of inputs)
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     dtype: Any = dataclasses.field(metadata={"static": True})
@@ -42,7 +43,9 @@ class Fp8Weight(QuantizedWeight):
     def plain(self) -> jax.Array:
         first, stack = self.values.shape[: len(before(self.axes))], len(self.axes.stack)
         rows, columns = math.prod(first[stack:]), math.prod(self.values.shape[len(first) :])
-        wide = self.values.reshape(*first[:stack], rows, columns).astype(jnp.float32)
+        bits = self.values.reshape(*first[:stack], rows, columns)
+        # bits until here: a compiler without such numbers would widen the stack before the loop
+        wide = lax.bitcast_convert_type(bits, jnp.float8_e4m3fn).astype(jnp.float32)
         scale = self.scale
         for axis, size in zip((-2, -1), self.sizes, strict=True):
             scale = jnp.repeat(scale, size, axis=axis)

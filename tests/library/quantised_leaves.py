@@ -56,7 +56,7 @@ def fp8(shape, axes, dtype):
     stack, rows, columns = (
         tuple(shape[dim] for dim in dims) for dims in (axes.stack, axes.outputs, axes.inputs)
     )
-    values = DRAW.normal(size=(*stack, *rows, *columns)).astype(jnp.float8_e4m3fn)
+    values = DRAW.normal(size=(*stack, *rows, *columns)).astype(jnp.float8_e4m3fn).view("u1")
     counts = (-(-math.prod(rows) // 3), -(-math.prod(columns) // 5))
     scale = DRAW.uniform(0.5, 2, (*stack, *counts)).astype("f")
     arrays = (jnp.asarray(values), jnp.asarray(scale))

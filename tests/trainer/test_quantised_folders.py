@@ -63,7 +63,7 @@ def test_fp8_weights_are_read_as_numbers_times_the_scale_of_their_block(copy, bl
             assert want.std() > 0
     small = models.load(copy, quantize="stored").params
     kernel = small["layers"]["mlp"]["down_proj"]["kernel"]
-    assert (kernel.format, kernel.values.dtype) == ("fp8", ml_dtypes.float8_e4m3fn)
+    assert (kernel.format, kernel.values.dtype) == ("fp8", np.uint8)
     jax.tree.map(np.testing.assert_array_equal, jlora.dequantize(small), model.params)
 
 

@@ -76,7 +76,7 @@ def _weight(
 
     def kept() -> Kept:
         arrays = {
-            "values": Numbers(shape, _NUMBERS, lambda: opened.read(name).view(_NUMBERS)),
+            "values": Numbers(shape, np.dtype(np.uint8), lambda: opened.read(name)),
             "scale": Numbers(
                 counts, _FLOAT32, lambda: scales_of(opened.read(scales)).reshape(counts)
             ),
