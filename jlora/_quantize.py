@@ -168,8 +168,8 @@ def _check_format(format: str) -> None:
         return
     if format in FORMATS:
         raise ValueError(
-            f"{format} is only read, as a GGUF file has it: "
-            f'jlora.models.load(file, quantize="stored"). Written are {", ".join(WRITTEN)}'
+            f"{format} is only read, as files of models have it: "
+            f'jlora.models.load(source, quantize="stored"). Written are {", ".join(WRITTEN)}'
         )
     raise ValueError(f"there is no format {format!r}: expected one of {', '.join(WRITTEN)}")
 

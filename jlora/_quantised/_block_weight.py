@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jlora._lowrank import RANK, Axes, Dims
 from jlora._quantised._block_format import BlockFormat
+from jlora._quantised._mxfp4 import MXFP4
 from jlora._quantised._q4_0 import Q4_0
 from jlora._quantised._q4_1 import Q4_1
 from jlora._quantised._q4_k import Q4_K
@@ -22,7 +23,7 @@ from jlora._quantised._rows import before, rows_of, weight_of
 from jlora._quantised._weight import QuantizedWeight
 
 FORMATS: dict[str, BlockFormat] = {
-    its.name: its for its in (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K)
+    its.name: its for its in (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, MXFP4)
 }
 
 

@@ -15,7 +15,7 @@ from jlora._quantised._weight import QuantizedWeight
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MixedStack(QuantizedWeight):
-    """A stack as a GGUF file has it whose layers differ in their format, each as it was stored.
+    """A stack as a file has it whose layers differ in their format, each as it was stored.
 
     In a loop over layers the format's branch alone is computed.
     """

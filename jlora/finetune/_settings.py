@@ -131,7 +131,7 @@ class Settings:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the frozen weights; A and B are float32"""
     quantize: Literal["none", "int8", "nf4", "stored"] = "none"
-    """of the frozen weights: none; 8 or 4 bits; or stored: as a GGUF file has them"""
+    """of the frozen weights: none; 8 or 4 bits; or stored: as the files have them"""
     precision: Literal["", "default", "high", "highest"] = ""
     """of products of float32 on TPUs and GPUs: default, high, highest (the environment's)"""
     attention: Literal["blocks", "cudnn"] = "blocks"

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import model_files
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -63,6 +64,23 @@ def test_a_restored_adapter_goes_where_its_base_lies(format, tmp_path):
     assert jax.tree.map(lambda leaf: leaf.sharding, again) == want
     tokens = np.ones((8, 4), int)
     assert jax.jit(jlora.lift(small.apply))(small.params, again, tokens).shape == (8, 4, 64)
+
+
+@pytest.mark.filterwarnings("ignore:.*weights are plain")
+@pytest.mark.parametrize(("kind", "sizes"), [("fp8", {"model": 2}), ("mxfp4", {"data": 2})])
+def test_what_a_folder_stores_lies_as_the_weight_that_it_stands_for(kind, sizes, tmp_path):
+    folder = model_files.write(kind, tmp_path)
+    mesh = models.make_mesh({"fsdp": 1, **sizes})
+    small, plain = (
+        models.load(folder, quantize=each, mesh=mesh).params for each in ("stored", None)
+    )
+    jax.tree.map(np.testing.assert_array_equal, jlora.dequantize(small), plain)
+    is_small = lambda leaf: isinstance(leaf, jlora.QuantizedWeight)  # noqa: E731
+    leaves = zip(jax.tree.leaves(small, is_leaf=is_small), jax.tree.leaves(plain), strict=True)
+    both = [(its, weight) for its, weight in leaves if is_small(its)]
+    assert len(both) == {"fp8": 7, "mxfp4": 2}[kind]
+    for its, weight in both:
+        assert place_of(its).is_equivalent_to(weight.sharding, weight.ndim)
 
 
 def test_a_mesh_that_cuts_blocks_is_refused_with_counts_that_do_not():

@@ -14,7 +14,7 @@ from transformers.integrations import finegrained_fp8, mxfp4
 from variants import EAGER, GPT_OSS, SMALL
 
 from jlora import models
-from jlora.models._files import _quantised_tensors
+from jlora.models._files import _fp8_tensors, _mxfp4_tensors
 
 RNG = np.random.default_rng(0)
 
@@ -25,7 +25,7 @@ def test_mxfp4_is_dequantised_as_by_transformers():
     theirs = mxfp4.convert_moe_packed_tensors(
         torch.tensor(blocks), torch.tensor(exponents), dtype=torch.float32
     )
-    ours = _quantised_tensors.of_mxfp4(blocks, exponents)
+    ours = _mxfp4_tensors.of_mxfp4(blocks, exponents)
     assert ours.shape == (3, 128, 10)
     np.testing.assert_array_equal(ours, theirs.numpy())
 
@@ -38,12 +38,12 @@ def test_mxfp4_is_dequantised_as_by_gguf():
     packed = numbers[..., :16] | numbers[..., 16:] << 4
     rows = np.concatenate([exponents[..., None], packed], axis=-1).reshape(7, -1)
     theirs = gguf.dequantize(rows, gguf.GGMLQuantizationType.MXFP4)
-    np.testing.assert_array_equal(_quantised_tensors.of_mxfp4(blocks, exponents), theirs.T)
+    np.testing.assert_array_equal(_mxfp4_tensors.of_mxfp4(blocks, exponents), theirs.T)
 
 
 def test_an_exponent_that_is_no_number_makes_its_block_none():
     blocks = np.full((1, 2, 16), 0x21, np.uint8)
-    found = _quantised_tensors.of_mxfp4(blocks, np.array([[255, 127]], np.uint8))
+    found = _mxfp4_tensors.of_mxfp4(blocks, np.array([[255, 127]], np.uint8))
     assert np.isnan(found[:32]).all()
     assert found[32:, 0].tolist() == [0.5, 1.0] * 16
 
@@ -54,7 +54,7 @@ def test_fp8_is_dequantised_as_by_transformers(shape):
     scales = torch.tensor(RNG.uniform(0.1, 3, (*shape[:-2], 2, 2)).astype("f"))
     theirs = finegrained_fp8.Fp8Dequantize(None)._dequantize_one(weight, scales)
     bits = weight.view(torch.uint8).numpy()
-    ours = _quantised_tensors._of_fp8((3, 4))(bits, scales.numpy())
+    ours = _fp8_tensors.of_fp8(bits, scales.numpy(), (3, 4))
     np.testing.assert_array_equal(ours, theirs.numpy())
 
 

@@ -156,7 +156,10 @@ def test_missing_extra_and_misshaped_tensors_are_named_all_at_once(copy):
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish', but only 'silu', 'swish', 'gelu', "),
         ({"attention_bias": True}, "model.layers.0.self_attn.k_proj.bias is missing"),
-        ({"quantization_config": {}}, "has quant_method None, but only 'fp8', 'mxfp4' are read"),
+        (
+            {"quantization_config": {}},
+            "has quant_method None, but only 'fp8', 'mxfp4', ",
+        ),
         ({"rope_scaling": {"type": "ntk"}}, "RoPE scaling of type 'ntk'"),
         ({"num_key_value_heads": 2}, "3 heads can't share 2 key-value heads"),
         ({"num_hidden_layers": 0}, "layers is 0: expected at least 1"),

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import jlora
 from jlora import models
 from jlora.models import expected_shapes
 
 RNG = np.random.default_rng(0)
+PLAIN = pytest.mark.filterwarnings("ignore:.*weights are plain")
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
 
 
@@ -46,6 +48,7 @@ def quantised(folder, block, change=lambda tensors: None):
     return meant
 
 
+@PLAIN
 @pytest.mark.parametrize("block", [[5, 7], [128, 128], None])
 def test_fp8_weights_are_read_as_numbers_times_the_scale_of_their_block(copy, block):
     meant = quantised(copy, block)
@@ -58,6 +61,10 @@ def test_fp8_weights_are_read_as_numbers_times_the_scale_of_their_block(copy, bl
             want = meant[f"model.layers.{layer}.{part}.{name}.weight"]
             np.testing.assert_array_equal(found[layer], want.T)
             assert want.std() > 0
+    small = models.load(copy, quantize="stored").params
+    kernel = small["layers"]["mlp"]["down_proj"]["kernel"]
+    assert (kernel.format, kernel.values.dtype) == ("fp8", np.uint8)
+    jax.tree.map(np.testing.assert_array_equal, jlora.dequantize(small), model.params)
 
 
 def in_powers(folder, held):
@@ -88,15 +95,18 @@ def in_powers(folder, held):
     return meant
 
 
+@PLAIN
 @pytest.mark.parametrize("held", ["F32", "F8_E8M0", "U8"])
 def test_scales_that_are_powers_of_two_are_read_in_each_form(copy, held):
     meant = in_powers(copy, held)
     settings = {**FP8, "weight_block_size": [5, 7], "scale_fmt": "ue8m0"}
     edit(copy / "config.json", quantization_config=settings)
-    found = models.load(copy).params["layers"]["mlp"]["up_proj"]["kernel"]
-    for layer in range(2):
-        want = meant[f"model.layers.{layer}.mlp.up_proj.weight"]
-        np.testing.assert_array_equal(np.asarray(found)[layer], want.T)
+    plain, small = (models.load(copy, quantize=each).params for each in (None, "stored"))
+    for found in (plain, jlora.dequantize(small)):
+        for layer in range(2):
+            kernel = np.asarray(found["layers"]["mlp"]["up_proj"]["kernel"])[layer]
+            want = meant[f"model.layers.{layer}.mlp.up_proj.weight"]
+            np.testing.assert_array_equal(kernel, want.T)
 
 
 def test_bytes_are_no_scales_where_nothing_says_so(copy):
@@ -140,7 +150,10 @@ def test_fp8_without_scales_that_fit_is_an_error_that_names_them(copy):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"quant_method": "gptq"}, "has quant_method 'gptq', but only 'fp8', 'mxfp4' are read"),
+        (
+            {"quant_method": "gptq"},
+            "has quant_method 'gptq', but only 'fp8', 'mxfp4', ",
+        ),
         ({"activation_scheme": "static"}, "activation_scheme of quantization_config is 'static'"),
         ({"weight_block_size": [128]}, r"is [128]: expected two numbers above 0"),
     ],
@@ -158,6 +171,7 @@ def e2m1(bits):
     return sign * (mantissa / 2 if exponent == 0 else 2.0 ** (exponent - 1) * (1 + mantissa / 2))
 
 
+@PLAIN
 def test_mxfp4_experts_are_read_as_the_numbers_of_their_blocks(tiny, tmp_path):
     settings = {
         "model_type": "gpt_oss",
@@ -201,6 +215,10 @@ def test_mxfp4_experts_are_read_as_the_numbers_of_their_blocks(tiny, tmp_path):
         for layer in range(2):
             want = meant[f"model.layers.{layer}.mlp.experts.{name}"]
             np.testing.assert_array_equal(found[layer], want)
+    small = models.load(folder, quantize="stored").params
+    jax.tree.map(np.testing.assert_array_equal, jlora.dequantize(small), model.params)
+    kernel = small["layers"]["mlp"]["experts"]["down_proj"]["kernel"]
+    assert (kernel.format, kernel.data.shape) == ("MXFP4", (2, 3, 64, 17))
     out = models.export(folder, tmp_path / "out")
     again = models.load(out)
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)

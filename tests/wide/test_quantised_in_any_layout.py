@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from fast_compiles import compiled_as_ever
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import assert_close, trained
-from quantised_leaves import leaf_of, lifted_over_both
+from quantised_leaves import KINDS, leaf_of, lifted_over_both, one_layer_at_a_time
 
 import jlora
-from jlora._quantised import FORMATS
 
 KEY = jax.random.key(0)
 LETTERS = "abcd"
@@ -32,7 +32,7 @@ def products(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(products(), st.sampled_from([*FORMATS]))
+@given(products(), st.sampled_from(KINDS))
 def test_in_any_layout(drawn, name):
     shape, axes, equation, x_shape = drawn
     params = {"w": leaf_of(name, shape, axes)}
@@ -50,7 +50,44 @@ def test_in_any_layout(drawn, name):
     assert_close(run(frozen, lora, x), run(plain, lora, x), 1e-4)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_lifted_over_each_format_is_lifted_over_what_it_stands_for(name, method):
     lifted_over_both(name, method)
+
+
+@pytest.fixture
+def as_ever():
+    with compiled_as_ever():
+        yield
+
+
+@pytest.mark.parametrize("name", ["fp8", "MXFP4", "fp4", "nf4 across rows"])
+def test_one_layer_of_a_stack_is_decoded_at_a_time(name, as_ever):
+    one_layer_at_a_time(name)
+
+
+def test_experts_are_decoded_one_layer_at_a_time(as_ever):
+    layers, experts, width = 12, 4, 128
+    axes = jlora.Axes((2,), (3,), (0, 1))
+    frozen = {"w": leaf_of("MXFP4", (layers, experts, width, width), axes)}
+    config = jlora.LoraConfig(targets="w", rank=2)
+    _, lora = jlora.split(frozen, config, KEY, axes={"w": axes})
+    x, sizes = jnp.ones((8, width)) / 100, jnp.array([3, 0, 4, 1])
+
+    def loss(p, x):
+        def layer(x, w):
+            return jnp.tanh(jax.lax.ragged_dot(x, w, sizes) / 100), None
+
+        return jax.lax.scan(layer, x, p["w"])[0].sum()
+
+    lifted = jlora.lift(loss, strict=True)
+    plain = jlora.dequantize(frozen)
+    grad = jax.jit(jax.value_and_grad(lifted, argnums=1))
+    assert_close(grad(frozen, lora, x), grad(plain, lora, x), 1e-4)
+    compiled = grad.lower(frozen, lora, x).compile()
+    one = experts * width * width * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < 4.5 * one
+    report = jlora.explain(loss, frozen, lora, x)
+    assert (report.materialised, report.unused) == (0, ())
+    assert str(report).count("w is kept small: MXFP4") == 1

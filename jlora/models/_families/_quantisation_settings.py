@@ -13,6 +13,10 @@ METHODS: dict[str, dict[str, tuple[Any, ...]]] = {
         "expert_dtype": ("fp8",),
     },
     "mxfp4": {},
+    "bitsandbytes": {
+        "load_in_8bit": (False,),
+        "bnb_4bit_quant_type": ("nf4", "fp4"),
+    },
 }
 
 

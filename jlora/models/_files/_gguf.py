@@ -57,6 +57,6 @@ def read(path: Path) -> Read:
         dtype=tensors.dtype,
         ignored={*_gguf_rope.honoured(config), *left_over(leaves, config)},
         where=where,
-        as_stored=tensors.as_stored,
+        kept=tensors.kept,
     )
     return Read(model, tensors, fields, found)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jlora._quantised import BLOCKS
+from jlora._quantised import BLOCKS, BlockWeight
 from jlora._requires import requires
 from jlora.models._families._family import Family
 from jlora.models._families._gguf_route import NAMES, OF_ROWS, Gguf, Joined, Undo
 from jlora.models._files._boxes import Box
-from jlora.models._files._stacking import StoredBlocks
+from jlora.models._files._kept import Kept, Numbers
 from jlora.models._files._tensor import Tensor, all_at_once, as_it_lies
 from jlora.models._files._torch_tensors import Kind, Stored
 from jlora.models._net._config import DecoderConfig
@@ -187,7 +187,7 @@ class Tensors:
                 f"{parts}: together they are no {name} of the sizes in the header"
             ) from None
 
-    def as_stored(self, name: str) -> StoredBlocks | None:
+    def kept(self, name: str) -> Kept | None:
         """The bytes of a tensor whose rows stay whole on the way from the file to the model.
 
         None where they do not, or where the types of its parts are several or none of `BLOCKS`.
@@ -207,9 +207,11 @@ class Tensors:
             array = parts[0] if its.joined is None else its.joined.join(parts, self._config)
             for each in its.undo:
                 array = each.out(array, self._config)
-            return array.reshape(*rows, length // block * size)
+            return array.reshape(shape)
 
-        return StoredBlocks(kind, (*rows, length // block * size), read)
+        shape = (*rows, length // block * size)
+        arrays = {"data": Numbers(shape, np.dtype(np.uint8), read)}
+        return Kept(BlockWeight, (("format", kind),), arrays)
 
     def dtype(self, name: str) -> np.dtype:
         """Of what `read` gives.

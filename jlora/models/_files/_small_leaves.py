@@ -17,15 +17,15 @@ from jlora._quantised import (
     BLOCKS,
     FORMATS,
     WRITTEN,
-    BlockWeight,
     MixedStack,
     QuantizedWeight,
     encoded,
 )
-from jlora.models._files import _held
+from jlora.models._files import _boxes, _held
+from jlora.models._files._boxes import Box
+from jlora.models._files._kept import Kept
 from jlora.models._files._stacking import (
     Opened,
-    StoredBlocks,
     expected_shapes,
     layers_of,
     per_layer,
@@ -34,7 +34,9 @@ from jlora.models._files._stacking import (
 )
 
 STORED = "stored"
-_KINDS = ("linear", "conv1d", "experts", "experts_as_ours")
+_KEPT = f"{', '.join(BLOCKS)} of GGUF, fp8, MXFP4, nf4 and fp4 of a folder"
+_IN_OUT = ("conv1d", "experts_as_ours")  # as a file has them
+_KINDS = ("linear", "experts", *_IN_OUT)
 
 Small = Callable[[str, tuple[int, ...]], Any]  # a leaf for a path and a shape, or None
 
@@ -52,10 +54,10 @@ def check(quantize: str | None, opened: Opened) -> None:
         raise ValueError(
             f"quantize={quantize!r}: expected None, {STORED!r} or one of {', '.join(WRITTEN)}{only}"
         )
-    if not any(map(opened.as_stored, opened.shapes)):
+    if not any(map(opened.kept, opened.shapes)):
         raise ValueError(
             f"{opened.where} holds no weights that stay as they are stored "
-            f"({', '.join(BLOCKS)} of GGUF): quantize it as one of {', '.join(WRITTEN)}"
+            f"({_KEPT}): quantize it as one of {', '.join(WRITTEN)}"
         )
 
 
@@ -69,7 +71,7 @@ def left_plain(opened: Opened) -> str:
         return ""
     return (
         f"{opened.where}: {len(plain)} of {len(paths)} weights are plain: {_words.named(plain)} "
-        f"are none of {', '.join(BLOCKS)} in all layers"
+        f"are not stored in all layers as one of {_KEPT}"
     )
 
 
@@ -144,32 +146,96 @@ def _encoded(
 def _as_stored(
     opened: Opened, dtype: Any, shapes_alone: bool, path: str, shape: tuple[int, ...]
 ) -> QuantizedWeight | None:
-    """The leaf of a file's own bytes, where all of its layers have them."""
+    """The leaf of a file's own numbers, where all of its layers have them."""
     if not _may_be_stored(opened, path):
         return None
-    names = [name for name, _ in opened.placed(path, shape)]
-    layers = list(layers_of(path, shape))
-    found = [opened.as_stored(name) for name in names]
-    if len(names) != len(layers) or None in found:
+    placed = [*opened.placed(path, shape)]
+    found = [opened.kept(name) for name, _ in placed]
+    turned = stored_of(opened.leaves, path).kind in _IN_OUT
+    outputs = max(box[-2].stop for _, box in placed)
+    layers: dict[int, list[_Placed]] = {}
+    for kept, (name, box) in zip(found, placed, strict=True):
+        kept = kept if kept is None or len(box[-2]) == outputs else _beside(kept, len(box[-2]))
+        if kept is None or kept.turned != turned:
+            return None
+        own = len(opened.shapes[name]) - 2  # dimensions of the tensor's own stack
+        layers.setdefault(box[0].start if stacked(path) else 0, []).append(_Placed(kept, box, own))
+    kinds = {at: {each.kept.kind for each in its} for at, its in layers.items()}
+    if any(len(its) > 1 for its in kinds.values()):
         return None
-    blocks: list[StoredBlocks] = [each for each in found if each is not None]
-    axes = _axes(path, shape)
-    fill = _shape if shapes_alone else _filled
+    axes, room = _axes(path, shape), _outline if shapes_alone else _filled
     if not stacked(path):
-        [its] = blocks
-        return BlockWeight(fill(its.shape, [its]), shape, dtype, axes, its.format)
-    formats = sorted({each.format for each in blocks})
+        return _joined(layers[0], shape, dtype, axes, outputs, room)
+    of_layers = [next(iter(its)) for its in kinds.values()]
+    each = sorted(set(of_layers), key=repr)
+    which = [each.index(kind) for kind in of_layers]
+    at = [which[:layer].count(stack) for layer, stack in enumerate(which)]
     stacks = []
-    for format in formats:
-        its = [each for each in blocks if each.format == format]
-        data = fill((len(its), *its[0].shape), its)
-        stacks.append(BlockWeight(data, (len(its), *shape[1:]), dtype, axes, format))
+    for stack in range(len(each)):
+        count = which.count(stack)
+        its = [
+            dataclasses.replace(placed, box=(range(at[layer], at[layer] + 1), *placed.box[1:]))
+            for layer in layers
+            if which[layer] == stack
+            for placed in layers[layer]
+        ]
+        stacks.append(_joined(its, (count, *shape[1:]), dtype, axes, outputs, room))
     if len(stacks) == 1:
         return stacks[0]
-    which = [formats.index(each.format) for each in blocks]
-    at = [which[:layer].count(stack) for layer, stack in enumerate(which)]
     places = (jnp.array(which, jnp.int32), jnp.array(at, jnp.int32))
     return MixedStack(tuple(stacks), *places, shape, dtype, axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """A tensor's arrays, and where it lies in its leaf as the file has it."""
+
+    kept: Kept
+    box: Box
+    own: int  # dimensions of its arrays that are a stack of the tensor's own
+
+    def room(self, name: str, of: tuple[int, ...], outputs: int) -> tuple[int, ...]:
+        """The shape of an array of the leaf whose stack this is."""
+        rest = self.kept.arrays[name].shape[self.own :]
+        parts = outputs // len(self.box[-2])
+        return (*of, *rest) if parts == 1 else (*of, rest[0] * parts, *rest[1:])
+
+    def index(self, name: str) -> tuple[slice, ...]:
+        """Where the array lies in that of the leaf."""
+        stack, rows = _boxes.index(self.box[:-2]), self.box[-2]
+        rest = self.kept.arrays[name].shape[self.own :]
+        if not rest:  # one number a matrix
+            return stack
+        first = rows.start * rest[0] // len(rows)
+        return (*stack, slice(first, first + rest[0]))
+
+
+def _beside(kept: Kept, rows: int) -> Kept | None:
+    """The same in arrays that lie beside those of other tensors, outputs by outputs."""
+    if kept.rows is None:
+        return kept.apart
+    return kept if rows % kept.rows == 0 else None
+
+
+def _joined(
+    placed: Sequence[_Placed],
+    shape: tuple[int, ...],
+    dtype: Any,
+    axes: Axes,
+    outputs: int,
+    filled: Callable[..., Any],
+) -> QuantizedWeight:
+    """One leaf of tensors that are of one kind."""
+    kept, stack = placed[0].kept, tuple(shape[dim] for dim in axes.stack)
+    arrays = {
+        name: filled(
+            placed[0].room(name, stack, outputs),
+            numbers.dtype,
+            [(each.index(name), each.kept.arrays[name]) for each in placed],
+        )
+        for name, numbers in kept.arrays.items()
+    }
+    return kept.leaf(**arrays, shape=shape, dtype=dtype, axes=axes, **dict(kept.settings))  # type: ignore
 
 
 def _axes(path: str, shape: tuple[int, ...]) -> Axes:
@@ -196,16 +262,17 @@ def _stack(
     return dataclasses.replace(whole, shape=shape, dtype=dtype, axes=axes)
 
 
-def _filled(shape: tuple[int, ...], blocks: Sequence[StoredBlocks]) -> jax.Array:
-    """The bytes of all of them, one behind the other along a first dimension that ``shape`` has."""
-    held = _room(shape, np.dtype(np.uint8))
-    for room, each in zip(held.reshape(len(blocks), *blocks[0].shape), blocks, strict=True):
-        room[...] = each.read()
+def _filled(shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[Any]) -> jax.Array:
+    """An array of what lies at each index of it; one of them is read at a time."""
+    held = _room(shape, dtype)
+    for index, numbers in parts:
+        room = held[index]
+        room[...] = numbers.read().reshape(room.shape)
     return _put(held)
 
 
-def _shape(shape: tuple[int, ...], blocks: Sequence[StoredBlocks]) -> Any:
-    return jax.ShapeDtypeStruct(shape, np.uint8)
+def _outline(shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[Any]) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from jlora import _paths, _words
 from jlora.models._files import _boxes, _held
 from jlora.models._files._boxes import Box
+from jlora.models._files._kept import Kept
 from jlora.models._files._tensor import Tensor
 from jlora.models._files._torch_tensors import (
     Stored,
@@ -29,15 +30,6 @@ from jlora.models._files._torch_tensors import (
 from jlora.models._net._encoder_config import Config
 from jlora.models._net._kinds import net_of
 from jlora.models._text._tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredBlocks:
-    """A quantised tensor of a file in its own bytes, in the order of our rows."""
-
-    format: str  # as jlora calls it
-    shape: tuple[int, ...]  # of the bytes: (..., out, bytes of a row)
-    read: Callable[[], np.ndarray]  # uint8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +48,7 @@ class Opened:
     told: tuple[str, ...] = ()  # what a person should know, a line each
     aside: Collection[str] = ()  # tensors of parts of the model that are not read: of vision, say
     # a quantised tensor as it is stored; None for one that is not, or that is changed on the way
-    as_stored: Callable[[str], StoredBlocks | None] = lambda name: None
+    kept: Callable[[str], Kept | None] = lambda name: None
 
     def check(self) -> None:
         """Nothing, if the file holds the tensors that its configuration asks for.
@@ -160,6 +152,15 @@ class Opened:
             fused = self._fused(its, layer)
             for name, index in places(its, layer, per_layer(path, shape), fused=fused).items():
                 yield name, _boxes.of((at, *index) if stacked(path) else index, held)
+
+    def expected(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all tensors that the configuration asks for, by name."""
+        return {
+            name: want
+            for path, shape in expected_shapes(self.config).items()
+            for layer in layers_of(path, shape)
+            for name, want in self._tensors(path, layer, per_layer(path, shape)).items()
+        }
 
     def _tensors(self, path: str, layer: int, shape: tuple[int, ...]) -> dict[str, Any]:
         its = stored_of(self.leaves, path)
