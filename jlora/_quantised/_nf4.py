@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora._lowrank import RANK, Axes, Dims
+from jlora._quantised._block_format import bytes_of_nibbles, nibbles, side_by_side
+from jlora._quantised._lookup import looked_up
 from jlora._quantised._rows import before, rows_of, weight_of
 from jlora._quantised._weight import QuantizedWeight
 
@@ -53,7 +55,7 @@ def _levels() -> np.ndarray:
 class Nf4Weight(QuantizedWeight):
     """Rows of blocks along the inputs; the scales of a matrix are quantised together."""
 
-    codes: jax.Array  # uint8 (*stack, *outputs, blocks * 32); the first number is the high half
+    codes: jax.Array  # uint8 (*stack, *outputs, blocks * 32): low halves are a block's first 32
     scale_codes: jax.Array  # uint8 (*stack, *outputs, blocks)
     scale_scales: jax.Array  # float32 (*stack, groups) of 256 scales, one row behind the other
     offset: jax.Array  # float32 (*stack,): the mean scale
@@ -77,7 +79,7 @@ class Nf4Weight(QuantizedWeight):
         levels = _nearest(_levels(), groups / jnp.where(most == 0, 1, most)[..., None])
         levels = levels.reshape(*stack, -1)[..., : flat.shape[-1]]
         return cls(
-            (codes[..., ::2] << 4 | codes[..., 1::2]).reshape(*codes.shape[:-2], -1),
+            bytes_of_nibbles(codes).reshape(*codes.shape[:-2], -1),
             levels.reshape(scales.shape),
             most,
             offset,
@@ -105,9 +107,9 @@ class Nf4Weight(QuantizedWeight):
 
     def plain(self) -> jax.Array:
         scales = self._scales()[..., None]
-        numbers = jnp.asarray(_numbers())[_pairs(self.codes)]
-        blocks = numbers.reshape(*scales.shape[:-1], _BLOCK) * scales
-        return weight_of(blocks, self.axes, self.shape).astype(self.dtype)
+        codes = nibbles(self.codes.reshape(*self.scale_codes.shape, _BLOCK // 2))
+        blocks = side_by_side((looked_up(_numbers(), q) * scales for q in codes), self.dtype)
+        return weight_of(blocks, self.axes, self.shape)
 
     def _scales(self) -> jax.Array:
         """float32 (*stack, *outputs, blocks)."""
@@ -116,7 +118,7 @@ class Nf4Weight(QuantizedWeight):
         count = math.prod(shape[len(stack) :])
         each = jnp.repeat(self.scale_scales, _GROUP, axis=-1)[..., :count].reshape(shape)
         offset = self.offset.reshape(*stack, *(1,) * (len(shape) - len(stack)))
-        return jnp.asarray(_levels())[self.scale_codes] * each + offset
+        return looked_up(_levels(), self.scale_codes) * each + offset
 
     def like(self, weight: jax.Array) -> Self:
         """Matrices that say the same keep their bytes: their blocks share scales of scales."""
@@ -136,9 +138,3 @@ def _nearest(levels: np.ndarray, values: jax.Array) -> jax.Array:
     """uint8: where in the rising levels the nearest one stands."""
     between = (levels[:-1].astype(np.float64) + levels[1:]) / 2
     return jnp.searchsorted(jnp.asarray(between, values.dtype), values).astype(jnp.uint8)
-
-
-def _pairs(codes: jax.Array) -> jax.Array:
-    """Two numbers of each byte, that of its high bits first."""
-    both = jnp.stack([codes >> 4, codes & 15], axis=-1)
-    return both.reshape(*codes.shape[:-1], 2 * codes.shape[-1])
