@@ -138,7 +138,10 @@ class FrozenBase(Base):
                 return stored
             return Factor(choose(stored.array, stored.dims.index(dim)), stored.dims)
 
-        return self.move(unmoved(len(self.dims), parted=frozenset([dim])), part).plain()
+        its = self.dims[dim]
+        leaf = self.leaf if its is None else self.leaf.for_rows(its)
+        base = dataclasses.replace(self, stored=leaf, lacking=())
+        return base.move(unmoved(len(self.dims), parted=frozenset([dim])), part).plain()
 
     def steps(self, movement: Movement) -> tuple[Any, Callable[[Any], Base]]:
         first, leaf = self.dims[0], self.leaf

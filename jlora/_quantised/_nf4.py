@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlora._frozen_leaf import FrozenLeaf
 from jlora._lowrank import RANK, Axes, Dims
 from jlora._quantised._block_format import bytes_of_nibbles, nibbles, side_by_side
 from jlora._quantised._lookup import looked_up
@@ -106,10 +107,13 @@ class Nf4Weight(QuantizedWeight):
         return {"codes": _BLOCK // 2, "scale_codes": 1}
 
     def plain(self) -> jax.Array:
-        scales = self._scales()[..., None]
-        codes = nibbles(self.codes.reshape(*self.scale_codes.shape, _BLOCK // 2))
-        blocks = side_by_side((looked_up(_numbers(), q) * scales for q in codes), self.dtype)
-        return weight_of(blocks, self.axes, self.shape)
+        return self._scaled().plain()
+
+    def for_rows(self, dim: int) -> FrozenLeaf:
+        return self._scaled()  # a scale is one number of 64
+
+    def _scaled(self) -> _Scaled:
+        return _Scaled(self.codes, self._scales(), self.shape, self.dtype, self.axes)
 
     def _scales(self) -> jax.Array:
         """float32 (*stack, *outputs, blocks)."""
@@ -132,6 +136,27 @@ class Nf4Weight(QuantizedWeight):
             return jnp.where(same.reshape(*same.shape, *(1,) * (old.ndim - same.ndim)), old, new)
 
         return jax.tree.map(chosen, self, new)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Scaled(FrozenLeaf):
+    """The same with scales that are decoded: any row can be taken by itself."""
+
+    codes: jax.Array  # as there
+    scales: jax.Array  # float32 (*stack, *outputs, blocks)
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    dtype: Any = dataclasses.field(metadata={"static": True})
+    axes: Axes = dataclasses.field(metadata={"static": True})
+
+    def dimensions(self) -> dict[str, Dims]:
+        return dict.fromkeys(("codes", "scales"), (*before(self.axes), RANK))
+
+    def plain(self) -> jax.Array:
+        scales = self.scales[..., None]
+        codes = nibbles(self.codes.reshape(*self.scales.shape, _BLOCK // 2))
+        blocks = side_by_side((looked_up(_numbers(), q) * scales for q in codes), self.dtype)
+        return weight_of(blocks, self.axes, self.shape)
 
 
 def _nearest(levels: np.ndarray, values: jax.Array) -> jax.Array:
