@@ -78,6 +78,13 @@ class FrozenLeaf(abc.ABC):
         fields = list(self.dimensions().values())
         return tuple(dim for dim in range(len(self.shape)) if all(dim in field for field in fields))
 
+    def for_rows(self, dim: int) -> FrozenLeaf:
+        """A leaf of the same weight whose `separable` has this dimension, before a lookup along it.
+
+        Itself, unless the class knows another one that takes little to make.
+        """
+        return self
+
     @property
     def nbytes(self) -> int:
         """The bytes of the stored arrays."""

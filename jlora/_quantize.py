@@ -14,6 +14,7 @@ from jlora._config import ALL_LINEAR, LoraConfig
 from jlora._frozen_leaf import decoded, is_frozen_leaf
 from jlora._lowrank import Axes
 from jlora._quantised import FORMATS, WRITTEN, QuantizedWeight, encoded
+from jlora._traced_axes import TracedAxes
 
 
 def quantize(
@@ -30,8 +31,9 @@ def quantize(
     a layer at a time where layers are scanned; nothing decoded is kept for the gradient. Adapters
     train beside it as beside a plain weight (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
 
-    Blocks run along a weight's inputs. Rows that they do not divide are filled up; the weight keeps
-    its shape.
+    Blocks run along a weight's inputs; along the rows of a table, if ``axes`` say that they are
+    looked up, so that a lookup decodes them alone. Rows that blocks do not divide are filled up;
+    the weight keeps its shape.
 
     Args:
         params: any pytree of arrays.
@@ -79,7 +81,7 @@ def quantize(
         elif problem := _not_finite(leaf):
             problems.append(f"{path} {problem}")
         else:
-            new = leaves[path] = encoded(leaf, its, format)
+            new = leaves[path] = encoded(leaf, _by_rows(path, its, axes), format)
             if _overflows(new):
                 problems.append(f"{path} has values beyond what {format} can hold")
     if problems:
@@ -161,6 +163,14 @@ def requantize(merged: Any, *, like: Any) -> Any:
 
 
 _COARSE = f"keep it plain, or quantize it as one of {', '.join(WRITTEN)}"
+
+
+def _by_rows(path: str, its: Axes, axes: Mapping[str, Axes] | None) -> Axes:
+    """The axes whose inputs lie along a row, in a table that is read by its rows."""
+    chosen = axes.looked_up.get(path, ()) if isinstance(axes, TracedAxes) else ()
+    if set(chosen) & set(its.inputs):
+        return Axes(inputs=its.outputs, outputs=its.inputs, stack=its.stack)
+    return its
 
 
 def _check_format(format: str) -> None:

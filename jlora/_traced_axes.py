@@ -22,6 +22,8 @@ class TracedAxes(Mapping[str, Axes]):
         linear: the paths of the weights that ``targets="all-linear"`` means.
         left_out: from the path of every other weight with axes to why ``"all-linear"`` leaves it
             out: rows are looked up in it, it is an output head, or `lift` would merge it.
+        looked_up: from the path of each table that rows are looked up in to the dimensions along
+            which they are chosen.
 
     Example:
         >>> import jax.numpy as jnp
@@ -38,6 +40,7 @@ class TracedAxes(Mapping[str, Axes]):
     unclear: Mapping[str, str] = dataclasses.field(default_factory=dict)
     linear: frozenset[str] = frozenset()
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    looked_up: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, path: str) -> Axes:
         return self.axes[path]

@@ -15,6 +15,7 @@ from jlora._lift._base import Base
 from jlora._lift._decline import Decline
 from jlora._lift._movement import Movement, unmoved
 from jlora._lowrank import RANK, Factor
+from jlora._stored_order import as_stored
 
 
 @jax.tree_util.register_dataclass
@@ -59,13 +60,14 @@ class FrozenBase(Base):
         return dataclasses.replace(self, origin=origin)
 
     def plain(self) -> jax.Array:
-        return self._here(self.leaf.plain())
+        return self._here(_completed(as_stored(self.stored), self.sizes, self.lacking).plain())
 
     def multiply(
         self, product: Callable[..., Any], *operands: Any, kept: tuple[int | None, ...]
     ) -> Any:
         def multiply(stored, *rest):
-            return _completed(stored, self.sizes, self.lacking).multiply(here, *rest, kept=own)
+            leaf = _completed(as_stored(stored), self.sizes, self.lacking)
+            return leaf.multiply(here, *rest, kept=own)
 
         def here(w, *rest):
             return product(self._here(w), *rest)
@@ -136,7 +138,10 @@ class FrozenBase(Base):
                 return stored
             return Factor(choose(stored.array, stored.dims.index(dim)), stored.dims)
 
-        return self.move(unmoved(len(self.dims), parted=frozenset([dim])), part).plain()
+        its = self.dims[dim]
+        leaf = self.leaf if its is None else self.leaf.for_rows(its)
+        base = dataclasses.replace(self, stored=leaf, lacking=())
+        return base.move(unmoved(len(self.dims), parted=frozenset([dim])), part).plain()
 
     def steps(self, movement: Movement) -> tuple[Any, Callable[[Any], Base]]:
         first, leaf = self.dims[0], self.leaf

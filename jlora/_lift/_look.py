@@ -50,7 +50,7 @@ class Look:
         self.met: set[str] = set()
         self.multiplied: set[str] = set()  # weights that a product uses as they are
         self.merged_at: dict[str, str] = {}  # weights that a product would get merged, and why
-        self.looked_up: set[str] = set()
+        self.looked_up: dict[str, frozenset[int]] = {}  # and along which dimensions
         self.read: set[str] = set()  # weights whose product's result another product reads
 
     # equations
@@ -105,7 +105,7 @@ class Look:
         for leaf in leaves:
             if leaf.picked and leaf.left:
                 self.met.add(leaf.path)
-                self.looked_up.add(leaf.path)
+                self.looked_up[leaf.path] = leaf.picked
                 self._product(leaf, leaf.picked, leaf.left)
             else:
                 others.append(leaf)
@@ -182,7 +182,7 @@ class Look:
             return
         if leaf.picked and not (inputs - leaf.stack and outputs - leaf.stack):
             if inputs:  # rows that were looked up, then multiplied
-                self.looked_up.add(leaf.path)
+                self.looked_up[leaf.path] = leaf.picked
             inputs, outputs = leaf.picked, (inputs | outputs) - leaf.picked
         if inputs & outputs:
             self.other[leaf.path] = "one of its dimensions is partly contracted and partly kept"

@@ -106,6 +106,7 @@ def _described(look: Look, shapes: dict[str, tuple[int, ...]], results: list[Any
         unclear={path: other[path] for path in shapes if path in other.keys() - found.keys()},
         linear=frozenset(found.keys() - left_out.keys()),
         left_out=left_out,
+        looked_up={path: tuple(sorted(dims)) for path, dims in look.looked_up.items()},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -34,16 +34,23 @@ def bytes_of_halves(numbers: jax.Array) -> jax.Array:
     return pairs.reshape(*numbers.shape[:-1], 2 * numbers.shape[-1])
 
 
-def nibbles(data: jax.Array) -> jax.Array:
-    """Two numbers of 4 bits of each byte: first all low ones, then all high ones."""
-    both = jnp.stack([data & 15, data >> 4], axis=-2)
-    return both.reshape(*data.shape[:-1], 2 * data.shape[-1])
+def nibbles(data: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two numbers of 4 bits of each byte: all low ones, and all high ones."""
+    return data & 15, data >> 4
 
 
 def bytes_of_nibbles(numbers: jax.Array) -> jax.Array:
-    """The bytes whose `nibbles` these uint8 numbers below 16 are."""
+    """The bytes whose `nibbles`, the low ones first, these uint8 numbers below 16 are."""
     low, high = jnp.split(numbers, 2, axis=-1)
     return low | (high << 4)
+
+
+def side_by_side(parts: Iterable[jax.Array], dtype: Any) -> jax.Array:
+    """What was decoded from low bits and what from high ones, along the last axis.
+
+    Each is of the dtype before: TPUs keep what they lay side by side.
+    """
+    return jnp.concatenate([part.astype(dtype) for part in parts], axis=-1)
 
 
 def bits(data: jax.Array) -> jax.Array:

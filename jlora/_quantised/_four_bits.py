@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora._lowrank import RANK, Axes, Dims
+from jlora._quantised._lookup import looked_up
 from jlora._quantised._rows import Rows, before, matrices, rows_of, weight_of
 from jlora._quantised._weight import QuantizedWeight
 
@@ -103,9 +104,13 @@ class FourBitWeight(QuantizedWeight):
 
     def plain(self) -> jax.Array:
         scales = self._scales()[..., None]
-        numbers = jnp.asarray(TABLES[self.format])[_pairs(self.codes)]
+        numbers = looked_up(TABLES[self.format], _pairs(self.codes))
         blocks = numbers.reshape(*scales.shape[:-1], self.block) * scales
         return weight_of(blocks, self._rows, self.shape).astype(self.dtype)
+
+    def for_rows(self, dim: int) -> Self:
+        """With scales that are decoded, one number for each block: any row is there by itself."""
+        return dataclasses.replace(self, scales=self._scales(), scale_scales=None, offset=None)
 
     @property
     def _rows(self) -> Rows:
@@ -120,7 +125,7 @@ class FourBitWeight(QuantizedWeight):
         count = math.prod(shape[len(stack) :])
         each = jnp.repeat(self.scale_scales, GROUP, axis=-1)[..., :count].reshape(shape)
         offset = self.offset.reshape(*stack, *(1,) * (len(shape) - len(stack)))
-        return jnp.asarray(levels())[self.scales] * each + offset
+        return looked_up(levels(), self.scales) * each + offset
 
     def like(self, weight: jax.Array) -> Self:
         """Matrices that say the same keep their bytes: their blocks share scales of scales."""

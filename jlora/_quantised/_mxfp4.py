@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jlora._quantised._block_format import BlockFormat, nibbles
+from jlora._quantised._block_format import BlockFormat, nibbles, side_by_side
+from jlora._quantised._lookup import looked_up
 
 # By the four bits: the sign, then two of the exponent and one of the mantissa.
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -22,7 +23,7 @@ def _decode(data: jax.Array, dtype: Any) -> jax.Array:
     exponent = data[..., :1].astype(jnp.uint32)
     bits = jnp.where(exponent == 0, _SMALLEST, exponent << 23)
     scale = lax.bitcast_convert_type(jnp.where(exponent == 255, _NONE, bits), jnp.float32)
-    return (scale * jnp.asarray(E2M1)[nibbles(data[..., 1:])]).astype(dtype)
+    return side_by_side((scale * looked_up(E2M1, q) for q in nibbles(data[..., 1:])), dtype)
 
 
 MXFP4 = BlockFormat("MXFP4", 32, 17, _decode)

@@ -13,11 +13,13 @@ from jlora._quantised._block_format import (
     halves,
     nibbles,
     over,
+    side_by_side,
 )
 
 
 def _decode(data: jax.Array, dtype: Any) -> jax.Array:
-    return (halves(data[..., :2]) * (nibbles(data[..., 2:]).astype(jnp.float32) - 8)).astype(dtype)
+    d = halves(data[..., :2])
+    return side_by_side((d * (q.astype(jnp.float32) - 8) for q in nibbles(data[..., 2:])), dtype)
 
 
 def _encode(blocks: jax.Array) -> jax.Array:

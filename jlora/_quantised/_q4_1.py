@@ -12,12 +12,13 @@ from jlora._quantised._block_format import (
     halves,
     nibbles,
     over,
+    side_by_side,
 )
 
 
 def _decode(data: jax.Array, dtype: Any) -> jax.Array:
     d, m = jnp.split(halves(data[..., :4]), 2, axis=-1)
-    return (d * nibbles(data[..., 4:]).astype(jnp.float32) + m).astype(dtype)
+    return side_by_side((d * q.astype(jnp.float32) + m for q in nibbles(data[..., 4:])), dtype)
 
 
 def _encode(blocks: jax.Array) -> jax.Array:

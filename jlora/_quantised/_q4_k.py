@@ -1,11 +1,12 @@
 """Q4_K: 256 numbers of 4 bits in 8 parts; scales and minima of the parts have 6 bits each."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jlora._quantised._block_format import BlockFormat, halves
+from jlora._quantised._block_format import BlockFormat, halves, nibbles, side_by_side
 
 
 def scales_and_minima(data: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -24,26 +25,20 @@ def scales_and_minima(data: jax.Array) -> tuple[jax.Array, jax.Array]:
     return both[..., :1] * scale, both[..., 1:] * minimum
 
 
-def in_turns(
-    d: jax.Array, m: jax.Array, halves: tuple[jax.Array, jax.Array], dtype: Any
-) -> jax.Array:
-    """(..., 256) ``d q - m``, of parts 0, 2, 4, 6 and parts 1, 3, 5, 7: each (..., 4, 32) uint8.
-
-    A half is of the dtype before the two lie in turns: TPUs keep what they interleave.
-    """
-    of_halves = [
+def in_turns(d: jax.Array, m: jax.Array, parts: Iterable[jax.Array], dtype: Any) -> jax.Array:
+    """(..., 256) ``d q - m``, of parts 0, 2, 4, 6 and parts 1, 3, 5, 7: each (..., 4, 32) uint8."""
+    decoded = (
         d[..., at::2, None] * q.astype(jnp.float32) - m[..., at::2, None]
-        for at, q in enumerate(halves)
-    ]
-    parts = jnp.stack([half.astype(dtype) for half in of_halves], axis=-2)
-    return parts.reshape(*d.shape[:-1], 256)
+        for at, q in enumerate(parts)
+    )
+    return side_by_side(decoded, dtype).reshape(*d.shape[:-1], 256)
 
 
 def _decode(data: jax.Array, dtype: Any) -> jax.Array:
     d, m = scales_and_minima(data[..., :16])
     # each 32 bytes hold one part low and the next one high
     pairs = data[..., 16:].reshape(*data.shape[:-1], 4, 32)
-    return in_turns(d, m, (pairs & 15, pairs >> 4), dtype)
+    return in_turns(d, m, nibbles(pairs), dtype)
 
 
 Q4_K = BlockFormat("Q4_K", 256, 144, _decode)

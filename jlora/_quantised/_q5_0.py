@@ -15,12 +15,21 @@ from jlora._quantised._block_format import (
     halves,
     nibbles,
     over,
+    side_by_side,
 )
 
 
 def _decode(data: jax.Array, dtype: Any) -> jax.Array:
-    q = nibbles(data[..., 6:]) | (bits(data[..., 2:6]) << 4)
-    return (halves(data[..., :2]) * (q.astype(jnp.float32) - 16)).astype(dtype)
+    d = halves(data[..., :2])
+    q = with_fifth_bits(nibbles(data[..., 6:]), data[..., 2:6])
+    return side_by_side((d * (part.astype(jnp.float32) - 16) for part in q), dtype)
+
+
+def with_fifth_bits(
+    low: tuple[jax.Array, jax.Array], fifth: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Numbers of 5 bits of the 16 low and the 16 high halves of bytes: (..., 4) bytes more."""
+    return low[0] | (bits(fifth[..., :2]) << 4), low[1] | (bits(fifth[..., 2:]) << 4)
 
 
 def _encode(blocks: jax.Array) -> jax.Array:

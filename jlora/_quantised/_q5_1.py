@@ -7,20 +7,21 @@ import jax.numpy as jnp
 
 from jlora._quantised._block_format import (
     BlockFormat,
-    bits,
     bytes_of_bits,
     bytes_of_halves,
     bytes_of_nibbles,
     halves,
     nibbles,
     over,
+    side_by_side,
 )
+from jlora._quantised._q5_0 import with_fifth_bits
 
 
 def _decode(data: jax.Array, dtype: Any) -> jax.Array:
     d, m = jnp.split(halves(data[..., :4]), 2, axis=-1)
-    q = nibbles(data[..., 8:]) | (bits(data[..., 4:8]) << 4)
-    return (d * q.astype(jnp.float32) + m).astype(dtype)
+    q = with_fifth_bits(nibbles(data[..., 8:]), data[..., 4:8])
+    return side_by_side((d * part.astype(jnp.float32) + m for part in q), dtype)
 
 
 def _encode(blocks: jax.Array) -> jax.Array:

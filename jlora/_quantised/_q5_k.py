@@ -5,15 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora._quantised._block_format import BlockFormat
+from jlora._quantised._block_format import BlockFormat, nibbles
 from jlora._quantised._q4_k import in_turns, scales_and_minima
 
 
 def _decode(data: jax.Array, dtype: Any) -> jax.Array:
     d, m = scales_and_minima(data[..., :16])
     high = (data[..., None, 16:48] >> jnp.arange(8, dtype=jnp.uint8)[:, None]) & 1
-    pairs = data[..., 48:].reshape(*data.shape[:-1], 4, 32)
-    q = (pairs & 15) | (high[..., ::2, :] << 4), (pairs >> 4) | (high[..., 1::2, :] << 4)
+    pairs = nibbles(data[..., 48:].reshape(*data.shape[:-1], 4, 32))
+    q = [low | (high[..., at::2, :] << 4) for at, low in enumerate(pairs)]
     return in_turns(d, m, q, dtype)
 
 
