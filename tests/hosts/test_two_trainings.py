@@ -120,7 +120,8 @@ def test_one_row_to_learn_from_is_enough_for_two_processes(trainings):
 def test_one_that_is_killed_while_both_save_ends_the_other_which_names_it(trainings, one_killed):
     """Within a minute, and the run goes on; the last here: its time is over then."""
     first, second = one_killed
-    assert second.wait() == 137
+    second.communicate()
+    assert second.returncode == 137
     died = (trainings.here / "one-killed/died").stat().st_mtime
     _, errors = first.communicate(timeout=max(1, died + 60 - time.time()))
     assert first.returncode == 1
