@@ -164,8 +164,9 @@ def _said_once() -> Iterator[None]:
     a traceback for each.
     """
     of_orbax = f"{os.sep}orbax{os.sep}"
+    theirs = of_orbax, "[os_error_code="  # the latter is TensorStore's
     quieter = {
-        logging.getLogger("asyncio"): lambda record: of_orbax not in record.getMessage(),
+        logging.getLogger("asyncio"): lambda its: not any(map(its.getMessage().count, theirs)),
         logging.getLogger("absl"): lambda its: not (its.exc_info and of_orbax in its.pathname),
     }
     former = sys.unraisablehook
