@@ -1,5 +1,6 @@
 """Random models of every family's variants, in torch and in jlora."""
 
+import copy
 import functools
 import tempfile
 import warnings
@@ -23,7 +24,8 @@ PROMPTS = [list(range(5, 22)), [44, 9, 71], [17, 60, 61, 5, 5, 80, 12, 33, 8, 20
 def settings_of(variant):
     """(model type, what a user would write into config.json)."""
     family, changes = VARIANTS[variant]
-    settings = {**STARTS.get(family, SMALL), **changes}
+    # of its own: transformers writes into the tables that it is given
+    settings = copy.deepcopy({**STARTS.get(family, SMALL), **changes})
     if settings.get("head_dim", 1) is None:
         del settings["head_dim"]
     return family, settings

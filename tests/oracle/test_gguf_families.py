@@ -30,7 +30,7 @@ from variants import (
 
 from jlora import models
 from jlora.models._families import FAMILIES
-from jlora.models._files._quantised_tensors import of_mxfp4
+from jlora.models._files._mxfp4_tensors import of_mxfp4
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
