@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from benchmarks._shared.table import Table, add_save, versions
+from benchmarks._shared.trained import TRAIN
 from jlora import trainer
 
-TRAIN = Path(__file__).parent.parent / "train.py"
 ENDS = re.compile(r"([\d.]+) minutes, (.+) of memory at most\s*$")
 COLUMNS = (
     "seed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +28,6 @@ class Fp8Weight(QuantizedWeight):
     sizes: tuple[int, int] = dataclasses.field(metadata={"static": True})  # of a block
     format = "fp8"
 
-    @classmethod
-    def encoded(cls, weight: jax.Array, axes: Axes, format: str) -> Self:
-        raise NotImplementedError("it is only read")
-
-    @property
-    def encodes(self) -> bool:
-        return False
-
     def dimensions(self) -> dict[str, Dims]:
         values = (*before(self.axes), *self.axes.inputs)
         return {"values": values, "scale": (*self.axes.stack, RANK, RANK)}
@@ -51,6 +43,3 @@ class Fp8Weight(QuantizedWeight):
             scale = jnp.repeat(scale, size, axis=axis)
         wide *= scale[..., :rows, :columns]
         return weight_of(wide.reshape(*first, 1, columns), self.axes, self.shape).astype(self.dtype)
-
-    def like(self, weight: jax.Array) -> Self:
-        raise NotImplementedError("it is only read")

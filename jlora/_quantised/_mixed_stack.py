@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import jax
 from jax import lax
@@ -31,14 +31,6 @@ class MixedStack(QuantizedWeight):
     def format(self) -> str:
         return " and ".join(stack.format for stack in self.stacks)
 
-    @classmethod
-    def encoded(cls, weight: jax.Array, axes: Axes, format: str) -> Self:
-        raise NotImplementedError("only what a file mixes is mixed")
-
-    @property
-    def encodes(self) -> bool:
-        return False
-
     @property
     def exact(self) -> bool:
         return all(stack.exact for stack in self.stacks)
@@ -62,6 +54,3 @@ class MixedStack(QuantizedWeight):
             return decoded
 
         return lax.switch(which, [branch(stack) for stack in self.stacks], at)
-
-    def like(self, weight: jax.Array) -> Self:
-        raise NotImplementedError("it is only read")

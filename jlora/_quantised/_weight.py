@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from typing import Any, Self
 
 import jax
@@ -30,17 +29,24 @@ class QuantizedWeight(FrozenLeaf):
     axes: Any  # how the weight is used: blocks run along its inputs
 
     @classmethod
-    @abc.abstractmethod
     def encoded(cls, weight: jax.Array, axes: Axes, format: str) -> Self:
-        """A floating array that is used so, in the format's nearest numbers."""
+        """A floating array that is used so, in the format's nearest numbers.
 
-    @abc.abstractmethod
+        Raises:
+            NotImplementedError: in a class whose weights are only read.
+        """
+        raise NotImplementedError(f"{format} is only read")
+
     def like(self, weight: jax.Array) -> Self:
         """Another weight of this shape and dtype in this format.
 
         Where it says what this one says, it has this one's bytes: by blocks or by matrices, as the
         format allows.
+
+        Raises:
+            NotImplementedError: where the format is only read.
         """
+        raise NotImplementedError(f"{self.format} is only read")
 
     @property
     def of_a_block(self) -> dict[str, int]:
@@ -49,5 +55,5 @@ class QuantizedWeight(FrozenLeaf):
 
     @property
     def encodes(self) -> bool:
-        """Whether weights can be written in this format, or read alone."""
-        return True
+        """Whether weights can be written in this format, or read alone: whether it has a `like`."""
+        return type(self).like is not QuantizedWeight.like

@@ -117,10 +117,10 @@ def _require_writable(directory: Path, arrays: Arrays) -> None:
 
     A process that failed among others that write would leave them waiting.
     """
-    _files.require_room(directory, _needed(arrays))
+    needed = _needed(arrays)
+    _files.require_room(directory, needed)
     if _together.client() is not None:
-        beside = tempfile.TemporaryFile
-        with _unwritten(directory, _needed(arrays)), beside(dir=directory.parent) as file:
+        with _unwritten(directory, needed), tempfile.TemporaryFile(dir=directory.parent) as file:
             file.write(b" ")
             file.flush()
 

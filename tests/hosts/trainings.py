@@ -69,10 +69,11 @@ class Trainings:
         return [json.loads(line) for line in lines if line.endswith("}")]
 
     def end(self):
-        """Ends those that still run."""
+        """Ends those that still run, and closes what none has read."""
         for process in self.started:
             if process.poll() is None:
                 process.kill()
+            if not process.stdout.closed:
                 process.communicate()
 
 
