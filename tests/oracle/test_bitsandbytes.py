@@ -13,7 +13,7 @@ from variants import EAGER, GPT2, SMALL
 import jlora
 from jlora import models
 from jlora._quantised import FourBitWeight, encoded
-from jlora._quantised._four_bits import TABLES, levels
+from jlora._quantised._four_bits import TABLES, levels, of_neighbours
 
 RNG = np.random.default_rng(0)
 AXES = jlora.Axes((0,), (1,))  # our kernel is (in, out), theirs (out, in)
@@ -32,7 +32,7 @@ def leaf_of(data, state, shape):
     out, inputs = shape
     flat, block = bool(inputs % state.blocksize), state.blocksize
     rows = (-1,) if flat else (out, -1)
-    codes = np.pad(data.reshape(-1), (0, -data.size % (block // 2)))
+    codes = of_neighbours(np.pad(data.reshape(-1), (0, -data.size % (block // 2))), block)
     scales = state.absmax.numpy()
     more = (state.state2.absmax.numpy(), state.offset.numpy()) if state.nested else (None, None)
     arrays = jax.tree.map(jnp.asarray, (codes.reshape(rows), scales.reshape(rows), *more))
@@ -65,7 +65,7 @@ def test_our_bytes_are_theirs():
     weight, data, state, _ = theirs((300, 192))  # several groups of scales
     assert state.state2.absmax.shape == (4,)
     ours = encoded(jnp.asarray(weight.T), AXES, "nf4")
-    same = np.asarray(ours.codes).reshape(-1) == data.reshape(-1)
+    same = np.asarray(ours.codes).reshape(-1) == of_neighbours(data.reshape(-1), 64)
     assert same.mean() > 0.9999  # a number in the middle of two
     apart = np.asarray(ours.scales).reshape(-1).astype(int) - state.absmax.numpy().astype(int)
     assert (apart == 0).mean() > 0.99  # the others are in the middle of two levels, to rounding

@@ -193,7 +193,11 @@ class _Weight:
             shape = (*rows, count)
             return Numbers(shape, dtype, lambda: read().reshape(shape))
 
-        codes = numbers(per_row * state.block // 2, _UINT8, lambda: self._bytes(state))
+        codes = numbers(
+            per_row * state.block // 2,
+            _UINT8,
+            lambda: _four_bits.of_neighbours(self._bytes(state), state.block),
+        )
         scales = numbers(per_row, _FLOAT32, lambda: self._scales(state))
         settings = {"format": self.kind, "block": state.block, "flat": flat}
         of_scales = {"scale_scales": None, "offset": None}
