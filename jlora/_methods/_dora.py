@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -49,13 +49,10 @@ class DoraWeight(LoraWeight):
     @classmethod
     def start_fields(cls, leaf: Leaf) -> dict[str, Any]:
         """Its magnitudes are the norms of the weight, so that it is what it was."""
-        return {**super().start_fields(leaf), "magnitude": _norms(leaf.weight, [], leaf.axes)}
-
-    @classmethod
-    def from_lora(cls, lora: LoraWeight, weight: Any) -> Self:
-        """The node of this delta whose magnitudes are the norms of ``weight``."""
-        fields = {field.name: getattr(lora, field.name) for field in dataclasses.fields(LoraWeight)}
-        return cls(**fields, magnitude=_norms(weight, [], lora.axes))
+        return {
+            **super().start_fields(leaf),
+            "magnitude": norms_over_inputs(leaf.weight, [], leaf.axes),
+        }
 
     def dimensions(self) -> dict[str, Dims]:
         return {**super().dimensions(), "magnitude": (*self.axes.stack, *self.axes.outputs)}
@@ -70,7 +67,7 @@ class DoraWeight(LoraWeight):
 
     def adapt(self, weight: jax.Array, shared: Shared) -> Factored:
         product = self.product()
-        norms = jax.lax.stop_gradient(_norms(weight, [product], self.axes))
+        norms = jax.lax.stop_gradient(norms_over_inputs(weight, [product], self.axes))
         gain = self.magnitude / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
         if jnp.ndim(self.scaling):  # a layer that is not adapted keeps its magnitudes too
             adapted = (self.scaling != 0).any(-1)
@@ -91,7 +88,7 @@ class DoraWeight(LoraWeight):
         return LowRank(self.a, self.b, self.scaling, self.magnitude)
 
 
-def _norms(weight: jax.Array, products: Sequence[Product], axes: Axes) -> jax.Array:
+def norms_over_inputs(weight: jax.Array, products: Sequence[Product], axes: Axes) -> jax.Array:
     """The norm over the inputs of W + A B, (*stack, *out), without forming the sum."""
     sums = squared_sums(weight, products, axes.inputs)
     assert sums is not None  # A alone has the inputs

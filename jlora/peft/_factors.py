@@ -14,6 +14,7 @@ from jlora._config import ALL_LINEAR
 from jlora._lora_dict import Lora
 from jlora._lowrank import promoted
 from jlora._methods import DoraWeight, LoraWeight
+from jlora._methods._dora import norms_over_inputs
 from jlora.peft import _lora_bias, _matching, _pairs
 from jlora.peft._file import AdapterFile
 from jlora.peft._layout import Leaf, Parameter
@@ -140,7 +141,7 @@ def _dora(file: AdapterFile, leaf: Leaf, node: LoraWeight, pieces) -> DoraWeight
         dtypes = (pair.magnitude.dtype for each in pieces.values() for _, pair in each)
         magnitude = np.zeros((*leaf.stack, leaf.outputs), promoted(*dtypes))
     else:
-        magnitude = np.array(DoraWeight.from_lora(node, leaf.base()).magnitude)
+        magnitude = np.array(norms_over_inputs(leaf.base(), [], node.axes))
         magnitude = magnitude.reshape(*leaf.stack, leaf.outputs)
     for layer, each in pieces.items():
         for span, pair in each:

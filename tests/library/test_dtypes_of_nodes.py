@@ -49,6 +49,29 @@ def test_in_64_bits_nodes_are_as_wide_as_their_weights_ask(name, dtype):
             assert (leaf.dtype, leaf.shape) == (dtype, tree[path].shape), path
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("name", ["lora", "qalora", "rows", "bias"])
+def test_in_64_bits_what_is_combined_is_as_wide_as_it_was(name, dtype):
+    with jax.enable_x64(True):
+        config = jlora.LoraConfig(targets="kernel", rank=2, **CONFIGS[name])
+        _, one = jlora.split(params(dtype), config, KEY, axes=AXES)
+        one = trained(one)
+        for path, node in jlora.combine([one, one], [0.5, 2.0]).items():
+            for field in (*node.trainable, *({"scaling"} & vars(node).keys())):
+                assert getattr(node, field).dtype == getattr(one[path], field).dtype, (path, field)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_in_64_bits_what_is_added_to_a_narrow_weight_is_no_wider_than_float32(dtype):
+    with jax.enable_x64(True):
+        for name in ("lora", "qalora", "bias", "rows"):
+            config = jlora.LoraConfig(targets="kernel", rank=2, **CONFIGS[name])
+            frozen, lora = jlora.split(params(dtype), config, KEY, axes=AXES)
+            for path, node in lora.items():
+                for leaf in jax.tree.leaves(node.adapt(frozen[path], {})):
+                    assert leaf.dtype in (dtype, "float32"), (path, leaf.dtype)
+
+
 def test_an_elementwise_form_is_computed_in_float32_and_cast_once():
     """HiRA in bfloat16, whose products and sums would round four times."""
     tree = params("bfloat16")

@@ -120,3 +120,8 @@ def test_every_gain_finds_its_factor():
             changed = [n for n in "ab" if getattr(alone, n) is not getattr(product, n)]
             assert changed == (["a"] if {*dims} <= {*a} else ["b"])
             np.testing.assert_allclose(formed(alone), formed(product), rtol=1e-9, atol=1e-9)
+
+
+def test_the_factor_that_takes_a_gain_keeps_its_dtype():
+    product = Product(factor((0, RANK), "bfloat16"), factor((RANK, 1)), gain=factor((0,)))
+    assert product.two_factors().a.array.dtype == "bfloat16"

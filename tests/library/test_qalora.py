@@ -147,10 +147,12 @@ def test_what_it_cannot_be_is_told_before_any_work():
         ({"init": "kiming"}, "init is 'kiming', but 'qalora' takes kaiming"),
         ({"options": {"block": 0}}, "block is 0: expected a whole number of inputs"),
         ({"options": {"block": True}}, "block is True: expected"),
+        ({"options": {"block": 2.5}}, "block is 2.5: expected"),
         ({"options": {"group": 3}}, "it has the options block"),
     ):
         with pytest.raises(ValueError, match=told):
             jlora.LoraConfig(targets="w", **{**POOLED, **options})
+    jlora.LoraConfig(targets="w", **{**POOLED, "options": {"block": 1}})
     params = {"w": normal(12, 7), "v": normal(7, 12), "u": normal(32, 5), "t": normal(40, 5)}
     config = jlora.LoraConfig(targets=".", rank=2, method="qalora")
     with pytest.raises(ValueError, match="which blocks of 32 do not divide") as told:

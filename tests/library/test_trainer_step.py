@@ -325,3 +325,33 @@ def test_an_unknown_name_is_told_with_those_there_are():
         trainer.schedule("step", 0.1, steps=3, warmup=1)
     with pytest.raises(ValueError, match=r"clip is -1: expected a number of at least 0"):
         trainer.update_rule("sgd", optax.constant_schedule(0.1), clip=-1)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
+@pytest.mark.parametrize("placed", [False, True])
+def test_the_shapes_of_a_state_are_those_of_the_state_that_it_will_be(optimizer, placed):
+    """Each moment lies as its factor does, and what the optimizer counts lies everywhere."""
+    mesh, everywhere = jax.make_mesh((1, 1), ("data", "model")), jax.sharding.PartitionSpec()
+    along = {"a": ("model", None), "b": (None, "model"), "scaling": (), "magnitude": ("model",)}
+    _, lora = split("dora")
+    if placed:
+        named = {
+            name: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+            for name, axes in along.items()
+        }
+        fields = vars(lora["kernel"])
+        moved = {name: jax.device_put(fields[name], its) for name, its in named.items()}
+        lora = {"kernel": dataclasses.replace(lora["kernel"], **moved)}
+
+    def shape(leaf):
+        given = {"sharding": leaf.sharding} if placed else {}
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, **given)
+
+    tx = jlora.optimizer(trainer.update_rule(optimizer, rate, weight_decay=0.1, clip=1.0))
+    told, state = trainer.init_shapes(jax.tree.map(shape, lora), tx), trainer.init(lora, tx, KEY)
+    assert jax.tree.structure(told) == jax.tree.structure(state)
+    for like, leaf in zip(jax.tree.leaves(told), jax.tree.leaves(state), strict=True):
+        assert (like.shape, like.dtype) == (leaf.shape, leaf.dtype)
+        lies = isinstance(leaf.sharding, jax.sharding.NamedSharding)  # on one device counts do not
+        want = leaf.sharding if lies else jax.sharding.NamedSharding(mesh, everywhere)
+        assert like.sharding == (want if placed else None)
