@@ -44,13 +44,15 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(parts):
 
 def test_each_update_is_given_with_its_number_and_the_last_one_is_told(parts):
     step, frozen, start = parts
-    seen = [
-        (update.number, int(update.state.step), update.last)
-        for update in trainer.iterate(step, frozen, start(), batches, steps=3)
-    ]
+    seen, counts = [], []
+    for update in trainer.iterate(step, frozen, start(), batches, steps=3):
+        seen.append((update.number, int(update.state.step), update.last))
+        counts.append(int(update.metrics["count"]))
     assert seen == [(1, 1, False), (2, 2, False), (3, 3, True)]
+    assert counts == [4, 4, 4]
     done = trainer.fit(step, frozen, start(), batches, steps=3)
-    assert list(trainer.iterate(step, frozen, done, batches, steps=3)) == []
+    asked = []
+    assert list(trainer.iterate(step, frozen, done, asked.append, steps=3)) == asked == []
 
 
 def test_callbacks_run_in_their_order_and_the_one_that_says_true_ends_the_run(parts):

@@ -153,6 +153,36 @@ def test_a_schedule_rises_to_its_peak_and_ends_where_it_says(schedule):
 
 
 @pytest.mark.parametrize("schedule", trainer.SCHEDULES)
+def test_a_run_may_be_shorter_than_its_warm_up(schedule):
+    at = trainer.schedule(schedule, PEAK, steps=2, warmup=5)
+    np.testing.assert_allclose([at(0), at(1)], [PEAK / 5, PEAK * 0.36], rtol=1e-5)
+
+
+def test_a_rule_neither_decays_nor_clips_unless_it_is_told_to():
+    gradient, weight = jnp.full(3, 100.0), jnp.ones(3)
+    rule = trainer.update_rule("sgd", optax.constant_schedule(0.1))
+    moved, _ = rule.update(gradient, rule.init(weight), weight)
+    np.testing.assert_allclose(moved, -0.1 * gradient, rtol=1e-6)
+
+
+def test_muon_makes_each_layers_matrix_orthogonal_by_itself():
+    """The update of a stack is that of its layers one by one."""
+    axes = {"kernel": jlora.Axes(inputs=(1,), outputs=(2,), stack=(0,))}
+    params = {"kernel": jax.random.normal(KEY, (3, 7, 5))}
+    config = jlora.LoraConfig(targets="kernel", rank=2)
+    _, lora = jlora.split(params, config, KEY, axes=axes)
+    grads = jax.tree.map(lambda leaf: jax.random.normal(KEY, leaf.shape, leaf.dtype), lora)
+    tx = jlora.optimizer(trainer.update_rule("muon", optax.constant_schedule(PEAK)))
+    moved, _ = tx.update(grads, tx.init(lora), lora)
+    alone = optax.contrib.muon(PEAK)
+    for name in ("a", "b"):
+        whole, its = getattr(moved["kernel"], name), getattr(grads["kernel"], name)
+        for layer in range(3):
+            want, _ = alone.update(its[layer], alone.init(its[layer]), its[layer])
+            np.testing.assert_allclose(whole[layer], want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", trainer.SCHEDULES)
 def test_the_rate_of_each_update_is_the_one_written_out(schedule):
     """The peak ends the warm-up; what falls would be zero at the first update that is not made."""
     steps, warmup, falls = 20, 4, 16
@@ -244,7 +274,8 @@ def test_parts_need_the_memory_of_one():
     assert parts < whole / 6
 
 
-def test_each_step_and_each_part_has_a_dropout_key_of_its_own():
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_step_and_each_part_has_a_dropout_key_of_its_own(accumulate):
     keys = []
 
     def note(data):
@@ -255,15 +286,16 @@ def test_each_step_and_each_part_has_a_dropout_key_of_its_own():
         return (batch * lora["w"]).sum(), batch.shape[0]
 
     tx = optax.sgd(0.1)
-    step = trainer.make_step(loss, tx, accumulate=2, trains=lambda lora: {"w": True})
+    given = {"accumulate": accumulate, "trains": lambda lora: {"w": True}}
+    step = trainer.make_step(loss, tx, **given)
     for _ in range(2):  # the same again from the same key
         state = trainer.init({"w": jnp.ones(3)}, tx, KEY)
         for _ in range(2):
             state, _ = step(None, state, jnp.ones((4, 3)))
         jax.block_until_ready(state)
     jax.effects_barrier()
-    assert len(keys) == 8
-    assert len(set(keys)) == 4
+    assert len(keys) == 4 * accumulate
+    assert len(set(keys)) == 2 * accumulate
 
 
 @pytest.mark.parametrize(
@@ -303,6 +335,38 @@ def test_what_is_not_finite_changes_no_bit_of_adapter_and_moments(accumulate):
     assert not np.array_equal(state.lora["kernel"].a, before[0]["kernel"].a)
 
 
+def test_a_gradient_that_is_not_finite_is_left_out_though_the_loss_is():
+    def root(params, x):
+        return (jnp.sqrt(x @ params["scale"]) * (x @ params["kernel"])).sum(), x.shape[0]
+
+    config = jlora.LoraConfig(targets="kernel", rank=1, train="scale")
+    params = {"scale": jnp.zeros(3), "kernel": jnp.ones((3, 2))}
+    frozen, lora = jlora.split(params, config, KEY)
+    tx = jlora.optimizer(optax.sgd(0.1))
+    step = trainer.make_step(jlora.lift(root), tx)
+    before = jax.tree.map(np.array, lora)
+    state, metrics = step(frozen, trainer.init(lora, tx, KEY), jnp.ones((1, 3)))
+    assert (metrics["loss"], metrics["finite"]) == (0, False)
+    jax.tree.map(np.testing.assert_array_equal, before, state.lora)
+
+
+def test_the_norm_is_that_of_all_that_trains_and_of_that_alone():
+    frozen, lora = split("dora")
+    tx = jlora.optimizer(optax.sgd(0.1))
+    batch = batch_of(0, weights=(1, 1, 1, 1, 1))  # of five rows: nothing takes them in parts
+    batch = {name: rows[:5] for name, rows in batch.items()}
+
+    def mean(lora):
+        total, count = jlora.lift(losses)(frozen, lora, batch)
+        return total / count
+
+    node = jax.grad(mean)(lora)["kernel"]
+    wanted = np.sqrt(sum(np.square(getattr(node, name)).sum() for name in node.trainable))
+    step = trainer.make_step(jlora.lift(losses), tx)
+    _, metrics = step(frozen, trainer.init(lora, tx, KEY), batch)
+    assert metrics["grad_norm"] == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_batch_in_which_nothing_counts_is_left_out_and_has_no_loss(accumulate):
     """A loss of 0 would look learned, and momentum and decay would move what it says nothing of."""
@@ -323,8 +387,9 @@ def test_an_unknown_name_is_told_with_those_there_are():
         trainer.update_rule("adam", optax.constant_schedule(0.1))
     with pytest.raises(ValueError, match="schedule is 'step': expected one of cosine, linear"):
         trainer.schedule("step", 0.1, steps=3, warmup=1)
-    with pytest.raises(ValueError, match=r"clip is -1: expected a number of at least 0"):
-        trainer.update_rule("sgd", optax.constant_schedule(0.1), clip=-1)
+    for name in ("clip", "weight_decay"):
+        with pytest.raises(ValueError, match=rf"^{name} is -1: expected a number of at least 0"):
+            trainer.update_rule("sgd", optax.constant_schedule(0.1), **{name: -1})
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])

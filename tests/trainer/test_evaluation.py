@@ -132,6 +132,7 @@ def test_only_what_is_strictly_better_is_best_and_patience_counts_evaluations(di
     better, worse = (True, False), (False, False)
     assert seen == [better, better, worse, better, worse, (False, True)]
     assert (best.step, best.value) == (40, sign * 2.0)
+    assert told(trainer.Best("score", direction, patience=1), [0.0, 0.0])[0].stop
 
 
 @pytest.mark.parametrize("direction", trainer.DIRECTIONS)

@@ -90,5 +90,6 @@ def test_ten_losses_at_least_are_known_before_one_is_judged():
 def test_settings_that_watch_nothing_are_refused():
     with pytest.raises(ValueError, match="window is 4"):
         trainer.Jumps(window=4)
+    assert trainer.Jumps(window=5).window == 5
     with pytest.raises(ValueError, match=r"factor is 1\.0"):
         trainer.Jumps(factor=1.0)
