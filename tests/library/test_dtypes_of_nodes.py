@@ -72,6 +72,14 @@ def test_in_64_bits_what_is_added_to_a_narrow_weight_is_no_wider_than_float32(dt
                     assert leaf.dtype in (dtype, "float32"), (path, leaf.dtype)
 
 
+def test_in_64_bits_a_scaling_by_layer_is_float32():
+    with jax.enable_x64(True):
+        axes = {"kernel": jlora.Axes((1,), (2,), stack=(0,))}
+        config = jlora.LoraConfig(targets="kernel", rank_pattern={"kernel": (1, 2, 2)})
+        _, lora = jlora.split({"kernel": jnp.ones((3, 7, 5))}, config, KEY, axes=axes)
+        assert (lora["kernel"].scaling.shape, lora["kernel"].scaling.dtype) == ((3, 2), "float32")
+
+
 def test_an_elementwise_form_is_computed_in_float32_and_cast_once():
     """HiRA in bfloat16, whose products and sums would round four times."""
     tree = params("bfloat16")
