@@ -173,6 +173,7 @@ def dying():
         if update.number == 5:
             say("training")
             if ME == 1:
+                (FOLDER / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
 

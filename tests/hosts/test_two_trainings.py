@@ -1,5 +1,6 @@
 """train.py in two processes learns what it learns in one, which goes on with their run."""
 
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -104,7 +105,25 @@ def test_a_disk_that_fills_while_they_save_is_one_line_of_each(trainings, small_
     assert checkpoints(out) == ["1", "2"]
     if small_disk:
         (small_disk / "filler").unlink()
-    goes_on_as_one(trainings, out, processes)
+    goes_on_as_one(trainings, out, 3 - processes)  # of another number
+
+
+def test_a_signal_to_one_while_both_measure_stops_both_behind_it_and_nothing_is_lost(trainings):
+    flags = *SAVED_OFTEN, "--eval-every", "2", "--out", "measured"
+    both = ended(*trainings.pair(*flags, devices=1, script=HERE / "measured.py", SIGNALLED="2"))
+    assert [status for status, _, _ in both] == [128 + signal.SIGTERM] * 2, both
+    [first], [second] = (
+        [line for line in lines(errors) if not line.startswith("step ")] for *_, errors in both
+    )
+    assert first == second
+    number = len(trainings.metrics("measured"))
+    assert 2 <= number <= 4
+    assert first == (
+        f"train.py: stopped by SIGTERM after step {number}, which is saved. Go on with: "
+        "python train.py --out measured --resume"
+    )
+    assert checkpoints(trainings.here / "measured")[-1] == str(number)
+    goes_on_as_one(trainings, "measured", 1)
 
 
 def test_one_row_to_learn_from_is_enough_for_two_processes(trainings):

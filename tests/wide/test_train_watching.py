@@ -200,8 +200,8 @@ def test_a_signal_in_the_first_or_the_last_measurement_is_one_line_and_nothing_i
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert train.main([f"--out={out}", "--resume"]) == 0
     assert losses(out) == losses(finished)
-    both = [json.loads((each / "results.json").read_text()) for each in (out, finished)]
-    assert both[0] == both[1]
+    results = [trainer.Run(folder).recorded("results") for folder in (out, finished)]
+    assert results[0] == results[1]
 
 
 def test_rows_of_another_file_are_measured_on(flags, rows, tmp_path):
