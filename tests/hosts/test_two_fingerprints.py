@@ -25,9 +25,9 @@ def test_a_base_over_two_processes_is_told_from_another_as_in_one(pair, tmp_path
         with pytest.raises(ValueError, match="cut: the shape agrees, the values are others"):
             checkpoint.restore(tmp_path / axes, base=other)
     assert own == (
-        f"ValueError: {tmp_path / 'own'} can't be saved: 3 of 3 arrays lie on devices of one process "
-        "alone: cut/a, cut/b, cut/scaling. Expected each on those of all 2 processes: lay an "
-        "adapter out as its base with jax.device_put(lora, jlora.shardings(frozen, lora))"
+        f"ValueError: {tmp_path / 'own'} can't be saved: 3 of 3 arrays lie on devices of one "
+        "process alone: cut/a, cut/b, cut/scaling. Expected each on those of all 2 processes: lay "
+        "an adapter out as its base with jax.device_put(lora, jlora.shardings(frozen, lora))"
     )
     checkpoint.restore(tmp_path / "own", base=base)  # what it says to do
     assert trees.startswith(
