@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 
 import jax
 
@@ -20,6 +21,7 @@ def signalled(*args):
     last = jax.process_index() == jax.process_count() - 1
     if last and next(count) == int(os.environ["SIGNALLED"]):
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)  # a measurement as long as a user's
     return whole(*args)
 
 

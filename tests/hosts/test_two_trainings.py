@@ -109,7 +109,7 @@ def test_a_disk_that_fills_while_they_save_is_one_line_of_each(trainings, small_
 
 
 def test_a_signal_to_one_while_both_measure_stops_both_behind_it_and_nothing_is_lost(trainings):
-    flags = *SAVED_OFTEN, "--eval-every", "2", "--out", "measured"
+    flags = "--steps", "4", "--eval-every", "2", "--out", "measured"
     both = ended(*trainings.pair(*flags, devices=1, script=HERE / "measured.py", SIGNALLED="2"))
     assert [status for status, _, _ in both] == [128 + signal.SIGTERM] * 2, both
     [first], [second] = (
@@ -117,7 +117,7 @@ def test_a_signal_to_one_while_both_measure_stops_both_behind_it_and_nothing_is_
     )
     assert first == second
     number = len(trainings.metrics("measured"))
-    assert 2 <= number <= 4
+    assert number in (2, 3)  # it came after step 2
     assert first == (
         f"train.py: stopped by SIGTERM after step {number}, which is saved. Go on with: "
         "python train.py --out measured --resume"
