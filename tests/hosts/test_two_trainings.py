@@ -79,7 +79,7 @@ def test_two_that_are_killed_while_they_save_go_on_from_the_checkpoint_before(tr
     killed = ended(*trainings.pair(*flags, devices=1, script=HERE / "killed.py", KILLED="0 1"))
     assert [status for status, _, _ in killed] == [137, 137], killed
     assert checkpoints(trainings.here / "killed") == [".3", "1", "2"]
-    goes_on_as_one(trainings, "killed")
+    goes_on_as_one(trainings, "killed", 1)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -108,20 +108,25 @@ def test_a_disk_that_fills_while_they_save_is_one_line_of_each(trainings, small_
     goes_on_as_one(trainings, out, 3 - processes)  # of another number
 
 
-def test_a_signal_to_one_while_both_measure_stops_both_behind_it_and_nothing_is_lost(trainings):
-    flags = "--steps", "4", "--eval-every", "2", "--out", "measured"
-    both = ended(*trainings.pair(*flags, devices=1, script=HERE / "measured.py", SIGNALLED="2"))
-    assert [status for status, _, _ in both] == [128 + signal.SIGTERM] * 2, both
-    [first], [second] = (
-        [line for line in lines(errors) if not line.startswith("step ")] for *_, errors in both
-    )
-    assert first == second
+def test_a_signal_to_one_while_both_measure_ends_both_and_nothing_is_lost(trainings):
+    """At once before there is anything to save; later behind the measurement, at the same step."""
+    begun = "--steps", "4", "--eval-every", "2", "--out", "measured"
+    goes_on = "Go on with: python train.py --out measured --resume"
+
+    def signalled(*flags, at):
+        its = {"devices": 1, "script": HERE / "measured.py", "SIGNALLED": str(at)}
+        for status, _, errors in ended(*trainings.pair(*flags, **its)):
+            [line] = (line for line in lines(errors) if not line.startswith("step "))
+            yield status, line
+
+    first, second = signalled(*begun, at=1)
+    assert first == (1, "train.py: process 1 failed, so this one ended too: stopped by SIGTERM")
+    assert second == (128 + signal.SIGTERM, f"train.py: stopped by SIGTERM. {goes_on}")
+    first, second = signalled("--out", "measured", "--resume", at=2)
     number = len(trainings.metrics("measured"))
     assert number in (2, 3)  # it came after step 2
-    assert first == (
-        f"train.py: stopped by SIGTERM after step {number}, which is saved. Go on with: "
-        "python train.py --out measured --resume"
-    )
+    line = f"train.py: stopped by SIGTERM after step {number}, which is saved. {goes_on}"
+    assert first == second == (128 + signal.SIGTERM, line)
     assert checkpoints(trainings.here / "measured")[-1] == str(number)
     goes_on_as_one(trainings, "measured", 1)
 
