@@ -50,7 +50,7 @@ def assert_like_one_device(run, measured, state):
     np.testing.assert_allclose(measured.losses, wanted.losses, atol=1e-5, rtol=0)
     np.testing.assert_allclose(measured.norms, wanted.norms, rtol=1e-4)
     assert min(wanted.norms) > 2 * models_on_meshes.CLIP
-    assert measured.losses[-1] < measured.losses[0]
+    assert min(np.abs(node.b).max() for node in adapter.values()) > 0.01  # from 0
     for (path, got), want in zip(
         jax.tree_util.tree_leaves_with_path(state.lora), jax.tree.leaves(adapter), strict=True
     ):
