@@ -7,6 +7,7 @@ import errno
 import hashlib
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from jlora import _files, _together, _words
 
 Arrays = dict[str, Any]  # jax.Array, or jax.ShapeDtypeStruct with its sharding
 
+_HALF_WRITTEN = ".orbax-checkpoint-tmp"  # follows the folder's name until it is complete
+
 
 def write(directory: Path, arrays: Arrays) -> None:
     """Writes the arrays; the directory appears only once they are complete.
@@ -30,6 +33,32 @@ def write(directory: Path, arrays: Arrays) -> None:
     """
     _together.together(f"room for {directory}", lambda: _require_writable(directory, arrays))
     _together.together(f"writing {directory}", lambda: _write(directory, arrays))
+
+
+def require_of_all(directory: Path, arrays: Arrays) -> None:
+    """Raises a ValueError, in all processes, where an array lies with one of several alone.
+
+    Each has one of its own then, and none of them is the array. Before anything is written.
+    """
+
+    def check() -> None:
+        own = [path for path, its in arrays.items() if getattr(its, "is_fully_addressable", False)]
+        if own:
+            raise ValueError(
+                f"{directory} can't be saved: {len(own)} of {len(arrays)} arrays lie on devices of "
+                f"one process alone: {_words.named(own)}. Expected each on those of all "
+                f"{_together.count()} processes: lay an adapter out as its base with "
+                "jax.device_put(lora, jlora.shardings(frozen, lora))"
+            )
+
+    if _together.count() > 1:
+        _together.together(f"where the arrays of {directory} lie", check)
+
+
+def remove(directory: Path) -> None:
+    """Deletes the arrays, whole or half written."""
+    for path in (directory, *directory.parent.glob(f"{directory.name}{_HALF_WRITTEN}*")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(directory: Path, arrays: Arrays) -> None:

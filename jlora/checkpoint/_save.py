@@ -7,10 +7,11 @@ was there before. It has a sum of its own and those of the arrays' files.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def save(
 
     Raises:
         ValueError: when the folder holds something, or the adapter does not fit its configuration
-            or its base, or the metadata is nothing that JSON can hold.
-        OSError: when the files can't be written; what was there stays.
+            or its base, or the metadata is nothing that JSON can hold; of several processes, when
+            the adapter does not lie on the devices of all.
+        OSError: when the files can't be written; what was there stays, and nothing else.
 
     Example:
         >>> import tempfile
@@ -71,7 +73,7 @@ def save(
     previous = _together.by_first(
         f"looking into {directory}", lambda: sorted(_what_is_there(directory, overwrite))
     )
-    number = 1 + max((int(re.sub(r"\D", "", name)) for name in previous), default=0)
+    number = 1 + max(map(_number, previous), default=0)
     arrays, _ = _paths.arrays(lora)
     arrays_name = f"arrays-{number}"
     description = description_of(lora, config, arrays_name, base, metadata or {})
@@ -79,25 +81,42 @@ def save(
         json.dumps(description, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:  # half a character, too
         raise ValueError(f"the metadata can't be written as JSON: {error}") from None
+    _arrays.require_of_all(directory, arrays)
     directory.mkdir(parents=True, exist_ok=True)
-    _arrays.write(directory / arrays_name, arrays)
+    with _removed_if_it_fails(directory / arrays_name):
+        _arrays.write(directory / arrays_name, arrays)
 
     def complete() -> None:
-        description["seal"] = _arrays.seal(directory / arrays_name)
-        _files.sync(directory / arrays_name)
-        _sealed_json.write(directory / FILE, description, version=VERSION)
+        with _removed_if_it_fails(directory / arrays_name):
+            description["seal"] = _arrays.seal(directory / arrays_name)
+            _files.sync(directory / arrays_name)
+            _sealed_json.write(directory / FILE, description, version=VERSION)
         for name in previous:
             shutil.rmtree(directory / name, ignore_errors=True)
 
     _together.by_first(f"saving {directory}", complete)
 
 
+@contextlib.contextmanager
+def _removed_if_it_fails(arrays: Path) -> Iterator[None]:
+    """Nothing of the arrays is left where this fails; the first process removes them for all."""
+    try:
+        yield
+    except Exception:
+        if _together.index() == 0:
+            _arrays.remove(arrays)
+        raise
+
+
 def _what_is_there(directory: Path, overwrite: bool) -> list[str]:
-    """The folders of arrays to replace, once it is clear that nothing else is in danger."""
+    """The folders of arrays to replace, once it is clear that nothing else is in danger.
+
+    What a save that was killed left of its arrays is among them.
+    """
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file: expected a folder to save the adapter in")
     names = [entry.name for entry in directory.iterdir()] if directory.exists() else []
-    arrays = [name for name in names if re.fullmatch(r"arrays-\d+", name)]
+    arrays = [name for name in names if _number(name)]
     # What a save that broke off leaves behind is nobody's work.
     unfinished = [name for name in names if name.startswith(("arrays-", f".{FILE}"))]
     if FILE in names and not overwrite:
@@ -108,3 +127,9 @@ def _what_is_there(directory: Path, overwrite: bool) -> list[str]:
             "or overwrite=True to save beside them"
         )
     return arrays
+
+
+def _number(name: str) -> int:
+    """Of arrays, whole or half written; 0 where the name is another."""
+    found = re.match(r"arrays-(\d+)(?![^.])", name)
+    return int(found[1]) if found else 0

@@ -7,10 +7,11 @@ import importlib.metadata
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -96,6 +97,7 @@ def main(
                 if jax.process_index():  # the first one prints
                     nowhere = stack.enter_context(open(os.devnull, "w"))
                     stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(_interrupted_by_sigterm())
             run = trainer.Run(asked.settings.folder)
             stack.enter_context(run.locked())
             before = _begun(run)
@@ -152,6 +154,20 @@ def _wait_for_verdict(error: BaseException) -> None:
         time.sleep(45)
 
 
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Where no loop saves first, SIGTERM ends the run as Ctrl-C does: in one line."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number))
+
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
 def _begun(run: trainer.Run) -> bytes:
     """What the folder's run was begun with; nothing where there is none."""
     path = run.directory / "run.json"
@@ -165,7 +181,9 @@ def _told(error: BaseException, asked: Asked | None) -> tuple[str, int]:
     if isinstance(error, (ValueError, OSError)):
         return str(error), 2
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 130
+        number = error.args[0] if error.args else signal.SIGINT
+        its = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+        return its, 128 + number
     if trainer.ran_out(error) and asked is not None:
         fits = ""
         with contextlib.suppress(Exception):  # rows that come once, say

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jlora import _placement
+
 
 class InPlace:
     """``fn(frozen, state, *inputs) -> (state, others)``, jitted: the state is donated.
@@ -26,6 +28,7 @@ class InPlace:
 
     def __call__(self, frozen: Any, state: Any, *inputs: Any) -> tuple[Any, Any]:
         """The next state, and what else there is."""
+        state = _on_one_mesh(state)
         return self._for(state)(frozen, state, *inputs)
 
     def trace(self, frozen: Any, state: Any, *inputs: Any) -> jax.stages.Traced:
@@ -49,3 +52,15 @@ class InPlace:
         its = [place if isinstance(place, NamedSharding) else whole for place in places]
         out = jax.tree.unflatten(structure, its), whole
         return jax.jit(self._fn, donate_argnums=1, out_shardings=out)
+
+
+def _on_one_mesh(state: Any) -> Any:
+    """The state with each array on the mesh of the others, where those that follow will lie.
+
+    What was set anew, as the number of a run that goes on, would have a program of its own.
+    """
+    leaves = jax.tree.leaves(state)
+    there = [leaf for leaf in leaves if isinstance(getattr(leaf, "sharding", None), NamedSharding)]
+    if not there or len(there) == len(leaves):
+        return state
+    return _placement.on_mesh_of(state, there[0])

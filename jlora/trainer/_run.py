@@ -216,7 +216,8 @@ class Run:
 
         Raises:
             OSError: when it can't be written, as on a full disk; earlier states stay.
-            ValueError: when the folder holds no run, or JSON can't hold the notes.
+            ValueError: when the folder holds no run, or JSON can't hold the notes; of several
+                processes, when an array does not lie on the devices of all.
         """
         run = self._records.run
         try:

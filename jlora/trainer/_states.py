@@ -61,9 +61,11 @@ class States:
 
         Raises:
             OSError: when it can't be written; what was there stays.
+            ValueError: of several processes, when an array does not lie on the devices of all.
         """
         arrays, _ = _paths.arrays(state)
         where = self._folder.absolute() / str(step)
+        _arrays.require_of_all(where, arrays)
         aside = where.with_name(f".{where.name}")
 
         def make_room() -> None:

@@ -66,7 +66,8 @@ class Pair:
             if each.poll() is None:
                 each.send_signal(signal.SIGCONT)
                 each.kill()
-            each.communicate()
+            if not each.stdout.closed:
+                each.communicate()
 
 
 def free_port():

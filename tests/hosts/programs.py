@@ -72,6 +72,11 @@ def fingerprints():
         checkpoint.save(folder, bases_of_two.laid_out(lora, mesh, ()), config, base=base)
         checkpoint.restore(folder, base=base)
         say(failure(lambda folder=folder, other=other: checkpoint.restore(folder, base=other)))
+    own = lora  # in each process one of its own
+    say(failure(lambda: checkpoint.save(FOLDER / "own", own, config, base=base)))
+    checkpoint.save(
+        FOLDER / "own", jax.device_put(own, jlora.shardings(base, own)), config, base=base
+    )
     few = {"cut": base["cut"]} if ME else base
     say(failure(lambda: checkpoint.fingerprint(few)))
 
@@ -168,6 +173,7 @@ def dying():
         if update.number == 5:
             say("training")
             if ME == 1:
+                (FOLDER / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
 

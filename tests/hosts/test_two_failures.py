@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pairs import free_port, lines
+from pairs import Pair, free_port, lines
 from safetensors.numpy import load_file, save_file
 from tiny import save_tiny_llama
 from trainings import Trainings, ended
@@ -46,6 +46,20 @@ def _stopped(tmp_path_factory):
         if each.poll() is None:
             each.kill()
             each.communicate()
+
+
+@pytest.fixture(scope="module", autouse=True, name="small")
+def _small(trainings):
+    """Two processes of which one writes files of 100 bytes: it waits while other tests run."""
+    return trainings.pair("--steps", "2", "--out", "small", devices=1, second={"most": 100})
+
+
+@pytest.fixture(scope="module", autouse=True, name="unwritable")
+def _unwritable(tmp_path_factory):
+    """Two processes of which one can't write for a while: it waits while other tests run."""
+    both = Pair("unwritable", tmp_path_factory.mktemp("unwritable"))
+    yield both
+    both.end()
 
 
 def said_at_the_end(errors):
@@ -89,10 +103,9 @@ def test_a_folder_of_another_path_is_told_of(trainings):
         assert "elsewhere/run' in process 1" in line
 
 
-def test_what_one_alone_cant_write_is_told_by_both_and_later_saves_are_whole(pair):
-    both = pair("unwritable")
-    first, second = both.told()
-    assert both.status() == [0, 0], both.errors
+def test_what_one_alone_cant_write_is_told_by_both_and_later_saves_are_whole(unwritable):
+    first, second = unwritable.told()
+    assert unwritable.status() == [0, 0], unwritable.errors
     assert second[0].startswith("OSError: ")
     assert second[0].endswith("could not be written: File too large: it needs 1.05 MB")
     assert first[0].startswith("OSError: ")
@@ -100,9 +113,9 @@ def test_what_one_alone_cant_write_is_told_by_both_and_later_saves_are_whole(pai
     assert first[1] == second[1] == "[1, 3]"
 
 
-def test_one_that_fails_while_both_save_is_named_by_the_other_with_its_reason(trainings):
+def test_one_that_fails_while_both_save_is_named_by_the_other_with_its_reason(small):
     """Files of 100 bytes are too small for arrays; the other one waits in a collective."""
-    both = ended(*trainings.pair("--steps", "2", "--out", "small", devices=1, second={"most": 100}))
+    both = ended(*small)
     assert [status for status, _, _ in both] == [1, 1], both
     [first], [second] = (said_at_the_end(errors) for _, _, errors in both)
     assert second.startswith("train.py: ")

@@ -1,6 +1,7 @@
 """Two processes are one run: what they agree on, how they stop, and what ends them."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from pairs import free_port, lines
+from pairs import Pair, free_port, lines
 from tiny import save_tiny_llama
 
 import jlora
@@ -58,15 +59,6 @@ def _config():
     return jlora.LoraConfig(targets="kernel", rank=2)
 
 
-def test_one_that_dies_ends_the_other_within_a_minute(pair):
-    both = pair("dying")
-    began = time.monotonic()
-    both.told(timeout=80)
-    assert time.monotonic() - began < 70
-    assert both.status()[1] == -9
-    assert both.status()[0] != 0
-
-
 def _train(number, port, *more, script="train.py"):
     flags = f"--coordinator 127.0.0.1:{port} --processes 2 --process-id {number}".split()
     return subprocess.Popen(
@@ -106,6 +98,25 @@ def _died(tmp_path_factory):
     for each in both:
         each.kill()
         each.communicate()
+
+
+@pytest.fixture(scope="module", autouse=True, name="dying")
+def _dying(tmp_path_factory):
+    """(the folder, two processes of which one dies): the other waits while other tests run."""
+    here = tmp_path_factory.mktemp("dying")
+    both = Pair("dying", here)
+    yield here, both
+    both.end()
+
+
+def test_one_that_dies_ends_the_other_within_a_minute(dying):
+    here, both = dying
+    first, second = both.both
+    second.communicate()
+    assert second.returncode == -signal.SIGKILL
+    died = (here / "died").stat().st_mtime
+    first.communicate(timeout=max(1, died + 60 - time.time()))
+    assert first.returncode != 0
 
 
 def test_the_command_tells_in_one_line_that_a_process_died_and_how_to_go_on(died):

@@ -1,5 +1,6 @@
 """train.py in two processes learns what it learns in one, which goes on with their run."""
 
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_two_that_are_killed_while_they_save_go_on_from_the_checkpoint_before(tr
     killed = ended(*trainings.pair(*flags, devices=1, script=HERE / "killed.py", KILLED="0 1"))
     assert [status for status, _, _ in killed] == [137, 137], killed
     assert checkpoints(trainings.here / "killed") == [".3", "1", "2"]
-    goes_on_as_one(trainings, "killed")
+    goes_on_as_one(trainings, "killed", 1)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -104,7 +105,30 @@ def test_a_disk_that_fills_while_they_save_is_one_line_of_each(trainings, small_
     assert checkpoints(out) == ["1", "2"]
     if small_disk:
         (small_disk / "filler").unlink()
-    goes_on_as_one(trainings, out, processes)
+    goes_on_as_one(trainings, out, 3 - processes)  # of another number
+
+
+def test_a_signal_to_one_while_both_measure_ends_both_and_nothing_is_lost(trainings):
+    """At once before there is anything to save; later behind the measurement, at the same step."""
+    begun = "--steps", "4", "--eval-every", "2", "--out", "measured"
+    goes_on = "Go on with: python train.py --out measured --resume"
+
+    def signalled(*flags, at):
+        its = {"devices": 1, "script": HERE / "measured.py", "SIGNALLED": str(at)}
+        for status, _, errors in ended(*trainings.pair(*flags, **its)):
+            [line] = (line for line in lines(errors) if not line.startswith("step "))
+            yield status, line
+
+    first, second = signalled(*begun, at=1)
+    assert first == (1, "train.py: process 1 failed, so this one ended too: stopped by SIGTERM")
+    assert second == (128 + signal.SIGTERM, f"train.py: stopped by SIGTERM. {goes_on}")
+    first, second = signalled("--out", "measured", "--resume", at=2)
+    number = len(trainings.metrics("measured"))
+    assert number in (2, 3)  # it came after step 2
+    line = f"train.py: stopped by SIGTERM after step {number}, which is saved. {goes_on}"
+    assert first == second == (128 + signal.SIGTERM, line)
+    assert checkpoints(trainings.here / "measured")[-1] == str(number)
+    goes_on_as_one(trainings, "measured", 1)
 
 
 def test_one_row_to_learn_from_is_enough_for_two_processes(trainings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,8 @@ FAMILIES = {
 ROWS, LENGTH, ANSWERS = 8, 24, 12
 # Clipped far below the gradients' norm. Adam takes the sign of a gradient that is nothing but
 # rounding for one of full size, unless epsilon is above it.
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(0.05), optax.adamw(3e-3, eps=1e-5))
+CLIP = 0.05
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(3e-3, eps=1e-5))
 
 
 @functools.cache
@@ -70,7 +71,10 @@ def on(mesh: Any, family: str, quantize: str = "", **options: Any) -> models.Mod
 
 
 def batches(packed: bool, number: int) -> dict[str, np.ndarray]:
-    """Rows with answers of any number of tokens, some with none; packed, of three texts each."""
+    """Rows with answers of any number of tokens, each time one with none, one with one, one full.
+
+    Packed, of three texts each.
+    """
     draw = np.random.default_rng(number)
     shape = (ROWS, ANSWERS)
     batch = {
@@ -79,11 +83,20 @@ def batches(packed: bool, number: int) -> dict[str, np.ndarray]:
         "labels": draw.integers(0, SIZES["vocab_size"], shape).astype(np.int32),
         "weights": (draw.random(shape) < draw.random((ROWS, 1))).astype(np.float32),
     }
-    batch["weights"][number % ROWS] = 0
+    none, one, full = (np.arange(3) + number) % ROWS  # each on a device of its own, of eight
+    batch["weights"][[none, one, full]] = np.array([[0], [0], [1]])
+    batch["weights"][one, number % ANSWERS] = 1
     if packed:
         ends = np.sort(draw.integers(1, LENGTH, (ROWS, 2, 1)), axis=1)
         batch["segments"] = 1 + (np.arange(LENGTH) >= ends).sum(axis=1).astype(np.int32)
     return batch
+
+
+class Measured(NamedTuple):
+    """What a run's steps said of themselves, one number a step."""
+
+    losses: np.ndarray
+    norms: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +132,15 @@ class Run:
         step = trainer.make_step(jlora.lift(loss), tx, accumulate=self.accumulate)
         return step, frozen, trainer.init(lora, tx, jax.random.key(2)), given
 
-    def trained(self, mesh: Any, steps: int = 20) -> tuple[np.ndarray, trainer.TrainState]:
-        """(the losses of so many steps, the state after them)."""
+    def trained(self, mesh: Any, steps: int = 20) -> tuple[Measured, trainer.TrainState]:
+        """(the losses and the gradients' norms of so many steps, the state after them)."""
         step, frozen, state, given = self.begun(mesh)
-        losses = []
+        losses, norms = [], []
         for update in trainer.iterate(step, frozen, state, given, steps=steps):
             losses.append(float(update.metrics["loss"]))
+            norms.append(float(update.metrics["grad_norm"]))
             state = update.state
-        return np.array(losses), state
+        return Measured(np.array(losses), np.array(norms)), state
 
     def compiled(self, mesh: Any) -> Any:
         """Its step's program."""

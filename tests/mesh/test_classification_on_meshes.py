@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -161,11 +164,12 @@ def _run(tmp_path_factory):
     ]
     (here / "rows.jsonl").write_text("\n".join(map(json.dumps, texts)))
 
-    def run(mesh):
+    def run(mesh, status=0, resume=False):
         flags = ["--task=classify", f"--model={here / 'bert'}", f"--data={here / 'rows.jsonl'}"]
         flags += ["--steps=4", "--batch-size=8", "--rank=2", "--max-length=9", "--eval-every=2"]
         out = here / mesh
-        assert train.main([*flags, f"--mesh={mesh}", f"--out={out}"]) == 0
+        flags = ["--resume"] if resume else [*flags, f"--mesh={mesh}"]
+        assert train.main([*flags, f"--out={out}"]) == status
         results = json.loads((out / "results.json").read_text())
         return trainer.read_metrics(out / "metrics.jsonl"), results
 
@@ -177,10 +181,30 @@ def _on_one(run):
     return run("data=1")
 
 
-@pytest.mark.parametrize("mesh", ["data=2", "data=2,model=2"])
-def test_the_command_learns_and_measures_what_it_does_on_one_device(mesh, run, on_one):
+def test_the_command_learns_and_measures_what_it_does_on_one_device(run, on_one):
     """Rows held out fill no batch on two devices."""
-    (metrics, results), (rows, measured) = run(mesh), on_one
+    assert_same_run(run("data=2,model=2"), on_one)
+
+
+def test_a_signal_in_a_measurement_on_a_mesh_stops_behind_it_and_nothing_is_lost(
+    run, on_one, monkeypatch, capsys
+):
+    count, whole = itertools.count(1), trainer.mean_loss
+
+    def signalled(*args):
+        if next(count) == 2:  # the first is before training
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*args)
+
+    monkeypatch.setattr(trainer, "mean_loss", signalled)
+    rows, _ = run("data=2", 128 + signal.SIGTERM)
+    assert len(rows) == 2
+    assert "stopped by SIGTERM after step 2, which is saved" in capsys.readouterr().err
+    assert_same_run(run("data=2", resume=True), on_one)
+
+
+def assert_same_run(one, other):
+    (metrics, results), (rows, measured) = one, other
     for got, want in zip(metrics, rows, strict=True):
         for name in ("loss", "eval/loss", "eval/accuracy", "tokens"):
             assert got.get(name) == pytest.approx(want.get(name), abs=1e-5), name

@@ -1,6 +1,7 @@
 """Updates on a mesh: equal copies, states that lie as their factors, clipping, collectives."""
 
 import collections
+import dataclasses
 import functools
 import hashlib
 import math
@@ -17,6 +18,7 @@ from laws import assert_close
 from on_meshes import AUTO, LAYOUTS, ONE, Case, normal, on_each
 
 import jlora
+from jlora import trainer
 
 
 def model(on):
@@ -179,6 +181,28 @@ def test_clipping_scales_as_on_one_device(on):
         got, again = clipped(on)(placed, followed, *args)
     np.testing.assert_allclose(again, norm, rtol=1e-4)
     assert_close(got, want, 1e-4)
+
+
+@on_each("2x4 auto")
+def test_a_state_whose_number_is_set_anew_does_not_compile_the_step_twice(on):
+    """As that of a run which goes on: the number lies on one device, the rest on the mesh."""
+    traced = []
+
+    def loss(params, x):
+        traced.append(x.shape)
+        return jnp.square(x @ params["w"]).sum(), x.size
+
+    config = jlora.LoraConfig(targets="w", rank=4)
+    frozen, lora = jlora.split({"w": normal(24, 40)}, config, jax.random.key(0))
+    frozen, x = on.put((frozen, normal(16, 24, seed=5)), ({"w": ("data", "model")}, ("data", None)))
+    lora = jax.device_put(lora, jlora.shardings(frozen, lora))
+    step = trainer.make_step(jlora.lift(loss), TX)
+    state = trainer.init(lora, TX, jax.random.key(1))
+    state, _ = step(frozen, dataclasses.replace(state, step=jnp.int32(5)), x)
+    once = len(traced)
+    state, _ = step(frozen, state, x)
+    assert int(state.step) == 7
+    assert len(traced) == once
 
 
 COLLECTIVES = re.compile(

@@ -46,6 +46,10 @@ def assert_same(one, other):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
 @contextlib.contextmanager
 def no_file_longer_than(size):
     """As a full disk: the system refuses to write on."""
@@ -133,11 +137,25 @@ def test_a_save_that_breaks_off_leaves_the_old_adapter_whole(tmp_path, monkeypat
         with pytest.raises(ZeroDivisionError):
             checkpoint.save(directory, jax.tree.map(jnp.cos, lora), CONFIG, overwrite=True)
     monkeypatch.undo()
+    assert names(tmp_path / "a") == ["adapter.json", "arrays-1"]
+    assert names(tmp_path / "new") == []
     assert_same(checkpoint.restore(tmp_path / "a")[0], lora)
-    with pytest.raises(ValueError, match=r"new holds no adapter: adapter\.json is missing"):
-        checkpoint.restore(tmp_path / "new")
-    checkpoint.save(tmp_path / "new", lora, CONFIG)  # what was left behind is in nobody's way
-    assert_same(checkpoint.restore(tmp_path / "new")[0], lora)
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_a_save_that_was_killed_left_is_replaced_by_the_next(tmp_path, overwrite):
+    directory = tmp_path / "a"
+    if overwrite:
+        checkpoint.save(directory, adapter(), CONFIG)
+    for left in ("arrays-2", "arrays-11.orbax-checkpoint-tmp", "arrays-3.orbax-checkpoint-tmp-17"):
+        (directory / left / "ocdbt.process_0").mkdir(parents=True)
+    if not overwrite:
+        with pytest.raises(ValueError, match=r"a holds no adapter: adapter\.json is missing"):
+            checkpoint.restore(directory)
+    later = jax.tree.map(jnp.cos, adapter())
+    checkpoint.save(directory, later, CONFIG, overwrite=overwrite)
+    assert names(directory) == ["adapter.json", "arrays-12"]
+    assert_same(checkpoint.restore(directory)[0], later)
 
 
 def test_another_base_is_refused_with_every_difference(tmp_path):
@@ -346,10 +364,14 @@ def test_a_disk_that_fills_is_said_and_costs_nothing_that_was_saved(tmp_path, si
     with no_file_longer_than(size):
         with pytest.raises(OSError, match=r"could not be written"):
             checkpoint.save(tmp_path / "a", later, CONFIG, base=base(), overwrite=True)
+        with pytest.raises(OSError, match=r"new/arrays-1 could not be written"):
+            checkpoint.save(tmp_path / "new", later, CONFIG)
         with pytest.raises(OSError, match=r"run/checkpoints/2 could not be written"):
             run.save(2, later)
         with pytest.raises(OSError, match=r"results\.json could not be written"):
             run.record("results", {"answers": ["long"] * 1000})
+    assert names(tmp_path / "a") == ["adapter.json", "arrays-1"]
+    assert names(tmp_path / "new") == []
     assert_same(checkpoint.restore(tmp_path / "a", base=base())[0], first)
     again = trainer.Run(tmp_path / "run")
     step, state, _ = again.restore(later)

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from jlora.data import Batches, Example, Labelled, LabelledBatches
+from jlora.data import Batches, Example, Labelled, LabelledBatches, PackedBatches
 
 
 def examples(count=53, longest=90):
@@ -54,6 +54,34 @@ def test_no_batch_is_longer_than_the_rows_may_be(longest):
         assert sum(tokens.sum() for tokens in found) == sum(len(row.tokens) for row in rows)
         with pytest.raises(ValueError, match=f"a row has {longest} tokens: expected at most"):
             kind(rows, batch_size=4, max_length=longest - 1)
+
+
+def of_processes(batches, count, step):
+    """The step's batch as so many processes make it, each the rows of its own place."""
+    size = batches.batch_size // count
+    parts = [batches.part(step, at * size, (at + 1) * size) for at in range(count)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.mark.parametrize("kind", [Batches, PackedBatches, LabelledBatches])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 2)])
+def test_an_epoch_that_goes_on_in_another_number_of_processes_has_each_row_once(
+    kind, before, after
+):
+    rows = examples()
+    if kind is LabelledBatches:
+        rows = [Labelled(row.tokens, [0] * len(row.tokens), 0) for row in rows]
+    batches = kind(rows, batch_size=4, **{"length": 90} if kind is PackedBatches else {})
+    seen = []
+    for step in range(batches.per_epoch):
+        batch = of_processes(batches, before if step < batches.per_epoch // 2 else after, step)
+        whole = batches(step)
+        assert batch.keys() == whole.keys()
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, whole[name])
+        first = (batch["tokens"] > 0) & (batch["tokens"] % 1000 == 0)  # of a row
+        seen += (batch["tokens"][first] // 1000 - 1).tolist()
+    assert sorted(seen) == list(range(len(rows)))
 
 
 def test_tokens_are_counted_without_padding():

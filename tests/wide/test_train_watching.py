@@ -181,6 +181,29 @@ def test_a_signal_in_a_measurement_stops_behind_it_and_nothing_is_lost(
     assert list(measured(out)) == [3, 6, 8]
 
 
+@pytest.mark.parametrize("at", [1, 2])  # before training, and after it
+def test_a_signal_in_the_first_or_the_last_measurement_is_one_line_and_nothing_is_lost(
+    flags, finished, tmp_path, capsys, monkeypatch, at
+):
+    count, whole, out = itertools.count(1), trainer.mean_loss, tmp_path / "run"
+
+    def signalled(*args):
+        if next(count) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*args)
+
+    monkeypatch.setattr(trainer, "mean_loss", signalled)
+    assert train.main([*flags, f"--out={out}"]) == 128 + signal.SIGTERM
+    *_, line = capsys.readouterr().err.splitlines()
+    how = f"Go on with: python train.py --out {out} --resume"
+    assert line == f"train.py: stopped by SIGTERM. {how}"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert train.main([f"--out={out}", "--resume"]) == 0
+    assert losses(out) == losses(finished)
+    results = [trainer.Run(folder).recorded("results") for folder in (out, finished)]
+    assert results[0] == results[1]
+
+
 def test_rows_of_another_file_are_measured_on(flags, rows, tmp_path):
     other, out = tmp_path / "other.jsonl", tmp_path / "run"
     other.write_text('{"prompt": "1?", "completion": "odd"}\n' * 2)
