@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from jlora import _words
 from jlora._quantised import FourBitWeight, _four_bits
 from jlora._safetensors import Header
 from jlora.models._files._kept import Kept, Numbers
-from jlora.models._files._quantised_weight import QuantisedTensor
+from jlora.models._files._quantised_weight import QuantisedTensor, turned_names
 from jlora.models._files._stacking import Opened
 
 _STATE = ".quant_state.bitsandbytes__"
@@ -47,7 +46,7 @@ def weights(
     if not states:
         return {}, []
     wanted = opened.expected()
-    turned = {_numbered(its.name) for its in opened.leaves.values() if its.kind == "conv1d"}
+    turned = turned_names(opened)
     found: dict[str, QuantisedTensor] = {}
     problems: list[str] = []
     for name, kind in states.items():
@@ -60,7 +59,7 @@ def weights(
             kind,
             nested,
             wanted.get(name, as_bytes),
-            _numbered(name) in turned,
+            turned(name),
         )
         if kind not in _four_bits.TABLES:
             known = ", ".join(map(repr, _four_bits.TABLES))
@@ -70,10 +69,6 @@ def weights(
         else:
             found[name] = its.tensor()
     return found, problems
-
-
-def _numbered(name: str) -> str:
-    return re.sub(r"\d+", "{}", name)
 
 
 class _State(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora import _words
-from jlora._lowrank import Axes
+from jlora._lowrank import Axes, Dims
 from jlora._quantised import (
     BLOCKS,
     FORMATS,
@@ -34,7 +34,7 @@ from jlora.models._files._stacking import (
 )
 
 STORED = "stored"
-_KEPT = f"{', '.join(BLOCKS)} of GGUF, fp8, MXFP4, nf4 and fp4 of a folder"
+_KEPT = f"{', '.join(BLOCKS)} of GGUF, fp8, MXFP4, int8, nf4 and fp4 of a folder"
 _IN_OUT = ("conv1d", "experts_as_ours")  # as a file has them
 _KINDS = ("linear", "experts", *_IN_OUT)
 
@@ -227,15 +227,24 @@ def _joined(
 ) -> QuantizedWeight:
     """One leaf of tensors that are of one kind."""
     kept, stack = placed[0].kept, tuple(shape[dim] for dim in axes.stack)
+    its = {"shape": shape, "dtype": dtype, "axes": axes, **dict(kept.settings)}
+    dimensions = kept.leaf(**kept.arrays, **its).dimensions()  # type: ignore
     arrays = {
         name: filled(
             placed[0].room(name, stack, outputs),
             numbers.dtype,
+            _order(dimensions[name], axes),
             [(each.index(name), each.kept.arrays[name]) for each in placed],
         )
         for name, numbers in kept.arrays.items()
     }
-    return kept.leaf(**arrays, shape=shape, dtype=dtype, axes=axes, **dict(kept.settings))  # type: ignore
+    return kept.leaf(**arrays, **its)  # type: ignore
+
+
+def _order(dims: Dims, axes: Axes) -> tuple[int, ...]:
+    """For each axis of a leaf's array which one of an array by outputs it is."""
+    by_outputs = (*axes.stack, *axes.outputs, *axes.inputs)
+    return tuple(map(by_outputs.index, dims)) if {*dims} == {*by_outputs} else (*range(len(dims)),)
 
 
 def _axes(path: str, shape: tuple[int, ...]) -> Axes:
@@ -262,17 +271,25 @@ def _stack(
     return dataclasses.replace(whole, shape=shape, dtype=dtype, axes=axes)
 
 
-def _filled(shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[Any]) -> jax.Array:
-    """An array of what lies at each index of it; one of them is read at a time."""
-    held = _room(shape, dtype)
+def _filled(
+    shape: tuple[int, ...], dtype: np.dtype, order: tuple[int, ...], parts: Iterable[Any]
+) -> jax.Array:
+    """An array, its axes in this order, of what lies at each index of one of this shape.
+
+    One of them is read at a time.
+    """
+    held = _room(tuple(shape[axis] for axis in order), dtype)
+    by_outputs = held.transpose(np.argsort(order))
     for index, numbers in parts:
-        room = held[index]
+        room = by_outputs[(*index, ...)]
         room[...] = numbers.read().reshape(room.shape)
     return _put(held)
 
 
-def _outline(shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[Any]) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype)
+def _outline(
+    shape: tuple[int, ...], dtype: np.dtype, order: tuple[int, ...], parts: Iterable[Any]
+) -> Any:
+    return jax.ShapeDtypeStruct(tuple(shape[axis] for axis in order), dtype)
 
 
 def _room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
