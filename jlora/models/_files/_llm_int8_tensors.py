@@ -15,11 +15,13 @@ import numpy as np
 
 from jlora._quantised import Int8Weight
 from jlora._safetensors import Header
+from jlora.models._files import _boxes
 from jlora.models._files._boxes import Box
 from jlora.models._files._kept import Kept, Numbers
 from jlora.models._files._quantised_weight import QuantisedTensor, misfits, turned_names
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened
+from jlora.models._files._tensor import Tensor
 
 _LARGEST, _ORDER = ".SCB", ".weight_format"
 _INT8, _FLOAT32 = np.dtype(np.int8), np.dtype(np.float32)
@@ -101,9 +103,12 @@ class _Weight:
         return matrix.T if self.turned else matrix
 
     def _kept(self) -> Kept:
-        values = Numbers(self.matrix, _INT8, lambda: self.opened.read(f"{self.stem}.weight"))
-        scale = Numbers(self.matrix[:1], _FLOAT32, lambda: self._scale)
-        return Kept(Int8Weight, (), {"values": values, "scale": scale}, turned=self.turned)
+        scale = Tensor(self.matrix[:1], (1,), lambda box: self._scale[_boxes.index(box)])
+        arrays = {
+            "values": Numbers(self.opened.tensor(f"{self.stem}.weight"), _INT8),
+            "scale": Numbers(scale, _FLOAT32),
+        }
+        return Kept(Int8Weight, (), arrays, turned=self.turned)
 
     @functools.cached_property  # each part of a row asks for it, and no byte is read twice
     def _scale(self) -> np.ndarray:
