@@ -2,6 +2,7 @@
 
 import json
 
+import bitsandbytes_folders
 import gguf
 import gguf_files
 import ml_dtypes
@@ -28,6 +29,7 @@ SIZES = {
 EXPERTS = {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}
 SETTINGS = {
     "llama": SIZES,
+    "qwen2": SIZES,
     "gpt2": {
         "vocab_size": 72,
         "n_embd": 96,
@@ -144,6 +146,18 @@ def mxfp4(path):
     return path
 
 
+def nf4(path):
+    """A folder whose projections are numbers of four bits, with scales of scales."""
+    bitsandbytes_folders.quantise(folder(path, "llama"), block=32)
+    return path
+
+
+def int8(path, **changes):
+    """A folder whose projections are whole numbers."""
+    bitsandbytes_folders.quantise_to_int8(folder(path, "llama", **changes))
+    return path
+
+
 def _quantised(path, **settings):
     file = path / "config.json"
     known = json.loads(file.read_text())
@@ -192,6 +206,8 @@ KINDS = gguf.GGMLQuantizationType
 LARGE = {"vocab_size": 1000, "hidden_size": 512, "intermediate_size": 1536, "head_dim": 128}
 WRITTEN = {
     "large": lambda at: folder(at, "llama", **LARGE),
+    "large of int8": lambda at: int8(at, **LARGE),
+    "large gguf of blocks": lambda at: gguf_file(at, "qwen2", KINDS.Q8_0, **LARGE),
     "linear": lambda at: folder(at, "llama"),
     "several shards": lambda at: folder(at, "llama", shards=True),
     "conv1d": lambda at: folder(at, "gpt2"),
@@ -202,6 +218,8 @@ WRITTEN = {
     "streams": lambda at: folder(at, "gemma3n_text"),
     "fp8": fp8,
     "mxfp4": mxfp4,
+    "nf4": nf4,
+    "int8": int8,
     "gguf": lambda at: gguf_file(at, "llama"),
     "gguf of blocks": lambda at: gguf_file(at, "llama", KINDS.Q8_0),
     "gguf of halves": lambda at: gguf_file(at, "llama", KINDS.BF16),
@@ -213,5 +231,5 @@ WRITTEN = {
 
 def write(kind, directory):
     """The file or folder of this kind, in the directory."""
-    suffix = ".gguf" if kind.startswith("gguf") else ""
+    suffix = ".gguf" if "gguf" in kind else ""
     return WRITTEN[kind](directory / f"{kind.replace(' ', '-').replace(',', '')}{suffix}")

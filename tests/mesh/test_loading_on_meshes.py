@@ -40,13 +40,23 @@ def mesh():
     return jax.make_mesh((2, 4), ("data", "model"))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in model_files.WRITTEN if kind != "large"])
+@pytest.mark.parametrize("kind", [kind for kind in model_files.WRITTEN if "large" not in kind])
 def test_slices_are_those_of_a_plain_load_and_no_byte_is_read_twice(kind, written, mesh):
     loading.check(written(kind), mesh, *loading.LAYOUTS)
 
 
+STORED = ("fp8", "mxfp4", "nf4", "int8", "gguf of blocks", "gguf, joined")
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_what_stays_as_it_is_stored_lies_so_and_no_byte_is_read_twice(kind, written, mesh):
+    loading.check_stored(written(kind), mesh, *loading.LAYOUTS)
+
+
 def test_two_processes_hold_half_each_read_that_alone_and_keep_one_tensor_beside_it(written):
-    kinds = ("large", "experts", "fp8", "gguf of blocks", "gguf, joined")
+    """Plain weights, and those that stay as they are stored."""
+    kinds = ("large", "large of int8", "large gguf of blocks")
+    kinds += ("experts", "fp8", "nf4", "gguf of blocks", "gguf, joined")
     large, *_ = paths = [*map(written, kinds)]
     sizes = load_file(large / "model.safetensors").values()
     largest = max(tensor.nbytes for tensor in sizes)
