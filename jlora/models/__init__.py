@@ -138,7 +138,7 @@ def load(
             file, a Hugging Face folder, or a hub id (``owner/name``).
         dtype: of the parameters. Norms, softmax and logits are computed in float32 all the same.
         quantize: keep weights in a few bits and decode them where they are used. ``"stored"`` keeps
-            the bytes of a GGUF file, or of a folder in fp8, MXFP4 or the 4 bits of bitsandbytes, as
+            the numbers of a GGUF file, or of a folder in fp8, MXFP4 or as bitsandbytes wrote it, as
             they are; ``"nf4"``, ``"int8"`` and the others that `jlora.quantize` writes are made of
             the linear layers while they are read. None: plain arrays, whatever the files hold.
         attention: ``"blocks"`` of queries, for every model and device; or what

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import tracemalloc
+import warnings
 
 import jax
 import numpy as np
@@ -151,7 +152,8 @@ def measured(path, mesh, layout, dtype, quantize=None):
     finally:
         tracemalloc.stop()
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    return {"whole": whole, "held": held_bytes(params), "read": reads.bytes, "peak": peak}
+    told = {"whole": whole, "held": held_bytes(params), "read": reads.bytes, "peak": peak}
+    return {**told, "quantize": quantize}
 
 
 def _as_one_of_two(address, number, *paths):
@@ -176,7 +178,8 @@ def _as_one_of_two(address, number, *paths):
         for layout in ("rows", "stacks"):
             print(json.dumps(measured(large, mesh, layout, "bfloat16")))
             for path in (large_int8, large_blocks):
-                print(json.dumps(measured(path, mesh, layout, "bfloat16", "stored")))
+                print(json.dumps(measured(path, mesh, layout, "float32", "stored")))
+    warnings.filterwarnings("ignore", ".*weights are plain")
     for quantize in ("stored", "int8"):
         model = models.load(large_int8, quantize=quantize, mesh=meshes["across"])
         tokens = jax.device_put(np.ones((2, 3), int), model.layout.rows)

@@ -165,7 +165,10 @@ def _quantised(path, **settings):
 
 
 def gguf_file(path, family, kind=None, **changes):
-    """A GGUF file; with a kind its matrices are of that, where their rows are whole blocks."""
+    """A GGUF file; with a kind its matrices are of that, where their rows are whole blocks.
+
+    Of two kinds the layers have one in turns.
+    """
     config, settings = config_of(family, **changes)
     tensors = {
         stored.name.format(layer): np.ascontiguousarray(oriented(stored, value))
@@ -174,14 +177,13 @@ def gguf_file(path, family, kind=None, **changes):
     settings = {"altup_active_idx": 0, **settings, **models.to_huggingface(config)}
     gguf_files.write(path, settings, tensors, pre="qwen2")
     if kind is not None:
-        _packed(path, kind)
+        _packed(path, *(kind if isinstance(kind, tuple) else (kind,)))
     return path
 
 
-def _packed(path, kind):
-    """The file anew, with its matrices of this kind."""
+def _packed(path, *kinds):
+    """The file anew, with its matrices of these kinds, layer by layer in turns."""
     reader = gguf.GGUFReader(path)
-    block, _ = gguf.GGML_QUANT_SIZES[kind]
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(path.with_suffix(".new"), architecture)
     for name, field in reader.fields.items():
@@ -190,6 +192,9 @@ def _packed(path, kind):
         item = field.types[-1] if len(field.types) > 1 else None
         writer.add_key_value(name, field.contents(), field.types[0], item)
     for tensor in reader.tensors:
+        layer = tensor.name.split(".")[1]
+        kind = kinds[int(layer) % len(kinds) if layer.isdigit() else 0]
+        block, _ = gguf.GGML_QUANT_SIZES[kind]
         if tensor.data.ndim > 1 and tensor.data.shape[-1] % block == 0:
             writer.add_tensor(tensor.name, gguf.quantize(tensor.data, kind), raw_dtype=kind)
         else:
@@ -222,6 +227,7 @@ WRITTEN = {
     "int8": int8,
     "gguf": lambda at: gguf_file(at, "llama"),
     "gguf of blocks": lambda at: gguf_file(at, "llama", KINDS.Q8_0),
+    "gguf of two kinds": lambda at: gguf_file(at, "llama", (KINDS.Q8_0, KINDS.Q4_1)),
     "gguf of halves": lambda at: gguf_file(at, "llama", KINDS.BF16),
     "gguf, joined": lambda at: gguf_file(at, "mixtral", KINDS.Q4_0),
     "gguf, undone": lambda at: gguf_file(at, "qwen3_next"),

@@ -55,6 +55,18 @@ def test_a_matrix_that_lies_in_out_for_us_is_turned(tmp_path):
 
 
 @PLAIN
+def test_a_head_is_kept_too(tmp_path):
+    folder = tiny_llama.save_tiny_llama(tmp_path / "untied", width=64, tied=False)
+    name = "lm_head.weight"
+    head, means = bitsandbytes_folders.parts(name, *bitsandbytes_folders.read(folder)[name].shape)
+    meant = quantise(folder)
+    head[name] = head[name][:, None]
+    bitsandbytes_folders.change(folder, lambda tensors: tensors.update(head))
+    _, small = assert_read(folder, {**meant, name: means})
+    assert small.params["head"]["kernel"].offset.shape == ()
+
+
+@PLAIN
 @pytest.mark.parametrize("nested", [True, False])
 def test_experts_that_lie_one_by_one_are_one_leaf(nested, tmp_path):
     sizes = {"hidden_size": 64, "moe_intermediate_size": 9}
