@@ -39,7 +39,7 @@ SETTINGS = {
         "eos_token_id": 0,
     },
     "mixtral": EXPERTS,
-    "gpt_oss": {**EXPERTS, "sliding_window": 5},
+    "gpt_oss": {**EXPERTS, "hidden_size": 128, "sliding_window": 5},
     "qwen3_next": {
         **SIZES,
         "num_experts": 4,

@@ -108,6 +108,10 @@ def four_bit_parts(name, out, inputs):
     return bitsandbytes_folders.parts(name, out, inputs)[0]
 
 
+def int8_parts(name, out, inputs):
+    return bitsandbytes_folders.int8_parts(name, out, inputs)[0]
+
+
 WRITTEN = {
     "gguf": (gguf_file, 20),
     "nf4": (
@@ -115,6 +119,12 @@ WRITTEN = {
             path, layers, four_bit_parts, {"quant_method": "bitsandbytes", "load_in_4bit": True}
         ),
         24,
+    ),
+    "int8": (
+        lambda path, layers: folder(
+            path, layers, int8_parts, {"quant_method": "bitsandbytes", "load_in_8bit": True}
+        ),
+        12,
     ),
     "fp8": (lambda path, layers: folder(path, layers, fp8_parts, {"quant_method": "fp8"}), 12),
 }
