@@ -13,8 +13,9 @@ from jax import lax
 from jlora._quantised._block_format import BlockFormat, nibbles, side_by_side
 from jlora._quantised._lookup import looked_up
 
-# By the four bits: the sign, then two of the exponent and one of the mantissa.
-_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+# By the four bits: the sign, then two of the exponent and one of the mantissa. Zero has no sign, as
+# in llama.cpp: a sum, which stands for a lookup on TPUs, would lose it.
+_MAGNITUDES = (0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1 = np.array([*_MAGNITUDES, *(-each for each in _MAGNITUDES)], np.float32)
 _SMALLEST, _NONE = 0x00400000, 0x7FC00000  # 2**-127 and what is no number, as float32
 

@@ -112,8 +112,7 @@ def outline(
     """
     opened = _source.opened(_source.located(source))
     _small_leaves.check(quantize, opened)
-    small = _small_leaves.small_leaves(opened, quantize, jnp.float32, shapes_alone=True)
-    model = _source.outlined(opened, small)
+    model = _source.outlined(opened, _small_leaves.small_shapes(opened, quantize, jnp.float32))
     tokenizer = _of_model(model.tokenizer, model.config)
     layout = _layout_of(mesh)
     params = _laid_out(layout, model.config, model.params)
@@ -139,7 +138,7 @@ def load(
             file, a Hugging Face folder, or a hub id (``owner/name``).
         dtype: of the parameters. Norms, softmax and logits are computed in float32 all the same.
         quantize: keep weights in a few bits and decode them where they are used. ``"stored"`` keeps
-            the bytes of a GGUF file, or of a folder in fp8, MXFP4 or the 4 bits of bitsandbytes, as
+            the numbers of a GGUF file, or of a folder in fp8, MXFP4 or as bitsandbytes wrote it, as
             they are; ``"nf4"``, ``"int8"`` and the others that `jlora.quantize` writes are made of
             the linear layers while they are read. None: plain arrays, whatever the files hold.
         attention: ``"blocks"`` of queries, for every model and device; or what
@@ -201,9 +200,13 @@ def load(
         shardings = layout.weights(opened.config, expected_shapes(opened.config))
     if quantize == _small_leaves.STORED and (line := _small_leaves.left_plain(opened)):
         warnings.warn(line, stacklevel=2)
-    small = _small_leaves.small_leaves(opened, quantize, dtype)
+    if (
+        layout is not None and quantize is not None
+    ):  # refused before a weight is read, if a mesh would cut blocks
+        outlined = _source.outlined(opened, _small_leaves.small_shapes(opened, quantize, dtype))
+        _laid_out(layout, opened.config, outlined.params)
+    small = _small_leaves.small_leaves(opened, quantize, dtype, shardings)
     params = _stacking.assemble(opened, dtype, shardings, small)
-    params = params if quantize is None else _laid_out(layout, opened.config, params)
     tokenizer = _of_model(opened.tokenizer, opened.config, template, date)
     return _made(params, opened.config, tokenizer, str(source), attention, layout)
 

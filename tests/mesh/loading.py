@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import tracemalloc
+import warnings
 
 import jax
 import numpy as np
@@ -12,7 +13,9 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jlora.models._files import _boxes, _source, _stacking, _tensor
+from jlora import models
+from jlora._quantised import QuantizedWeight, place_of, places_of
+from jlora.models._files import _boxes, _small_leaves, _source, _stacking, _tensor
 
 LAYOUTS = ("columns", "rows", "stacks")
 
@@ -100,20 +103,57 @@ def check(path, mesh, *layouts, dtype="float32"):
                 np.testing.assert_array_equal(np.asarray(shard.data), whole[shard.index], name)
 
 
-def measured(path, mesh, layout, dtype):
+def shardings_of_stored(model, mesh, layout):
+    """The same, but whole where a leaf's blocks would be cut."""
+    found = shardings(model.config, mesh, layout)
+    shapes = _stacking.expected_shapes(model.config)
+    small = _small_leaves.small_shapes(model, "stored", "float32")
+    for path, place in found.items():
+        if (leaf := small(path, shapes[path])) is not None:
+            try:
+                places_of(leaf, place)
+            except ValueError:
+                found[path] = NamedSharding(mesh, P())
+    return found
+
+
+def check_stored(path, mesh, *layouts):
+    """What stays as it is stored is on the mesh what it is on one device; no byte is read twice."""
+    model = opened(path)
+    assert any(map(model.kept, model.shapes))
+    small = _small_leaves.small_leaves(model, "stored", "float32")
+    whole = _stacking.assemble(model, "float32", None, small)
+    for layout in layouts:
+        where = shardings_of_stored(model, mesh, layout)
+        small = _small_leaves.small_leaves(model, "stored", "float32", where)
+        with Reads() as reads:
+            params = _stacking.assemble(model, "float32", where, small)
+        assert reads.most == 1, f"{path}: bytes were read {reads.most} times"
+        for name, leaf in flatten_dict(params, sep="/").items():
+            if isinstance(leaf, QuantizedWeight):
+                assert place_of(leaf).is_equivalent_to(where[name], len(leaf.shape)), name
+        assert jax.tree.structure(params) == jax.tree.structure(whole)
+        for on_mesh, on_one in zip(*map(jax.tree.leaves, (params, whole)), strict=True):
+            for shard in on_mesh.addressable_shards:
+                np.testing.assert_array_equal(shard.data, np.asarray(on_one)[shard.index])
+
+
+def measured(path, mesh, layout, dtype, quantize=None):
     """Bytes: of the whole model, of what is held here, read from the file, at most on the host."""
     model = opened(path)
-    where = shardings(model.config, mesh, layout)
+    where = shardings_of_stored(model, mesh, layout)
+    small = _small_leaves.small_leaves(model, quantize, dtype, where)
     with Reads() as reads:
-        _stacking.assemble(model, dtype, where)
+        _stacking.assemble(model, dtype, where, small)
     tracemalloc.start()
     try:
-        params = _stacking.assemble(model, dtype, where)
+        params = _stacking.assemble(model, dtype, where, small)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    return {"whole": whole, "held": held_bytes(params), "read": reads.bytes, "peak": peak}
+    told = {"whole": whole, "held": held_bytes(params), "read": reads.bytes, "peak": peak}
+    return {**told, "quantize": quantize}
 
 
 def _as_one_of_two(address, number, *paths):
@@ -125,14 +165,25 @@ def _as_one_of_two(address, number, *paths):
         "across": jax.make_mesh((2, 4), ("data", "model"), devices=devices),
         "within": jax.sharding.Mesh(devices.reshape(2, 4).T, ("model", "data")),
     }
-    large, *others = paths
-    for path in paths:
+    large, large_int8, large_blocks, *others = paths
+    for path in (large, *others):
         check(path, meshes["across"], "columns", "rows")
     for path in others:
         check(path, meshes["within"], "columns", "stacks")
+    for path in (large_int8, *others):
+        if any(map((its := opened(path)).kept, its.shapes)):
+            check_stored(path, meshes["across"], "columns", "rows")
+            check_stored(path, meshes["within"], "columns", "stacks")
     for mesh in meshes.values():
         for layout in ("rows", "stacks"):
             print(json.dumps(measured(large, mesh, layout, "bfloat16")))
+            for path in (large_int8, large_blocks):
+                print(json.dumps(measured(path, mesh, layout, "float32", "stored")))
+    warnings.filterwarnings("ignore", ".*weights are plain")
+    for quantize in ("stored", "int8"):
+        model = models.load(large_int8, quantize=quantize, mesh=meshes["across"])
+        tokens = jax.device_put(np.ones((2, 3), int), model.layout.rows)
+        assert jax.jit(model.apply)(model.params, tokens).shape == (2, 3, 1000)
 
 
 if __name__ == "__main__":

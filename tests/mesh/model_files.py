@@ -2,6 +2,7 @@
 
 import json
 
+import bitsandbytes_folders
 import gguf
 import gguf_files
 import ml_dtypes
@@ -28,6 +29,7 @@ SIZES = {
 EXPERTS = {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}
 SETTINGS = {
     "llama": SIZES,
+    "qwen2": SIZES,
     "gpt2": {
         "vocab_size": 72,
         "n_embd": 96,
@@ -37,7 +39,7 @@ SETTINGS = {
         "eos_token_id": 0,
     },
     "mixtral": EXPERTS,
-    "gpt_oss": {**EXPERTS, "sliding_window": 5},
+    "gpt_oss": {**EXPERTS, "hidden_size": 128, "sliding_window": 5},
     "qwen3_next": {
         **SIZES,
         "num_experts": 4,
@@ -144,6 +146,18 @@ def mxfp4(path):
     return path
 
 
+def nf4(path):
+    """A folder whose projections are numbers of four bits, with scales of scales."""
+    bitsandbytes_folders.quantise(folder(path, "llama"), block=32)
+    return path
+
+
+def int8(path, **changes):
+    """A folder whose projections are whole numbers."""
+    bitsandbytes_folders.quantise_to_int8(folder(path, "llama", **changes))
+    return path
+
+
 def _quantised(path, **settings):
     file = path / "config.json"
     known = json.loads(file.read_text())
@@ -151,7 +165,10 @@ def _quantised(path, **settings):
 
 
 def gguf_file(path, family, kind=None, **changes):
-    """A GGUF file; with a kind its matrices are of that, where their rows are whole blocks."""
+    """A GGUF file; with a kind its matrices are of that, where their rows are whole blocks.
+
+    Of two kinds the layers have one in turns.
+    """
     config, settings = config_of(family, **changes)
     tensors = {
         stored.name.format(layer): np.ascontiguousarray(oriented(stored, value))
@@ -160,14 +177,13 @@ def gguf_file(path, family, kind=None, **changes):
     settings = {"altup_active_idx": 0, **settings, **models.to_huggingface(config)}
     gguf_files.write(path, settings, tensors, pre="qwen2")
     if kind is not None:
-        _packed(path, kind)
+        _packed(path, *(kind if isinstance(kind, tuple) else (kind,)))
     return path
 
 
-def _packed(path, kind):
-    """The file anew, with its matrices of this kind."""
+def _packed(path, *kinds):
+    """The file anew, with its matrices of these kinds, layer by layer in turns."""
     reader = gguf.GGUFReader(path)
-    block, _ = gguf.GGML_QUANT_SIZES[kind]
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(path.with_suffix(".new"), architecture)
     for name, field in reader.fields.items():
@@ -176,6 +192,9 @@ def _packed(path, kind):
         item = field.types[-1] if len(field.types) > 1 else None
         writer.add_key_value(name, field.contents(), field.types[0], item)
     for tensor in reader.tensors:
+        layer = tensor.name.split(".")[1]
+        kind = kinds[int(layer) % len(kinds) if layer.isdigit() else 0]
+        block, _ = gguf.GGML_QUANT_SIZES[kind]
         if tensor.data.ndim > 1 and tensor.data.shape[-1] % block == 0:
             writer.add_tensor(tensor.name, gguf.quantize(tensor.data, kind), raw_dtype=kind)
         else:
@@ -192,6 +211,8 @@ KINDS = gguf.GGMLQuantizationType
 LARGE = {"vocab_size": 1000, "hidden_size": 512, "intermediate_size": 1536, "head_dim": 128}
 WRITTEN = {
     "large": lambda at: folder(at, "llama", **LARGE),
+    "large of int8": lambda at: int8(at, **LARGE),
+    "large gguf of blocks": lambda at: gguf_file(at, "qwen2", KINDS.Q8_0, **LARGE),
     "linear": lambda at: folder(at, "llama"),
     "several shards": lambda at: folder(at, "llama", shards=True),
     "conv1d": lambda at: folder(at, "gpt2"),
@@ -202,8 +223,11 @@ WRITTEN = {
     "streams": lambda at: folder(at, "gemma3n_text"),
     "fp8": fp8,
     "mxfp4": mxfp4,
+    "nf4": nf4,
+    "int8": int8,
     "gguf": lambda at: gguf_file(at, "llama"),
     "gguf of blocks": lambda at: gguf_file(at, "llama", KINDS.Q8_0),
+    "gguf of two kinds": lambda at: gguf_file(at, "llama", (KINDS.Q8_0, KINDS.Q4_1)),
     "gguf of halves": lambda at: gguf_file(at, "llama", KINDS.BF16),
     "gguf, joined": lambda at: gguf_file(at, "mixtral", KINDS.Q4_0),
     "gguf, undone": lambda at: gguf_file(at, "qwen3_next"),
@@ -213,5 +237,5 @@ WRITTEN = {
 
 def write(kind, directory):
     """The file or folder of this kind, in the directory."""
-    suffix = ".gguf" if kind.startswith("gguf") else ""
+    suffix = ".gguf" if "gguf" in kind else ""
     return WRITTEN[kind](directory / f"{kind.replace(' ', '-').replace(',', '')}{suffix}")

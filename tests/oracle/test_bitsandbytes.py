@@ -1,10 +1,14 @@
-"""nf4 and fp4 as bitsandbytes encodes and decodes them."""
+"""nf4, fp4 and int8 as bitsandbytes encodes and decodes them."""
 
+import json
+
+import bitsandbytes
 import bitsandbytes.functional as bnb
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from random_models import TOKENS, assert_near, logits_of, randomised, save_tokenizer
@@ -108,3 +112,77 @@ def test_a_folder_that_transformers_wrote_gives_its_logits(
     kernel = model.params["layers"]["mlp"]["up_proj"]["kernel"]
     assert kernel.format == kind
     assert kernel.nbytes < np.prod(kernel.shape) * 0.6
+
+
+# ---- int8 ----------------------------------------------------------------------------------------
+
+
+def theirs_of_int8(out, inputs):
+    """A layer of 8 bits on a CPU, its weight's numbers made of random ones."""
+    layer = bitsandbytes.nn.Linear8bitLt(inputs, out, bias=False, has_fp16_weights=False)
+    weight = RNG.normal(size=(out, inputs)) * RNG.lognormal(size=(out, 1))
+    layer.weight = bitsandbytes.nn.Int8Params(torch.tensor(weight.astype("f2")), False)
+    return layer.to("cpu")
+
+
+def written(layer, folder):
+    """A folder of a model whose layers' down projections are this one, and the model."""
+    folder.mkdir()
+    inputs, out = layer.in_features, layer.out_features
+    settings = {**SMALL, "hidden_size": out, "intermediate_size": inputs}
+    model = randomised(transformers.AutoConfig.for_model("llama", **settings))
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    for name in [name for name in tensors if name.endswith("down_proj.weight")]:
+        del tensors[name]
+        of_layer = layer.state_dict(prefix=name.removesuffix("weight"))
+        tensors |= {part: tensor.clone() for part, tensor in of_layer.items()}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    said = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    settings = {"model_type": "llama", **settings, "quantization_config": said}
+    (folder / "config.json").write_text(json.dumps(settings))
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*weights are plain")
+def test_their_whole_numbers_decode_to_the_bits_that_they_train_with(tmp_path):
+    """Their other way, ``(q SCB) / 127``, rounds the product before the share is taken."""
+    layer = theirs_of_int8(24, 37)
+    data, largest = layer.weight.data, layer.weight.SCB
+    state = bitsandbytes.MatmulLtState()
+    state.CB, state.SCB, state.has_fp16_weights = data, largest, False
+    want = bitsandbytes.matmul(torch.eye(37), data, state=state).T.numpy()
+    others = bnb.int8_vectorwise_dequant(data, largest).numpy()
+    folder = written(layer, tmp_path / "model")
+    plain, small = (models.load(folder, quantize=each).params for each in (None, "stored"))
+    assert small["layers"]["mlp"]["down_proj"]["kernel"].format == "int8"
+    for params in (plain, jlora.dequantize(small)):
+        ours = np.asarray(params["layers"]["mlp"]["down_proj"]["kernel"])[0].T
+        np.testing.assert_array_equal(ours, want)
+        np.testing.assert_allclose(ours, others, rtol=2**-22, atol=0)
+    assert want.std() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:.*weights are plain")
+@pytest.mark.parametrize(
+    ("family", "settings", "skip"),
+    [("llama", SMALL, None), ("llama", SMALL, ["up_proj", "lm_head"]), ("gpt2", GPT2, None)],
+)
+def test_a_folder_of_int8_that_transformers_wrote_gives_its_logits(
+    family, settings, skip, tmp_path
+):
+    config = transformers.AutoConfig.for_model(family, **settings)
+    randomised(config).save_pretrained(tmp_path / "whole")
+    given = transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole", quantization_config=given, dtype=torch.float32, **EAGER
+    )
+    theirs.save_pretrained(tmp_path / "small")
+    save_tokenizer(tmp_path / "small")
+    theirs = theirs.dequantize(torch.float32)  # theirs rounds activations to 8 bits, ours does not
+    for quantize in (None, "stored"):
+        model = models.load(tmp_path / "small", quantize=quantize)
+        assert_near(jax.jit(model.apply)(model.params, TOKENS), logits_of(theirs), 1e-4)
+    mlp = model.params["layers"]["mlp"]
+    assert mlp["down_proj"]["kernel"].format == "int8"
+    assert isinstance(mlp["up_proj"]["kernel"], jax.Array) == (skip is not None)

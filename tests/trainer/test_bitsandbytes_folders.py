@@ -2,12 +2,13 @@
 
 import json
 
-import four_bit_folders
+import bitsandbytes_folders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny as tiny_llama
+from bitsandbytes_folders import assert_read, quantise
 from laws import assert_close, trained
 
 import jlora
@@ -24,26 +25,6 @@ def folder(tmp_path):
     return tiny_llama.save_tiny_llama(tmp_path / "model", width=64)
 
 
-def assert_read(folder, meant):
-    """The folder is read as what it stands for; kept as it is stored, it stands for the same."""
-    plain = models.load(folder)
-    stored, kernels = plain.stored, four_bit_folders.flat(plain.params)
-    small = models.load(folder, quantize="stored")
-    decoded = four_bit_folders.flat(jlora.dequantize(small.params))
-    seen = 0
-    for path, kernel in kernels.items():
-        for layer in range(kernel.shape[0] if path.startswith("layers/") else 0):
-            for name, tensor in models.to_stored(stored[path], layer, kernel[layer]).items():
-                if name in meant:
-                    turned = stored[path].kind == "conv1d"
-                    want = meant[name].T if turned else meant[name]
-                    np.testing.assert_array_equal(tensor, want)
-                    seen += 1
-        np.testing.assert_allclose(decoded[path], kernel, rtol=1e-6, atol=1e-7)
-    assert seen == len(meant) > 3
-    return plain, small
-
-
 @PLAIN
 @pytest.mark.parametrize(
     ("kind", "options"),
@@ -54,7 +35,7 @@ def assert_read(folder, meant):
     ],
 )
 def test_four_bits_are_numbers_of_a_table_times_the_scale_of_their_block(folder, kind, options):
-    meant = four_bit_folders.quantise(folder, kind, **options)
+    meant = quantise(folder, kind, **options)
     _, small = assert_read(folder, meant)
     layers = small.params["layers"]
     q_proj, o_proj = (layers["attn"][name]["kernel"] for name in ("q_proj", "o_proj"))
@@ -67,18 +48,30 @@ def test_four_bits_are_numbers_of_a_table_times_the_scale_of_their_block(folder,
 def test_a_matrix_that_lies_in_out_for_us_is_turned(tmp_path):
     """bitsandbytes has GPT-2's, which lie (in, out) in its own files, as (out, in)."""
     sizes = {"n_embd": 64, "n_head": 4}
-    folder = four_bit_folders.of_family(tmp_path / "gpt2", "gpt2", **sizes)
-    _, small = assert_read(folder, four_bit_folders.quantise(folder, turned=True))
+    folder = bitsandbytes_folders.of_family(tmp_path / "gpt2", "gpt2", **sizes)
+    _, small = assert_read(folder, quantise(folder, turned=True))
     kernel = small.params["layers"]["mlp"]["up_proj"]["kernel"]
     assert (kernel.format, kernel.flat, kernel.shape[-1] // kernel.shape[-2]) == ("nf4", False, 4)
+
+
+@PLAIN
+def test_a_head_is_kept_too(tmp_path):
+    folder = tiny_llama.save_tiny_llama(tmp_path / "untied", width=64, tied=False)
+    name = "lm_head.weight"
+    head, means = bitsandbytes_folders.parts(name, *bitsandbytes_folders.read(folder)[name].shape)
+    meant = quantise(folder)
+    head[name] = head[name][:, None]
+    bitsandbytes_folders.change(folder, lambda tensors: tensors.update(head))
+    _, small = assert_read(folder, {**meant, name: means})
+    assert small.params["head"]["kernel"].offset.shape == ()
 
 
 @PLAIN
 @pytest.mark.parametrize("nested", [True, False])
 def test_experts_that_lie_one_by_one_are_one_leaf(nested, tmp_path):
     sizes = {"hidden_size": 64, "moe_intermediate_size": 9}
-    folder = four_bit_folders.of_family(tmp_path / "moe", "qwen3_moe", **sizes)
-    _, small = assert_read(folder, four_bit_folders.quantise(folder, nested=nested))
+    folder = bitsandbytes_folders.of_family(tmp_path / "moe", "qwen3_moe", **sizes)
+    _, small = assert_read(folder, quantise(folder, nested=nested))
     experts = small.params["layers"]["mlp"]["experts"]
     both = experts["gate_up_proj"]["kernel"]  # scales of scales are of one matrix each: not kept
     assert (both.format, both.scale_scales) == ("nf4", None)
@@ -89,7 +82,7 @@ def test_experts_that_lie_one_by_one_are_one_leaf(nested, tmp_path):
 
 @PLAIN
 def test_what_is_kept_is_used_as_what_it_stands_for(folder):
-    plain, small = assert_read(folder, four_bit_folders.quantise(folder, nested=False))
+    plain, small = assert_read(folder, quantise(folder, nested=False))
     config = jlora.LoraConfig(targets="all-linear", rank=2, alpha=3.0)
     axes = jlora.trace_axes(small.apply, small.params, TOKENS)
     frozen, lora = jlora.split(small.params, config, jax.random.key(0), axes=axes)
@@ -118,7 +111,7 @@ def test_what_is_kept_is_used_as_what_it_stands_for(folder):
 
 @PLAIN
 def test_an_outline_has_the_shapes_of_what_is_loaded(folder):
-    four_bit_folders.quantise(folder)
+    quantise(folder)
     shapes, loaded = (
         each(folder, quantize="stored").params for each in (models.outline, models.load)
     )
@@ -129,15 +122,15 @@ def test_an_outline_has_the_shapes_of_what_is_loaded(folder):
 
 def test_a_matrix_that_some_layers_have_otherwise_is_plain(folder):
     name = "model.layers.1.mlp.up_proj.weight"
-    before = four_bit_folders.read(folder)[name]
+    before = bitsandbytes_folders.read(folder)[name]
 
     def plain_again(tensors):
         for part in [part for part in tensors if part.startswith(name)]:
             del tensors[part]
         tensors[name] = before
 
-    four_bit_folders.quantise(folder)
-    four_bit_folders.change(folder, plain_again)
+    quantise(folder)
+    bitsandbytes_folders.change(folder, plain_again)
     said = "2 of 8 weights are plain: embed/embedding, layers/mlp/up_proj/kernel are not stored in"
     with pytest.warns(UserWarning, match=said):
         small = models.load(folder, quantize="stored").params["layers"]["mlp"]
@@ -146,9 +139,9 @@ def test_a_matrix_that_some_layers_have_otherwise_is_plain(folder):
 
 
 def test_an_exported_folder_holds_what_they_stand_for(folder, tmp_path):
-    meant = four_bit_folders.quantise(folder)
+    meant = quantise(folder)
     out = models.export(folder, tmp_path / "out")
-    tensors = four_bit_folders.read(out)
+    tensors = bitsandbytes_folders.read(out)
     assert {name for name in tensors if "layers.0.mlp" in name} == {
         f"model.layers.0.mlp.{name}_proj.weight" for name in ("up", "gate", "down")
     }
@@ -162,7 +155,7 @@ def test_an_exported_folder_holds_what_they_stand_for(folder, tmp_path):
 # ---- What does not fit ---------------------------------------------------------------------------
 
 UP, DOWN = (f"model.layers.1.mlp.{name}_proj.weight" for name in ("up", "down"))
-STATE = f"{UP}.{four_bit_folders.STATE}"
+STATE = f"{UP}.{bitsandbytes_folders.STATE}"
 
 
 def said_again(**changes):
@@ -201,16 +194,7 @@ def another_table(tensors):
     ],
 )
 def test_what_does_not_fit_is_named(folder, change, said):
-    four_bit_folders.quantise(folder)
-    four_bit_folders.change(folder, change)
+    quantise(folder)
+    bitsandbytes_folders.change(folder, change)
     with pytest.raises(ValueError, match=said):
-        models.load(folder)
-
-
-def test_eight_bits_of_bitsandbytes_are_refused(folder):
-    four_bit_folders.quantise(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] |= {"load_in_8bit": True, "load_in_4bit": False}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="load_in_8bit of quantization_config is True, but only"):
         models.load(folder)

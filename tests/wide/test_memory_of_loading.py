@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-import four_bit_folders
+import bitsandbytes_folders
 import gguf
 import gguf_files
 import ml_dtypes
@@ -92,7 +92,7 @@ def folder(path, layers, parts, method):
     save_file(tensors, path / "model.safetensors")
     said = {**settings(layers), "quantization_config": method}
     (path / "config.json").write_text(json.dumps(said))
-    four_bit_folders.save_words(path)
+    bitsandbytes_folders.save_words(path)
     return path, (path / "model.safetensors").stat().st_size
 
 
@@ -105,7 +105,11 @@ def fp8_parts(name, out, inputs):
 
 
 def four_bit_parts(name, out, inputs):
-    return four_bit_folders.parts(name, out, inputs)[0]
+    return bitsandbytes_folders.parts(name, out, inputs)[0]
+
+
+def int8_parts(name, out, inputs):
+    return bitsandbytes_folders.int8_parts(name, out, inputs)[0]
 
 
 WRITTEN = {
@@ -115,6 +119,12 @@ WRITTEN = {
             path, layers, four_bit_parts, {"quant_method": "bitsandbytes", "load_in_4bit": True}
         ),
         24,
+    ),
+    "int8": (
+        lambda path, layers: folder(
+            path, layers, int8_parts, {"quant_method": "bitsandbytes", "load_in_8bit": True}
+        ),
+        12,
     ),
     "fp8": (lambda path, layers: folder(path, layers, fp8_parts, {"quant_method": "fp8"}), 12),
 }

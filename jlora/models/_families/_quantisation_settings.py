@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+_BITSANDBYTES = "bitsandbytes"
 # What each method may say of itself; other entries name modules that are left as they are.
 METHODS: dict[str, dict[str, tuple[Any, ...]]] = {
     "fp8": {
@@ -13,10 +14,7 @@ METHODS: dict[str, dict[str, tuple[Any, ...]]] = {
         "expert_dtype": ("fp8",),
     },
     "mxfp4": {},
-    "bitsandbytes": {
-        "load_in_8bit": (False,),
-        "bnb_4bit_quant_type": ("nf4", "fp4"),
-    },
+    _BITSANDBYTES: {"bnb_4bit_quant_type": ("nf4", "fp4")},
 }
 
 
@@ -24,7 +22,7 @@ def problems_of(quantisation: Any) -> list[str]:
     """What of it can't be read; nothing where there is none."""
     if quantisation is None:
         return []
-    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+    method = _method(quantisation) if isinstance(quantisation, dict) else None
     if method not in METHODS:
         return [
             f"quantization_config has quant_method {method!r}, but only "
@@ -42,3 +40,9 @@ def problems_of(quantisation: Any) -> list[str]:
             f"weight_block_size of quantization_config is {block!r}: expected two numbers above 0"
         )
     return found
+
+
+def _method(quantisation: dict[str, Any]) -> Any:
+    """Its quant_method, which the first folders of bitsandbytes do not say."""
+    says = any(quantisation.get(f"load_in_{bits}bit") for bits in (4, 8))
+    return _BITSANDBYTES if says else quantisation.get("quant_method")

@@ -20,6 +20,7 @@ from jlora.models._files._kept import Kept, Numbers
 from jlora.models._files._quantised_weight import QuantisedTensor, in_blocks, misfits
 from jlora.models._files._shards import DTYPES
 from jlora.models._files._stacking import Opened
+from jlora.models._files._tensor import Tensor, all_at_once
 
 _FP8, _POWERS, _BYTES = "F8_E4M3", "F8_E8M0", "U8"
 # E8M0: powers of two from 2**-127 on, and what is no number.
@@ -75,12 +76,12 @@ def _weight(
         return of_fp8(opened.tensor(name).part(box), scales_of(held), sizes)
 
     def kept() -> Kept:
-        arrays = {
-            "values": Numbers(shape, np.dtype(np.uint8), lambda: opened.read(name)),
-            "scale": Numbers(
-                counts, _FLOAT32, lambda: scales_of(opened.read(scales)).reshape(counts)
-            ),
-        }
+        held = opened.tensor(scales)
+        scale = Tensor(counts, held.grain, lambda box: scales_of(held.read(box)))
+        if held.shape != counts:
+            scale = all_at_once(counts, lambda: scales_of(held.whole()).reshape(counts))
+        values = Numbers(opened.tensor(name), np.dtype(np.uint8))
+        arrays = {"values": values, "scale": Numbers(scale, _FLOAT32)}
         return Kept(Fp8Weight, (("sizes", sizes),), arrays, rows=sizes[0])
 
     grain = (*(1,) * len(shape[2:]), *sizes)

@@ -134,20 +134,24 @@ class Tensors:
         One that stands in the file as it is or in a stack is read in parts, the others as a whole.
         """
         its = self._here[name]
-        if its.at is not None:
-            stack, one = _in_file(self._file[its.parts[0]]), range(its.at, its.at + 1)
-            return Tensor(its.shape, stack.grain[1:], lambda box: stack.read((one, *box))[0])
-        parts = [_in_file(self._file[part]) for part in its.parts]
-        if its.joined is None and not its.undo and parts[0].shape == its.shape:
-            return parts[0]
-        return all_at_once(its.shape, lambda: self._made(name, its, parts))
+        return self._of(name, [_in_file(self._file[part]) for part in its.parts], its.shape)
 
-    def _made(self, name: str, its: _Tensor, parts: Sequence[Tensor]) -> np.ndarray:
-        found = [part.whole() for part in parts]
+    def _of(self, name: str, parts: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
+        """A tensor of this shape, of its parts in numbers or in bytes."""
+        its = self._here[name]
+        if its.at is not None:
+            [stack], one = parts, range(its.at, its.at + 1)
+            return Tensor(shape, stack.grain[1:], lambda box: stack.read((one, *box))[0])
+        if its.joined is None and not its.undo and parts[0].shape == shape:
+            return parts[0]
+        return all_at_once(shape, lambda: self._made(name, parts, shape))
+
+    def _made(self, name: str, parts: Sequence[Tensor], shape: tuple[int, ...]) -> np.ndarray:
+        its, found = self._here[name], [part.whole() for part in parts]
         if its.joined is not None:
             array = self._whole(name, its.joined, found)
         else:
-            array = found[0].reshape(its.shape)
+            array = found[0].reshape(shape)
         for each in its.undo:
             array = each.out(array, self._config)
         return array
@@ -200,17 +204,9 @@ class Tensors:
         *rows, length = its.shape
         size, block = BLOCKS[kind].size, BLOCKS[kind].block
 
-        def read() -> np.ndarray:
-            parts = [_bytes_of(part) for part in found]
-            if its.at is not None:
-                parts = [part[its.at] for part in parts]
-            array = parts[0] if its.joined is None else its.joined.join(parts, self._config)
-            for each in its.undo:
-                array = each.out(array, self._config)
-            return array.reshape(shape)
-
         shape = (*rows, length // block * size)
-        arrays = {"data": Numbers(shape, np.dtype(np.uint8), read)}
+        data = self._of(name, [_bytes_of(part) for part in found], shape)
+        arrays = {"data": Numbers(data, np.dtype(np.uint8))}
         return Kept(BlockWeight, (("format", kind),), arrays)
 
     def dtype(self, name: str) -> np.dtype:
@@ -232,10 +228,10 @@ class Tensors:
             raise ValueError(f"{tensor.name} is of type {kind}, which holds no weights") from None
 
 
-def _bytes_of(tensor: Any) -> np.ndarray:
+def _bytes_of(tensor: Any) -> Tensor:
     """(*rows, bytes) of a tensor as it stands there."""
     data = tensor.data
-    return as_it_lies(Path(data.filename), int(tensor.data_offset), data.shape, data.dtype).whole()
+    return as_it_lies(Path(data.filename), int(tensor.data_offset), data.shape, data.dtype)
 
 
 def _in_file(tensor: Any) -> Tensor:
@@ -244,7 +240,7 @@ def _in_file(tensor: Any) -> Tensor:
     shape = shape_of(tensor)
     block, _ = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
     items = data.shape[-1] * block // shape[-1]  # of a block
-    held = as_it_lies(Path(data.filename), int(tensor.data_offset), data.shape, data.dtype)
+    held = _bytes_of(tensor)
 
     def read(box: Box) -> np.ndarray:
         *rows, columns = box

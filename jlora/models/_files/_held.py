@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from jlora.models._files import _boxes
 from jlora.models._files._boxes import Box
+from jlora.models._files._tensor import Tensor
 
 _ALIGNED = 64  # bytes: an array that begins so becomes one of a CPU as it lies
 
@@ -30,6 +31,25 @@ def empty(
         return {_boxes.whole(shape): _empty(shape, dtype)}
     boxes = _by_device(shape, sharding).values()
     return {box: _empty(_boxes.shape(box), dtype) for box in dict.fromkeys(boxes)}
+
+
+def of_tensor(
+    held: Mapping[Box, np.ndarray], place: Box, tensor: Tensor
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The parts of what is held that lie in a tensor: where each belongs, and its values.
+
+    Args:
+        held: arrays by their boxes, as `empty` gives them.
+        place: the tensor's box. It has not the first dimensions in which it is one entry.
+        tensor: of which no more is read.
+    """
+    targets: dict[Box, np.ndarray] = {}
+    for box, values in held.items():
+        if (both := _boxes.common(box, place)) is not None:
+            inside = _boxes.within(both, place)[len(place) - len(tensor.shape) :]
+            targets[inside] = values[(*_boxes.index(_boxes.within(both, box)), ...)]
+    for inside, values in tensor.parts(targets):
+        yield targets[inside], values
 
 
 def joined(

@@ -36,6 +36,7 @@ _BUFFERS = re.compile(
 _STORED = {
     **DTYPES,
     "F64": np.dtype(np.float64),
+    "I8": np.dtype(np.int8),
     **dict.fromkeys(("U8", "F8_E4M3", "F8_E8M0"), np.dtype(np.uint8)),
 }
 _DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jlora._quantised import QuantizedWeight
+from jlora.models._files._tensor import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """One array, which is read when it is its turn."""
+    """One array, of which is read what is asked for; the tensor's own stack comes first."""
 
-    shape: tuple[int, ...]  # the tensor's own stack, such as experts, comes first
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
+    tensor: Tensor
+    dtype: np.dtype  # of the leaf's array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from jlora.models._files._fp8_tensors import E8M0
 from jlora.models._files._kept import Kept, Numbers
 from jlora.models._files._quantised_weight import QuantisedTensor, in_blocks, misfits
 from jlora.models._files._stacking import Opened
+from jlora.models._files._tensor import Tensor
 
 _BLOCKS, _EXPONENTS, _BYTES = "_blocks", "_scales", "U8"
 _IN_A_BLOCK, _BYTES_OF = 32, 16  # numbers of a block, and the bytes that hold them
@@ -54,9 +55,16 @@ def _weight(opened: Opened, blocks: str, scales: str, shape: tuple[int, ...]) ->
 
     def kept() -> Kept:
         *rows, count, _ = shape
-        whole = (*rows, count * (1 + _BYTES_OF))
-        data = Numbers(whole, np.dtype(np.uint8), lambda: packed(*map(opened.read, parts)))
-        return Kept(BlockWeight, (("format", "MXFP4"),), {"data": data}, turned=True)
+        size = 1 + _BYTES_OF
+        data = Tensor((*rows, count * size), (*(1,) * len(rows), size), read_bytes)
+        arrays = {"data": Numbers(data, np.dtype(np.uint8))}
+        return Kept(BlockWeight, (("format", "MXFP4"),), arrays, turned=True)
+
+    def read_bytes(box: Box) -> np.ndarray:
+        *rows, side = box
+        its = (*rows, in_blocks(side, 1 + _BYTES_OF))
+        bytes_of = opened.tensor(blocks).part((*its, range(_BYTES_OF)))
+        return packed(bytes_of, opened.tensor(scales).part(its))
 
     parts = (blocks, scales)
     *stack, out, count, _ = shape

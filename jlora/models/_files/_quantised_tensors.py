@@ -13,7 +13,12 @@ import numpy as np
 
 from jlora import _words
 from jlora._safetensors import Header
-from jlora.models._files import _bitsandbytes_tensors, _fp8_tensors, _mxfp4_tensors
+from jlora.models._files import (
+    _bitsandbytes_tensors,
+    _fp8_tensors,
+    _llm_int8_tensors,
+    _mxfp4_tensors,
+)
 from jlora.models._files._kept import Kept
 from jlora.models._files._stacking import Opened
 from jlora.models._files._tensor import Tensor
@@ -37,6 +42,7 @@ def dequantised(opened: Opened, files: Mapping[str, tuple[str, Header]], setting
         _fp8_tensors.weights(opened, tensors, settings or {}),
         _mxfp4_tensors.weights(opened, tensors),
         _bitsandbytes_tensors.weights(opened, tensors),
+        _llm_int8_tensors.weights(opened, tensors),
     )
     found = {name: weight for weights, _ in its for name, weight in weights.items()}
     if problems := [problem for _, problems in its for problem in problems]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 
 import ml_dtypes
@@ -12,6 +13,7 @@ import numpy as np
 from jlora._safetensors import Header
 from jlora.models._files._boxes import Box
 from jlora.models._files._kept import Kept
+from jlora.models._files._stacking import Opened
 
 _COUNTS_AS = np.dtype(ml_dtypes.bfloat16)
 
@@ -49,3 +51,13 @@ def misfits(
 def in_blocks(side: range, size: int) -> range:
     """The blocks of a range that begins with one."""
     return range(side.start // size, -(-side.stop // size))
+
+
+def turned_names(opened: Opened) -> Callable[[str], bool]:
+    """Which tensors a plain folder has as (in, out), and bitsandbytes as (out, in) all the same."""
+    turned = {_numbered(its.name) for its in opened.leaves.values() if its.kind == "conv1d"}
+    return lambda name: _numbered(name) in turned
+
+
+def _numbered(name: str) -> str:
+    return re.sub(r"\d+", "{}", name)

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from jlora import _words
+from jlora import _placement, _words
 from jlora._lowrank import Axes
-from jlora._quantised import (
-    BLOCKS,
-    FORMATS,
-    WRITTEN,
-    MixedStack,
-    QuantizedWeight,
-    encoded,
-)
-from jlora.models._files import _boxes, _held
-from jlora.models._files._boxes import Box
-from jlora.models._files._kept import Kept
+from jlora._quantised import BLOCKS, FORMATS, WRITTEN, QuantizedWeight, encoded, places_of
+from jlora.models._files import _held, _stored_leaves
 from jlora.models._files._stacking import (
     Opened,
     expected_shapes,
@@ -32,11 +24,10 @@ from jlora.models._files._stacking import (
     stacked,
     stored_of,
 )
+from jlora.models._files._stored_leaves import KINDS, axes_of, may_be_stored
 
 STORED = "stored"
-_KEPT = f"{', '.join(BLOCKS)} of GGUF, fp8, MXFP4, nf4 and fp4 of a folder"
-_IN_OUT = ("conv1d", "experts_as_ours")  # as a file has them
-_KINDS = ("linear", "experts", *_IN_OUT)
+_KEPT = f"{', '.join(BLOCKS)} of GGUF, fp8, MXFP4, int8, nf4 and fp4 of a folder"
 
 Small = Callable[[str, tuple[int, ...]], Any]  # a leaf for a path and a shape, or None
 
@@ -64,8 +55,8 @@ def check(quantize: str | None, opened: Opened) -> None:
 def left_plain(opened: Opened) -> str:
     """Which weights of a file can't be kept as they are stored, in words; nothing if all can."""
     shapes = expected_shapes(opened.config)
-    paths = [path for path in shapes if _may_be_stored(opened, path)]
-    small = small_leaves(opened, STORED, np.float32, shapes_alone=True)
+    paths = [path for path in shapes if may_be_stored(opened, path)]
+    small = small_shapes(opened, STORED, np.float32)
     plain = [path for path in paths if small(path, shapes[path]) is None]
     if not plain:
         return ""
@@ -76,7 +67,10 @@ def left_plain(opened: Opened) -> str:
 
 
 def small_leaves(
-    opened: Opened, quantize: str | None, dtype: Any, *, shapes_alone: bool = False
+    opened: Opened,
+    quantize: str | None,
+    dtype: Any,
+    shardings: Mapping[str, NamedSharding] | None = None,
 ) -> Small:
     """What stands in the place of each weight: a quantised leaf, or None where the weight does.
 
@@ -87,26 +81,31 @@ def small_leaves(
         opened: the model's file or folder.
         quantize: as `check` has it.
         dtype: of the weights that the leaves stand for.
-        shapes_alone: whether no weight is read, and leaves are of shapes.
+        shardings: how each weight would lie on devices, by its path; all on one if None.
     """
     if quantize is None:
         return lambda path, shape: None
+    leaf = functools.partial(_encoded, format=quantize)
     if quantize == STORED:
-        return functools.partial(_as_stored, opened, jnp.dtype(dtype), shapes_alone)
-    if shapes_alone:
-        return functools.partial(_outlined, opened, jnp.dtype(dtype), quantize)
-    return functools.partial(_encoded, opened, jnp.dtype(dtype), quantize)
+        leaf = _stored_leaves.read
+    where = {} if shardings is None else shardings
+    return lambda path, shape: leaf(opened, jnp.dtype(dtype), path, shape, where.get(path))
 
 
-def _may_be_stored(opened: Opened, path: str) -> bool:
-    return stored_of(opened.leaves, path).kind in _KINDS or path.endswith("/embedding")
+def small_shapes(opened: Opened, quantize: str | None, dtype: Any) -> Small:
+    """The leaves that `small_leaves` gives, of shapes; no weight is read."""
+    if quantize is None:
+        return lambda path, shape: None
+    if quantize == STORED:
+        return functools.partial(_stored_leaves.outlined, opened, jnp.dtype(dtype))
+    return functools.partial(_outlined, opened, jnp.dtype(dtype), quantize)
 
 
 def _is_encoded(opened: Opened, path: str) -> bool:
     return (
         stacked(path)
         and path.endswith("/kernel")
-        and (stored_of(opened.leaves, path).kind in _KINDS)
+        and (stored_of(opened.leaves, path).kind in KINDS)
     )
 
 
@@ -117,16 +116,22 @@ def _outlined(
     if not _is_encoded(opened, path):
         return None
     weight = jax.ShapeDtypeStruct(shape, dtype)
-    return jax.eval_shape(lambda weight: encoded(weight, _axes(path, shape), format), weight)
+    return jax.eval_shape(lambda weight: encoded(weight, axes_of(path, shape), format), weight)
 
 
 def _encoded(
-    opened: Opened, dtype: Any, format: str, path: str, shape: tuple[int, ...]
+    opened: Opened,
+    dtype: Any,
+    path: str,
+    shape: tuple[int, ...],
+    where: NamedSharding | None,
+    *,
+    format: str,
 ) -> QuantizedWeight | None:
     """The leaf of one linear layer of each layer of the model; one of them is a float at a time."""
     if not _is_encoded(opened, path):
         return None
-    axes, its = _axes(path, shape), per_layer(path, shape)
+    axes, its = axes_of(path, shape), per_layer(path, shape)
     of_one = Axes(*(tuple(dim - 1 for dim in dims) for dims in (axes.inputs, axes.outputs)),
                   stack=tuple(dim - 1 for dim in axes.stack if dim))  # fmt: skip
 
@@ -140,116 +145,16 @@ def _encoded(
                 )
             yield encoded(weight, of_one, format)
 
-    return _stack(layers(), shape, dtype, axes)
-
-
-def _as_stored(
-    opened: Opened, dtype: Any, shapes_alone: bool, path: str, shape: tuple[int, ...]
-) -> QuantizedWeight | None:
-    """The leaf of a file's own numbers, where all of its layers have them."""
-    if not _may_be_stored(opened, path):
-        return None
-    placed = [*opened.placed(path, shape)]
-    found = [opened.kept(name) for name, _ in placed]
-    turned = stored_of(opened.leaves, path).kind in _IN_OUT
-    outputs = max(box[-2].stop for _, box in placed)
-    layers: dict[int, list[_Placed]] = {}
-    for kept, (name, box) in zip(found, placed, strict=True):
-        kept = kept if kept is None or len(box[-2]) == outputs else _beside(kept, len(box[-2]))
-        if kept is None or kept.turned != turned:
-            return None
-        own = len(opened.shapes[name]) - 2  # dimensions of the tensor's own stack
-        layers.setdefault(box[0].start if stacked(path) else 0, []).append(_Placed(kept, box, own))
-    kinds = {at: {each.kept.kind for each in its} for at, its in layers.items()}
-    if any(len(its) > 1 for its in kinds.values()):
-        return None
-    axes, room = _axes(path, shape), _outline if shapes_alone else _filled
-    if not stacked(path):
-        return _joined(layers[0], shape, dtype, axes, outputs, room)
-    of_layers = [next(iter(its)) for its in kinds.values()]
-    each = sorted(set(of_layers), key=repr)
-    which = [each.index(kind) for kind in of_layers]
-    at = [which[:layer].count(stack) for layer, stack in enumerate(which)]
-    stacks = []
-    for stack in range(len(each)):
-        count = which.count(stack)
-        its = [
-            dataclasses.replace(placed, box=(range(at[layer], at[layer] + 1), *placed.box[1:]))
-            for layer in layers
-            if which[layer] == stack
-            for placed in layers[layer]
-        ]
-        stacks.append(_joined(its, (count, *shape[1:]), dtype, axes, outputs, room))
-    if len(stacks) == 1:
-        return stacks[0]
-    places = (jnp.array(which, jnp.int32), jnp.array(at, jnp.int32))
-    return MixedStack(tuple(stacks), *places, shape, dtype, axes)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Placed:
-    """A tensor's arrays, and where it lies in its leaf as the file has it."""
-
-    kept: Kept
-    box: Box
-    own: int  # dimensions of its arrays that are a stack of the tensor's own
-
-    def room(self, name: str, of: tuple[int, ...], outputs: int) -> tuple[int, ...]:
-        """The shape of an array of the leaf whose stack this is."""
-        rest = self.kept.arrays[name].shape[self.own :]
-        parts = outputs // len(self.box[-2])
-        return (*of, *rest) if parts == 1 else (*of, rest[0] * parts, *rest[1:])
-
-    def index(self, name: str) -> tuple[slice, ...]:
-        """Where the array lies in that of the leaf."""
-        stack, rows = _boxes.index(self.box[:-2]), self.box[-2]
-        rest = self.kept.arrays[name].shape[self.own :]
-        if not rest:  # one number a matrix
-            return stack
-        first = rows.start * rest[0] // len(rows)
-        return (*stack, slice(first, first + rest[0]))
-
-
-def _beside(kept: Kept, rows: int) -> Kept | None:
-    """The same in arrays that lie beside those of other tensors, outputs by outputs."""
-    if kept.rows is None:
-        return kept.apart
-    return kept if rows % kept.rows == 0 else None
-
-
-def _joined(
-    placed: Sequence[_Placed],
-    shape: tuple[int, ...],
-    dtype: Any,
-    axes: Axes,
-    outputs: int,
-    filled: Callable[..., Any],
-) -> QuantizedWeight:
-    """One leaf of tensors that are of one kind."""
-    kept, stack = placed[0].kept, tuple(shape[dim] for dim in axes.stack)
-    arrays = {
-        name: filled(
-            placed[0].room(name, stack, outputs),
-            numbers.dtype,
-            [(each.index(name), each.kept.arrays[name]) for each in placed],
-        )
-        for name, numbers in kept.arrays.items()
-    }
-    return kept.leaf(**arrays, shape=shape, dtype=dtype, axes=axes, **dict(kept.settings))  # type: ignore
-
-
-def _axes(path: str, shape: tuple[int, ...]) -> Axes:
-    """Kernels are (..., in, out); a table is read by its rows, which lie whole."""
-    stack, (before, last) = tuple(range(len(shape) - 2)), (len(shape) - 2, len(shape) - 1)
-    if path.endswith("/kernel"):
-        return Axes((before,), (last,), stack)
-    return Axes((last,), (before,), stack)
+    leaf = _stack(layers(), shape, dtype, axes)
+    if where is None:
+        return jax.tree.map(jax.device_put, leaf)
+    return jax.tree.map(_placement.placed, leaf, places_of(leaf, where))
 
 
 def _stack(
     layers: Iterable[QuantizedWeight], shape: tuple[int, ...], dtype: Any, axes: Axes
 ) -> QuantizedWeight:
-    """One leaf of those of all layers, filled in place."""
+    """One leaf of those of all layers, filled in place, in numpy's arrays."""
     held: Sequence[np.ndarray] = ()
     leaf: Any = None
     for at, leaf in enumerate(layers):
@@ -258,27 +163,10 @@ def _stack(
             held = [_room((shape[0], *array.shape), array.dtype) for array in arrays]
         for room, array in zip(held, arrays, strict=True):
             room[at] = array
-    whole = jax.tree.unflatten(jax.tree.structure(leaf), map(_put, held))
+    whole = jax.tree.unflatten(jax.tree.structure(leaf), held)
     return dataclasses.replace(whole, shape=shape, dtype=dtype, axes=axes)
-
-
-def _filled(shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[Any]) -> jax.Array:
-    """An array of what lies at each index of it; one of them is read at a time."""
-    held = _room(shape, dtype)
-    for index, numbers in parts:
-        room = held[index]
-        room[...] = numbers.read().reshape(room.shape)
-    return _put(held)
-
-
-def _outline(shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[Any]) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     [room] = _held.empty(shape, np.dtype(dtype), None).values()
     return room
-
-
-def _put(array: np.ndarray) -> jax.Array:
-    return jax.device_put(array)

@@ -215,16 +215,10 @@ def assemble(
 
 def _fill(held: Mapping[Box, np.ndarray], place: Box, tensor: Tensor) -> bool:
     """Puts what lies in the boxes that are held there; whether they can hold it."""
-    targets: dict[Box, np.ndarray] = {}
-    for box, values in held.items():
-        if (both := _boxes.common(box, place)) is not None:
-            # the tensor has not the dimensions in front of which it is one entry
-            inside = _boxes.within(both, place)[len(place) - len(tensor.shape) :]
-            targets[inside] = values[_boxes.index(_boxes.within(both, box))]
-    for inside, values in tensor.parts(targets):
+    for target, values in _held.of_tensor(held, place, tensor):
         with np.errstate(over="ignore"):  # the caller says it
-            targets[inside][...] = values
-        if overflowed(values, targets[inside]):
+            target[...] = values
+        if overflowed(values, target):
             return False
     return True
 

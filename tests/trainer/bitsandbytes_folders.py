@@ -1,4 +1,4 @@
-"""Folders of four bits as bitsandbytes writes them, by numpy alone."""
+"""Folders of four and eight bits as bitsandbytes writes them, by numpy alone."""
 
 import json
 
@@ -8,6 +8,7 @@ import tokenizers
 from family_settings import SETTINGS, config_of
 from safetensors.numpy import load_file, save_file
 
+import jlora
 from jlora import models
 from jlora._quantised._four_bits import TABLES, levels
 
@@ -27,17 +28,75 @@ def quantise(folder, kind="nf4", *, nested=True, storage=np.uint8, turned=False,
         made, meant[name] = parts(name, out, inputs, kind, nested=nested, block=block)
         tensors |= {**made, name: made[name].view(storage)[:, None]}
     save_file(tensors, path)
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": True,
-        "load_in_8bit": False,
-        "bnb_4bit_quant_type": kind,
-        "bnb_4bit_use_double_quant": nested,
-        "bnb_4bit_compute_dtype": "bfloat16",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    say(
+        folder,
+        quant_method="bitsandbytes",
+        load_in_4bit=True,
+        load_in_8bit=False,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=nested,
+        bnb_4bit_compute_dtype="bfloat16",
+    )
     return meant
+
+
+def quantise_to_int8(folder, *, turned=False, skip=()):
+    """The folder with its layers' matrices in eight bits; what they stand for, as (out, in).
+
+    Args:
+        folder: a plain one.
+        turned: whether in the file they were (in, out).
+        skip: parts of names of those that stay as they are.
+    """
+    path, meant = folder / "model.safetensors", {}
+    tensors = load_file(path)
+    for name in [name for name in tensors if is_linear(name)]:
+        if any(each in name for each in skip):
+            continue
+        out, inputs = tensors[name].shape[:: -1 if turned else 1]
+        made, meant[name] = int8_parts(name, out, inputs)
+        tensors |= made
+    save_file(tensors, path)
+    said = {"load_in_8bit": True, "load_in_4bit": False, "llm_int8_skip_modules": [*skip]}
+    say(folder, quant_method="bitsandbytes", bnb_4bit_quant_type="fp4", **said)
+    return meant
+
+
+def int8_parts(name, out, inputs):
+    """The tensors of one random weight, and what it stands for."""
+    stem = name.removesuffix(".weight")
+    values = DRAW.integers(-127, 128, (out, inputs)).astype(np.int8)
+    largest = DRAW.uniform(0.1, 0.9, out).astype("f")
+    order = np.zeros((), np.uint8)
+    tensors = {name: values, f"{stem}.SCB": largest, f"{stem}.weight_format": order}
+    return tensors, values * (largest * np.float32(1 / 127))[:, None]
+
+
+def say(folder, **settings):
+    """The folder with these settings of its quantisation."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+
+
+def assert_read(folder, meant, rtol=1e-6):
+    """The folder is read as what it stands for; kept as it is stored, it stands for the same."""
+    plain = models.load(folder)
+    stored, kernels = plain.stored, flat(plain.params)
+    small = models.load(folder, quantize="stored")
+    decoded = flat(jlora.dequantize(small.params))
+    seen = 0
+    for path, kernel in kernels.items():
+        for layer in range(kernel.shape[0] if path.startswith("layers/") else 1):
+            weight = kernel[layer] if path.startswith("layers/") else kernel
+            for name, tensor in models.to_stored(stored[path], layer, weight).items():
+                if name in meant:
+                    turned = stored[path].kind == "conv1d"
+                    want = meant[name].T if turned else meant[name]
+                    np.testing.assert_array_equal(tensor, want)
+                    seen += 1
+        np.testing.assert_allclose(decoded[path], kernel, rtol=rtol, atol=rtol / 10)
+    assert seen == len(meant) > 3
+    return plain, small
 
 
 def parts(name, out, inputs, kind="nf4", *, nested=True, block=64):
