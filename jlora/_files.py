@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,15 @@ def runs(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def remove_folder(path: Path) -> None:
+    """Deletes a folder of a write that failed, also while what was begun still puts files there.
+
+    For two seconds: what is left then is in nobody's way.
+    """
+    for _ in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.1)

@@ -7,7 +7,6 @@ import errno
 import hashlib
 import logging
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -58,7 +57,7 @@ def require_of_all(directory: Path, arrays: Arrays) -> None:
 def remove(directory: Path) -> None:
     """Deletes the arrays, whole or half written."""
     for path in (directory, *directory.parent.glob(f"{directory.name}{_HALF_WRITTEN}*")):
-        shutil.rmtree(path, ignore_errors=True)
+        _files.remove_folder(path)
 
 
 def _write(directory: Path, arrays: Arrays) -> None:

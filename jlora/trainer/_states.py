@@ -85,7 +85,7 @@ class States:
             _arrays.write(aside / _ARRAYS, arrays)
             _together.by_first(f"sealing {where}", name_it)
         except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            _files.remove_folder(aside)
             reason = error.strerror or str(error).rpartition("could not be written: ")[2]
             raise OSError(f"{where} could not be written: {reason}") from error
 
