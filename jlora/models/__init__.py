@@ -200,9 +200,8 @@ def load(
         shardings = layout.weights(opened.config, expected_shapes(opened.config))
     if quantize == _small_leaves.STORED and (line := _small_leaves.left_plain(opened)):
         warnings.warn(line, stacklevel=2)
-    if (
-        layout is not None and quantize is not None
-    ):  # refused before a weight is read, if a mesh would cut blocks
+    if layout is not None and quantize is not None:
+        # a mesh that would cut blocks is refused before a weight is read
         outlined = _source.outlined(opened, _small_leaves.small_shapes(opened, quantize, dtype))
         _laid_out(layout, opened.config, outlined.params)
     small = _small_leaves.small_leaves(opened, quantize, dtype, shardings)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny as tiny_llama
 from bitsandbytes_folders import assert_read, quantise
-from laws import assert_close, trained
+from laws import assert_close
+from stored_models import assert_outlined, assert_used_as
 
 import jlora
 from jlora import models
@@ -83,16 +84,7 @@ def test_experts_that_lie_one_by_one_are_one_leaf(nested, tmp_path):
 @PLAIN
 def test_what_is_kept_is_used_as_what_it_stands_for(folder):
     plain, small = assert_read(folder, quantise(folder, nested=False))
-    config = jlora.LoraConfig(targets="all-linear", rank=2, alpha=3.0)
-    axes = jlora.trace_axes(small.apply, small.params, TOKENS)
-    frozen, lora = jlora.split(small.params, config, jax.random.key(0), axes=axes)
-    lora = trained(lora)
-
-    def loss(lora, frozen):
-        return jnp.square(jlora.lift(small.apply, strict=True)(frozen, lora, TOKENS)).mean()
-
-    step = jax.jit(lambda *bases: [jax.value_and_grad(loss)(lora, base) for base in bases])
-    assert_close(*step(frozen, plain.params), 1e-4)
+    frozen, lora = assert_used_as(small, plain, TOKENS)
     merged = jlora.merge(frozen, lora)
     assert_close(merged, jlora.merge(plain.params, lora), 1e-6)
     small_of, plain_of = map(jlora.checkpoint.fingerprint, (small.params, plain.params))
@@ -105,6 +97,7 @@ def test_what_is_kept_is_used_as_what_it_stands_for(folder):
         jlora.requantize(merged, like=small.params)["layers"]["attn"]["q_proj"]["kernel"].format
         == "nf4"
     )
+    axes = jlora.trace_axes(small.apply, small.params, TOKENS)
     with pytest.raises(ValueError, match="layers/attn/k_proj/kernel is nf4 already"):
         jlora.quantize(small.params, "int8", axes=axes)
 
@@ -112,12 +105,7 @@ def test_what_is_kept_is_used_as_what_it_stands_for(folder):
 @PLAIN
 def test_an_outline_has_the_shapes_of_what_is_loaded(folder):
     quantise(folder)
-    shapes, loaded = (
-        each(folder, quantize="stored").params for each in (models.outline, models.load)
-    )
-    assert jax.tree.structure(shapes) == jax.tree.structure(loaded)
-    for one, other in zip(*map(jax.tree.leaves, (shapes, loaded)), strict=True):
-        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+    assert_outlined(folder)
 
 
 def test_a_matrix_that_some_layers_have_otherwise_is_plain(folder):

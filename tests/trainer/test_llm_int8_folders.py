@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny as tiny_llama
 from bitsandbytes_folders import assert_read, quantise_to_int8
-from laws import assert_close, trained
+from laws import assert_close
+from stored_models import assert_outlined, assert_used_as
 
 import jlora
 from jlora import models
@@ -73,16 +74,7 @@ def test_what_was_skipped_is_plain_and_named(folder):
 @PLAIN
 def test_what_is_kept_is_used_as_what_it_stands_for(folder):
     plain, small = assert_read(folder, quantise_to_int8(folder), rtol=0)
-    config = jlora.LoraConfig(targets="all-linear", rank=2, alpha=3.0)
-    axes = jlora.trace_axes(small.apply, small.params, TOKENS)
-    frozen, lora = jlora.split(small.params, config, jax.random.key(0), axes=axes)
-    lora = trained(lora)
-
-    def loss(lora, frozen):
-        return jnp.square(jlora.lift(small.apply, strict=True)(frozen, lora, TOKENS)).mean()
-
-    step = jax.jit(lambda *bases: [jax.value_and_grad(loss)(lora, base) for base in bases])
-    assert_close(*step(frozen, plain.params), 1e-4)
+    frozen, lora = assert_used_as(small, plain, TOKENS)
     merged = jlora.merge(frozen, lora)
     assert_close(merged, jlora.merge(plain.params, lora), 1e-6)
     again = jlora.requantize(jlora.dequantize(small.params), like=small.params)
@@ -92,12 +84,7 @@ def test_what_is_kept_is_used_as_what_it_stands_for(folder):
 @PLAIN
 def test_an_outline_has_the_shapes_of_what_is_loaded(folder):
     quantise_to_int8(folder)
-    shapes, loaded = (
-        each(folder, quantize="stored").params for each in (models.outline, models.load)
-    )
-    assert jax.tree.structure(shapes) == jax.tree.structure(loaded)
-    for one, other in zip(*map(jax.tree.leaves, (shapes, loaded)), strict=True):
-        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+    assert_outlined(folder)
 
 
 def test_an_exported_folder_holds_what_they_stand_for_in_the_dtype_of_the_embedding(

@@ -35,9 +35,8 @@ class Kept:
     # they can't, `apart` is the same in arrays that can, if there are any.
     rows: int | None = 1
     apart: Kept | None = None
-    turned: bool = (
-        False  # whether the tensor is (in, out), and the arrays are by outputs all the same
-    )
+    # Whether the tensor is (in, out), and the arrays are by outputs all the same.
+    turned: bool = False
 
     @property
     def kind(self) -> tuple[Any, ...]:
